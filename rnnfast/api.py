@@ -1,0 +1,651 @@
+"""lstm, gru, rnn and gated, each with its vector-Jacobian product: check, then dispatch.
+
+Every option, shape and dtype is checked here, once, above the backends.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from . import arrays, layers
+from .backends import Backend, get
+from .errors import UnsupportedError
+from .spec import CELLS, Spec
+from .weights import Layer, Weights, parse, rebuild
+
+Array = NDArray[Any]
+Backward = Callable[..., tuple[Any, Any, Any]]
+
+
+class Packed:
+    """Weights prepared once for many inference calls. Made by `rnnfast.pack`; opaque."""
+
+    __slots__ = ("backend", "directions", "dtype", "hidden", "input_size", "prepared", "spec")
+
+    def __init__(self, spec: Spec, backend: Backend, parsed: list[Layer]) -> None:
+        first = parsed[0][0]
+        self.spec = spec
+        self.backend = backend
+        self.dtype: np.dtype[Any] = first.w_hh.dtype
+        self.input_size: int = first.w_ih.shape[1]
+        self.hidden: int = first.w_hh.shape[1]
+        self.directions = len(parsed[0])
+        self.prepared = [backend.prepare(spec, layer) for layer in parsed]
+
+    def __repr__(self) -> str:
+        return (
+            f"<rnnfast.Packed {self.spec.variants()}, {len(self.prepared)} layer(s), "
+            f"{self.directions} direction(s), I={self.input_size}, H={self.hidden}, "
+            f"{self.dtype}, backend {self.backend.name!r}>"
+        )
+
+
+def pack(
+    weights: Any,
+    *,
+    cell: str,
+    dtype: DTypeLike | None = None,
+    reset_after: bool = True,
+    nonlinearity: str = "tanh",
+    backend: str = "auto",
+) -> Packed:
+    """Prepare weights once, for many calls of `lstm`, `gru`, `rnn` or `gated`.
+
+    The values are copied into the layout that the backend's kernels read; later changes of the
+    arrays have no effect. The result is for inference: the _vjp functions refuse it.
+
+    Parameters
+    ----------
+    weights : Weights, tuple of arrays, or list with one entry per layer
+        As `rnnfast.lstm` takes them.
+    cell : {"lstm", "gru", "rnn", "gated"}
+    dtype : float32, float64 or None
+        Convert the weights to this dtype, which x must then have; None keeps theirs. "bfloat16"
+        and "int8" are reserved.
+    reset_after, nonlinearity
+        The variant of the cell, as `rnnfast.gru` and `rnnfast.rnn` take it.
+    backend : str
+        The backend whose layout it is.
+
+    Returns
+    -------
+    Packed
+        Accepted in place of `weights`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For weights that do not fit the cell.
+    UnsupportedError
+        For a dtype or a cell that the backend does not have.
+    """
+    spec = _spec(cell, reset_after, nonlinearity)
+    parsed = parse(weights, spec.info, None)
+    if dtype is not None:
+        if isinstance(dtype, str) and dtype in ("bfloat16", "int8"):
+            raise UnsupportedError(f"dtype: no backend packs {dtype} yet; float32 and float64 can")
+        kind = np.dtype(dtype)
+        arrays.check_dtype("dtype", kind)
+        parsed = [
+            tuple(Weights(*(None if a is None else a.astype(kind) for a in w)) for w in layer)
+            for layer in parsed
+        ]
+    return Packed(spec, get(backend, spec), parsed)
+
+
+def lstm(
+    x: Any,
+    weights: Any,
+    state: tuple[Any, Any] | None = None,
+    *,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: np.random.Generator | int | None = None,
+    backend: str = "auto",
+    out: Any = None,
+) -> tuple[Any, tuple[Any, Any]]:
+    """Run a stack of LSTM layers over a batch of sequences.
+
+    The equations are those of `torch.nn.LSTM`, gate order i f g o (see
+    `rnnfast/reference/lstm.py`). T steps, B rows, I input size, H hidden size, L layers, D
+    directions.
+
+    Parameters
+    ----------
+    x : array (T, B, I), (B, T, I) with batch_first, or (T, I) unbatched; float32 or float64
+        The input. T >= 1; B may be 0.
+    weights : Weights, tuple of arrays, list with one entry per layer, or Packed
+        An entry is a `rnnfast.Weights` or, for a bidirectional layer, a pair of them. Of x's
+        dtype.
+    state : (h_0, c_0) or None
+        Each an array (L*D, B, H), without B if x is unbatched, or None for zeros.
+    lengths : int array (B,) or None
+        The number of valid steps of each row, 0 to T, in any order. Past a row's end y is zero;
+        h_n and c_n are those at its end; a reverse direction starts there.
+    batch_first : bool
+        Whether x and y have the batch as their first axis. The state never has.
+    dropout : float
+        Probability of zeroing each output of every layer but the last (inverted dropout).
+        Applied whenever it is not 0.
+    rng : numpy.random.Generator, int or None
+        Source or seed of the dropout masks.
+    backend : {"auto", "native", "reference", "numba", "cuda"}
+        "auto" is "native", or what RNNFAST_BACKEND names.
+    out : array like y, or None
+        Where to write y. C-contiguous, and apart from every input.
+
+    Returns
+    -------
+    y : array (T, B, D*H), or as x is laid out
+        The outputs of the last layer; the forward direction's H numbers come first.
+    (h_n, c_n) : arrays (L*D, B, H), without B if x is unbatched
+        The state at the end, layer by layer, forward before reverse.
+
+    Raises
+    ------
+    ValueError
+        For a wrong shape, size or name.
+    TypeError
+        For a wrong dtype or kind of argument.
+    UnsupportedError
+        For what the backend cannot do.
+
+    Examples
+    --------
+    >>> weights = rnnfast.init_weights("lstm", 8, 16, num_layers=2, rng=0)
+    >>> y, (h_n, c_n) = rnnfast.lstm(np.ones((5, 3, 8), np.float32), weights)
+    >>> y.shape, h_n.shape, c_n.shape
+    ((5, 3, 16), (2, 3, 16), (2, 3, 16))
+    """
+    call = _Call(Spec("lstm"), x, weights, state, lengths, batch_first, dropout, rng, backend, out)
+    return call.forward()
+
+
+def lstm_vjp(
+    x: Any,
+    weights: Any,
+    state: tuple[Any, Any] | None = None,
+    *,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: np.random.Generator | int | None = None,
+    backend: str = "auto",
+    out: Any = None,
+) -> tuple[Any, tuple[Any, Any], Backward]:
+    """`lstm`, and a function that back-propagates through time (BPTT).
+
+    Parameters
+    ----------
+    x, weights, state, lengths, batch_first, dropout, rng, backend, out
+        As `rnnfast.lstm` takes them, except that `weights` may not be `Packed`. x and the weights
+        must keep their values until `backward` has been called for the last time.
+
+    Returns
+    -------
+    y, (h_n, c_n)
+        As `rnnfast.lstm` returns them. They may be changed freely.
+    backward : callable
+        ``dx, dweights, (dh_0, dc_0) = backward(dy, (dh_n, dc_n))``: the gradients of a scalar
+        loss, given its gradients with respect to y, h_n and c_n. Any of dy, the pair, dh_n, dc_n
+        may be None, for zeros. dx is like x, dweights has exactly the structure of `weights`,
+        dh_0 and dc_0 are like h_n. It may be called any number of times.
+
+    Raises
+    ------
+    ValueError, TypeError, UnsupportedError
+        As `rnnfast.lstm` does; `backward` too.
+    """
+    call = _Call(Spec("lstm"), x, weights, state, lengths, batch_first, dropout, rng, backend, out)
+    return call.vjp()
+
+
+def gru(
+    x: Any,
+    weights: Any,
+    h_0: Any = None,
+    *,
+    reset_after: bool = True,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: np.random.Generator | int | None = None,
+    backend: str = "auto",
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """Run a stack of GRU layers over a batch of sequences.
+
+    Gate order r z n; see `rnnfast/reference/gru.py` for the equations.
+
+    Parameters
+    ----------
+    x, weights, lengths, batch_first, dropout, rng, backend, out
+        As `rnnfast.lstm` takes them, with three gates.
+    h_0 : array (L*D, B, H), without B if x is unbatched, or None
+        The initial state; None for zeros.
+    reset_after : bool
+        True for n = tanh(W x + b + r * (U h + b')), the form of cuDNN, `torch.nn.GRU` and Keras;
+        False for n = tanh(W x + b + U (r * h) + b'), that of Cho et al. 2014.
+
+    Returns
+    -------
+    y, h_n
+        As `rnnfast.lstm` returns them, without c_n.
+
+    Raises
+    ------
+    ValueError, TypeError, UnsupportedError
+        As `rnnfast.lstm` does.
+    """
+    spec = Spec("gru", reset_after=_flag("reset_after", reset_after))
+    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).forward()
+
+
+def gru_vjp(
+    x: Any,
+    weights: Any,
+    h_0: Any = None,
+    *,
+    reset_after: bool = True,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: np.random.Generator | int | None = None,
+    backend: str = "auto",
+    out: Any = None,
+) -> tuple[Any, Any, Backward]:
+    """`gru`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
+    spec = Spec("gru", reset_after=_flag("reset_after", reset_after))
+    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
+
+
+def rnn(
+    x: Any,
+    weights: Any,
+    h_0: Any = None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: np.random.Generator | int | None = None,
+    backend: str = "auto",
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """Run a stack of vanilla (Elman) RNN layers over a batch of sequences.
+
+    h' = phi(W_ih x + b_ih + W_hh h + b_hh), as `torch.nn.RNN`.
+
+    Parameters
+    ----------
+    x, weights, lengths, batch_first, dropout, rng, backend, out
+        As `rnnfast.lstm` takes them, with one gate.
+    h_0 : array (L*D, B, H), without B if x is unbatched, or None
+        The initial state; None for zeros.
+    nonlinearity : {"tanh", "relu", "sigmoid"}
+        phi.
+
+    Returns
+    -------
+    y, h_n
+        As `rnnfast.lstm` returns them, without c_n.
+
+    Raises
+    ------
+    ValueError, TypeError, UnsupportedError
+        As `rnnfast.lstm` does.
+    """
+    spec = _spec("rnn", True, nonlinearity)
+    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).forward()
+
+
+def rnn_vjp(
+    x: Any,
+    weights: Any,
+    h_0: Any = None,
+    *,
+    nonlinearity: str = "tanh",
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: np.random.Generator | int | None = None,
+    backend: str = "auto",
+    out: Any = None,
+) -> tuple[Any, Any, Backward]:
+    """`rnn`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
+    spec = _spec("rnn", True, nonlinearity)
+    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
+
+
+def gated(
+    x: Any,
+    weights: Any,
+    h_0: Any = None,
+    *,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: np.random.Generator | int | None = None,
+    backend: str = "auto",
+    out: Any = None,
+) -> tuple[Any, Any]:
+    """Run a stack of layers of the two-gate recurrence h' = f * h + i * u, all three sigmoids.
+
+    Gate order i f c; see `rnnfast/reference/gated.py` for the equations.
+
+    Parameters
+    ----------
+    x, weights, lengths, batch_first, dropout, rng, backend, out
+        As `rnnfast.lstm` takes them, with three gates.
+    h_0 : array (L*D, B, H), without B if x is unbatched, or None
+        The initial state; None for zeros.
+
+    Returns
+    -------
+    y, h_n
+        As `rnnfast.lstm` returns them, without c_n.
+
+    Raises
+    ------
+    ValueError, TypeError, UnsupportedError
+        As `rnnfast.lstm` does.
+    """
+    spec = Spec("gated")
+    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).forward()
+
+
+def gated_vjp(
+    x: Any,
+    weights: Any,
+    h_0: Any = None,
+    *,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: np.random.Generator | int | None = None,
+    backend: str = "auto",
+    out: Any = None,
+) -> tuple[Any, Any, Backward]:
+    """`gated`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
+    spec = Spec("gated")
+    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
+
+
+class _Call:
+    """One checked call: the arguments in the form that `layers` takes, and the way back."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        x: Any,
+        weights: Any,
+        state: Any,
+        lengths: Any,
+        batch_first: bool,
+        dropout: float,
+        rng: Any,
+        backend: str,
+        out: Any,
+    ) -> None:
+        self.spec = spec
+        self.like = x
+        self.weights = weights
+        self.batch_first = _flag("batch_first", batch_first)
+        if not isinstance(backend, str):
+            raise TypeError(f"backend: expected a str, got {arrays.describe(backend)}")
+        if isinstance(weights, Packed):
+            self.packed: Packed | None = weights
+            self.parsed: list[Layer] = []
+            if weights.spec != spec:
+                raise ValueError(
+                    f"weights: packed for {weights.spec.variants()}, "
+                    f"expected {spec.variants()}"
+                )
+            if backend not in ("auto", weights.backend.name):
+                raise ValueError(
+                    f"backend: the weights are packed for {weights.backend.name!r}, "
+                    f"got {backend!r}"
+                )
+            self.backend = weights.backend
+        else:
+            self.packed = None
+            self.backend = get(backend, spec)
+
+        data = arrays.floating("x", x)
+        self.unbatched = data.ndim == 2
+        if data.ndim not in (2, 3):
+            raise ValueError(
+                f"x: expected shape (T, B, I), (B, T, I) with batch_first, or (T, I), "
+                f"got {data.shape}"
+            )
+        if self.unbatched:
+            data = data[:, None]
+        elif self.batch_first:
+            data = data.swapaxes(0, 1)
+        self.num_steps, self.batch, features = data.shape
+        if self.num_steps == 0:
+            raise ValueError(f"x: expected at least one time step, got shape {arrays.take('x', x).shape}")
+
+        if self.packed is not None:
+            if data.dtype != self.packed.dtype:
+                raise TypeError(
+                    f"x: expected dtype {self.packed.dtype} as the packed weights have, "
+                    f"got {data.dtype}"
+                )
+            wanted = self.packed.input_size
+            self.hidden, self.directions = self.packed.hidden, self.packed.directions
+            self.num_layers = len(self.packed.prepared)
+        else:
+            self.parsed = parse(weights, spec.info, data.dtype)
+            first = self.parsed[0][0]
+            wanted = first.w_ih.shape[1]
+            self.hidden, self.directions = first.w_hh.shape[1], len(self.parsed[0])
+            self.num_layers = len(self.parsed)
+        if features != wanted:
+            raise ValueError(
+                f"x: expected {wanted} features (I) as weights.w_ih has columns, "
+                f"got shape {arrays.take('x', x).shape}"
+            )
+        self.dtype = data.dtype
+        # Rows times everything that a layer may keep for a row, in bytes.
+        per_row = max(features, 8 * self.hidden * self.directions) * self.dtype.itemsize
+        if self.num_steps * self.batch * per_row > sys.maxsize:
+            raise ValueError(
+                f"x: shape {arrays.take('x', x).shape} with H = {self.hidden} is too large "
+                f"to address; expected fewer steps or rows"
+            )
+        self.x = arrays.contiguous(data)
+        self.state = self._state(state)
+        self.lengths = self._lengths(lengths)
+        self.dropout = _rate(dropout)
+        self.rng = _generator(rng) if self.dropout > 0 or rng is not None else None
+        self.y_shape = (self.num_steps, self.batch, self.directions * self.hidden)
+        self.out = None if out is None else self._out(out)
+
+    def forward(self) -> tuple[Any, Any]:
+        y, state_n, _ = self._run(save=False)
+        return self._give_y(y), self._give_state(state_n)
+
+    def vjp(self) -> tuple[Any, Any, Backward]:
+        if self.packed is not None:
+            raise TypeError(
+                "weights: packed weights are for inference; expected the weights themselves"
+            )
+        y, state_n, tape = self._run(save=True)
+        assert tape is not None
+
+        def backward(dy: Any = None, dstate_n: Any = None) -> tuple[Any, Any, Any]:
+            """Gradients of x, of the weights and of the initial state; see `rnnfast.lstm_vjp`."""
+            dstate = self._state(dstate_n, "dh_n", "dc_n", "dstate_n")
+            dx, dweights, dinitial = layers.backward(tape, self._dy(dy), dstate)
+            given = (
+                Weights(*(None if a is None else arrays.give(a, self.like) for a in w))
+                for w in dweights
+            )
+            return (
+                arrays.give(self._layout(dx), self.like),
+                rebuild(self.weights, given),
+                self._give_state(dinitial),
+            )
+
+        return self._give_y(y), self._give_state(state_n), backward
+
+    def _run(self, save: bool) -> tuple[Array, tuple[Array | None, ...], layers.Tape | None]:
+        prepared = (
+            [self.backend.prepare(self.spec, layer) for layer in self.parsed]
+            if self.packed is None
+            else self.packed.prepared
+        )
+        into = self.out
+        if into is not None and self.batch_first and not self.unbatched:
+            into = None  # computed step by step, copied into the caller's layout at the end
+        return layers.forward(
+            self.spec,
+            self.backend,
+            self.x,
+            prepared,
+            self.hidden,
+            self.directions,
+            self.state,
+            self.lengths,
+            self.dropout,
+            self.rng,
+            into,
+            save,
+        )
+
+    def _layout(self, array: Array) -> Array:
+        """(T, B, F) as the caller lays out x and y."""
+        if self.unbatched:
+            return array[:, 0]
+        return array.swapaxes(0, 1) if self.batch_first else array
+
+    def _give_y(self, y: Array) -> Any:
+        if self.out is None:
+            return arrays.give(self._layout(y), self.like)
+        if self.out.shape != y.shape or self.out is not y:
+            target = self._layout(self.out) if self.out.shape == y.shape else self.out
+            if not np.shares_memory(target, y):
+                target[...] = self._layout(y)
+        return self.given_out
+
+    def _give_state(self, state: tuple[Array | None, ...]) -> Any:
+        given = [
+            arrays.give(s[:, 0] if self.unbatched else s, self.like) for s in state if s is not None
+        ]
+        return tuple(given) if self.spec.info.has_c else given[0]
+
+    def _state(
+        self, state: Any, h: str = "h_0", c: str = "c_0", both: str = "state"
+    ) -> layers.State:
+        """A state or its cotangent as (h, c), each (L*D, B, H) or None."""
+        if state is None:
+            return None, None
+        if not self.spec.info.has_c:
+            return self._one_state(h, state), None
+        if not isinstance(state, tuple | list) or len(state) != 2:
+            got = f"{len(state)} of them" if isinstance(state, tuple) else arrays.describe(state)
+            raise TypeError(f"{both}: expected a pair ({h}, {c}), got {got}")
+        return self._one_state(h, state[0]), self._one_state(c, state[1])
+
+    def _one_state(self, name: str, value: Any) -> Array | None:
+        if value is None:
+            return None
+        array = arrays.floating(name, value, self.dtype)
+        count = self.num_layers * self.directions
+        wanted = (count, self.hidden) if self.unbatched else (count, self.batch, self.hidden)
+        if array.shape != wanted:
+            raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
+        return arrays.contiguous(array.reshape(count, self.batch, self.hidden))
+
+    def _lengths(self, lengths: Any) -> NDArray[np.int64] | None:
+        if lengths is None:
+            return None
+        if isinstance(lengths, list | tuple):
+            lengths = np.asarray(lengths)
+        array = arrays.take("lengths", lengths)
+        if array.dtype.kind not in "iu" and array.size:
+            raise TypeError(f"lengths: expected integers, got dtype {array.dtype}")
+        if self.unbatched:
+            raise ValueError("lengths: expected None for unbatched x; slice x instead")
+        if array.shape != (self.batch,):
+            raise ValueError(f"lengths: expected shape ({self.batch},), got {array.shape}")
+        if array.size and (array.min() < 0 or array.max() > self.num_steps):
+            raise ValueError(
+                f"lengths: expected values from 0 to T = {self.num_steps}, "
+                f"got {array.min()} to {array.max()}"
+            )
+        return array.astype(np.int64)
+
+    def _out(self, out: Any) -> Array:
+        array = arrays.floating("out", out, self.dtype)
+        wanted = self._layout(np.broadcast_to(array.dtype.type(0), self.y_shape)).shape
+        if array.shape != wanted:
+            raise ValueError(f"out: expected shape {wanted}, got {array.shape}")
+        if not array.flags.c_contiguous or not array.flags.writeable:
+            raise ValueError("out: expected a C-contiguous, writable array")
+        inputs = [("x", self.x), ("h_0", self.state[0]), ("c_0", self.state[1])]
+        inputs += [("weights", a) for layer in self.parsed for w in layer for a in w]
+        for name, value in inputs:
+            if value is not None and np.may_share_memory(array, value):
+                raise ValueError(f"out: expected memory apart from {name}'s, got an overlap")
+        self.given_out = out
+        if self.unbatched:
+            return array[:, None]
+        return array
+
+    def _dy(self, dy: Any) -> Array | None:
+        if dy is None:
+            return None
+        array = arrays.floating("dy", dy, self.dtype)
+        steps, batch, width = self.y_shape
+        if self.unbatched:
+            wanted: tuple[int, ...] = (steps, width)
+        else:
+            wanted = (batch, steps, width) if self.batch_first else self.y_shape
+        if array.shape != wanted:
+            raise ValueError(f"dy: expected shape {wanted} as y has, got {array.shape}")
+        if self.unbatched:
+            array = array[:, None]
+        elif self.batch_first:
+            array = array.swapaxes(0, 1)
+        return arrays.contiguous(array)
+
+
+def _spec(cell: str, reset_after: bool, nonlinearity: str) -> Spec:
+    if not isinstance(cell, str) or cell not in CELLS:
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+    allowed = CELLS[cell].nonlinearities
+    if allowed and nonlinearity not in allowed:
+        raise ValueError(f"nonlinearity: expected one of {', '.join(allowed)}, got {nonlinearity!r}")
+    return Spec(cell, _flag("reset_after", reset_after), nonlinearity if allowed else "tanh")
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise TypeError(f"{name}: expected a bool, got {arrays.describe(value)}")
+
+
+def _rate(dropout: Any) -> float:
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float | np.floating | np.integer):
+        raise TypeError(f"dropout: expected a float, got {arrays.describe(dropout)}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout}")
+    return float(dropout)
+
+
+def _generator(rng: Any) -> np.random.Generator:
+    if rng is None or isinstance(rng, np.random.Generator):
+        return np.random.default_rng(rng)
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
+        if rng < 0:
+            raise ValueError(f"rng: expected a seed of at least 0, got {rng}")
+        return np.random.default_rng(int(rng))
+    raise TypeError(f"rng: expected a numpy Generator, an int or None, got {arrays.describe(rng)}")

@@ -1,0 +1,135 @@
+"""The backend registry: what a backend must do, which there are, and which can be used here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from functools import cache
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from ..errors import UnsupportedError
+from ..spec import Spec, Steps
+from ..weights import Layer, Weights
+
+Array = NDArray[Any]
+
+
+class Backend(Protocol):
+    """One object that passes one layer, in one or two directions, over a packed batch.
+
+    Every array it receives is C-contiguous, of one dtype, and checked. N is the number of packed
+    rows, D the number of directions.
+    """
+
+    name: str
+
+    def supports(self, spec: Spec) -> bool:
+        """Whether this backend has the cell with these options."""
+
+    def prepare(self, spec: Spec, layer: Layer) -> Any:
+        """What `forward` takes for weights: packed, or simply kept."""
+
+    def directions(self, prepared: Any) -> int:
+        """D."""
+
+    def forward(
+        self,
+        spec: Spec,
+        prepared: Any,
+        x: Array,  # (N, I)
+        steps: Steps,
+        state: tuple[Array | None, ...],  # (h_0, c_0), each (D, B, H); None means zeros
+        y: Array,  # (N, D*H), written
+        state_n: tuple[Array, ...],  # (h_n,) or (h_n, c_n), each (D, B, H), written
+        save: bool,
+    ) -> Any:
+        """Pass the layer forward; return what `backward` needs when `save`, else None."""
+
+    def backward(
+        self,
+        spec: Spec,
+        prepared: Any,
+        saved: Any,
+        dy: Array | None,  # (N, D*H)
+        dstate_n: tuple[Array | None, ...],  # (dh_n, dc_n), each (D, B, H)
+    ) -> tuple[Array, list[Weights], tuple[Array, ...]]:
+        """dx (N, I), dweights per direction, and the gradients of the initial state."""
+
+
+# name -> module with an object BACKEND, in the order in which "auto" tries them.
+_MODULES = {
+    "native": "rnnfast.backends.native",
+    "reference": "rnnfast.backends.reference",
+}
+_PLANNED = ("numba", "cuda")
+NAMES = (*_MODULES, *_PLANNED)
+
+
+@cache
+def _load(name: str) -> Backend | ImportError:
+    try:
+        backend: Backend = importlib.import_module(_MODULES[name]).BACKEND
+    except ImportError as error:
+        return error
+    return backend
+
+
+def backends() -> dict[str, str | None]:
+    """Which backends are usable.
+
+    Returns
+    -------
+    dict
+        Maps every backend's name to None where it can be used, or to the reason why it cannot.
+    """
+    status: dict[str, str | None] = {}
+    for name in _MODULES:
+        loaded = _load(name)
+        status[name] = str(loaded) if isinstance(loaded, ImportError) else None
+    return status | dict.fromkeys(_PLANNED, "not part of this version of rnnfast")
+
+
+@cache
+def supporting(spec: Spec) -> tuple[str, ...]:
+    """The names of the usable backends that have this cell with these options."""
+    loaded = {name: _load(name) for name in _MODULES}
+    return tuple(
+        name
+        for name, backend in loaded.items()
+        if not isinstance(backend, ImportError) and backend.supports(spec)
+    )
+
+
+def get(name: str, spec: Spec) -> Backend:
+    """The backend called `name`, or the one that "auto" stands for, for this cell."""
+    if name == "auto":
+        name = os.environ.get("RNNFAST_BACKEND", "auto")
+    return _resolve(name, spec)
+
+
+@cache
+def _resolve(name: str, spec: Spec) -> Backend:
+    if name == "auto":
+        # A broken native module must be seen, so auto means native and nothing else; the
+        # reference is for checking, hundreds of times slower.
+        name = "native"
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of auto, {', '.join(NAMES)}, got {name!r}")
+    if name in _PLANNED:
+        reason: object = backends()[name]
+    else:
+        loaded = _load(name)
+        if not isinstance(loaded, ImportError):
+            if loaded.supports(spec):
+                return loaded
+            raise UnsupportedError(
+                f"backend {name!r} does not support {spec.variants()}; "
+                f"{', '.join(supporting(spec))} can"
+            )
+        reason = loaded
+    raise UnsupportedError(
+        f"backend {name!r} cannot be used here: {reason}; {', '.join(supporting(spec))} can"
+    )
+
