@@ -13,16 +13,21 @@ from .api import (
     rnn_vjp,
 )
 from .backends import backends
+from .config import get_num_threads, set_num_threads, show_config
+from .convert import convert
 from .errors import UnsupportedError
 from .weights import Weights, init_weights
 
+__version__ = "0.1.0"
 __all__ = [
     "Packed",
     "UnsupportedError",
     "Weights",
     "backends",
+    "convert",
     "gated",
     "gated_vjp",
+    "get_num_threads",
     "gru",
     "gru_vjp",
     "init_weights",
@@ -31,5 +36,6 @@ __all__ = [
     "pack",
     "rnn",
     "rnn_vjp",
+    "set_num_threads",
+    "show_config",
 ]
-__version__ = "0.1.0"

@@ -46,7 +46,7 @@ class Ragged:
         return padded
 
     def sort(self, state: Array) -> Array:
-        return state[:, self.order]
+        return np.take(state, self.order, axis=1)
 
     def unsort(self, state: Array) -> Array:
         out = np.empty_like(state)

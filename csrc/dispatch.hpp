@@ -1,0 +1,19 @@
+// Which instruction sets were compiled in, which this processor has, and which is in use.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "kernels/table.hpp"
+
+namespace rnnfast {
+
+// Those that this processor has, from the plainest to the widest.
+std::vector<const InstructionSet*> available_sets();
+
+// The set in use: RNNFAST_ISA at the start, else the widest. Throws std::invalid_argument for a
+// name that is unknown or that this processor lacks.
+const InstructionSet& active_set();
+void use_set(const std::string& name);
+
+}  // namespace rnnfast

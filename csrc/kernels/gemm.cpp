@@ -1,0 +1,308 @@
+// Matrix products, packing and element-wise evaluation for one instruction set.
+#include "gemm.hpp"
+
+#include "../simd/math.hpp"
+#include "../threads.hpp"
+#include "tile.hpp"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Bytes of a that stay in the second-level cache while column blocks pass by.
+constexpr int64_t kRowBlockBytes = 256 * 1024;
+constexpr int64_t kDepth = 1024;  // k at a time, so that a column block stays there too
+
+// ------------------------------------------------------------------------------- packing
+
+// kLanes columns from src (column stride `column`, k contiguous) into dst[k * dst_stride].
+template <class T>
+void pack_transposed(const T* src, int64_t column, int columns, int64_t count, T* dst,
+                     int64_t dst_stride) {
+  constexpr int n = kLanes<T>;
+  for (int64_t k = 0; k < count; k += n) {
+    const int depth = int(smaller(n, count - k));
+    Vec<T> v[n];
+    for (int i = 0; i < n; i++)
+      v[i] = i < columns ? load_tail(src + i * column + k, depth) : Vec<T>{};
+    transpose<T>(v);
+    for (int i = 0; i < depth; i++) store(dst + (k + i) * dst_stride, v[i]);
+  }
+}
+
+template <class T>
+void pack(const Panels<T>& p, int groups, int64_t group, const T* src, int64_t row, int64_t column,
+          int64_t k_0, int64_t count, Team team) {
+  constexpr int n = kLanes<T>;
+  const int64_t vectors = parts(p.n, n);
+  const int64_t blocks = parts(vectors, p.widest);
+  for (int64_t i = part_begin(blocks, team.size, team.id);
+       i < part_begin(blocks, team.size, team.id + 1); i++) {
+    const Block block = block_of(vectors, p.widest, i);
+    const int64_t width = int64_t(block.vectors) * groups * n;
+    T* panel = p.data + block.vector * groups * n * p.k + k_0 * width;
+    for (int g = 0; g < groups; g++)
+      for (int u = 0; u < block.vectors; u++) {
+        const int64_t first = (block.vector + u) * n;
+        const int columns = int(smaller(n, p.n - first));
+        const T* from = src + (first + g * group) * column;
+        T* to = panel + (g * block.vectors + u) * n;
+        if (column == 1) {
+          for (int64_t k = 0; k < count; k++) store(to + k * width, load_tail(from + k * row, columns));
+        } else {
+          pack_transposed(from, column, columns, count, to, width);
+        }
+      }
+  }
+}
+
+// ------------------------------------------------------------- rows times packed columns
+
+template <class T>
+struct PanelTask {
+  const T* a;
+  int64_t a_stride;
+  const T* panel;  // [count, vectors * kLanes]
+  int64_t count;
+  const T* bias;  // or null
+  bool resume;    // c holds the chain so far
+  T* c;
+  int64_t c_stride;
+  int64_t columns;  // of this block that exist
+};
+
+template <class T, int kRows, int kVectors>
+void panel_tile(const PanelTask<T>& task, int64_t row) {
+  constexpr int n = kLanes<T>;
+  Vec<T> acc[kRows][kVectors];
+  T* c = task.c + row * task.c_stride;
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; v++) {
+    const int lanes = int(smaller(n, task.columns - v * n));
+    const Vec<T> start =
+        task.resume || !task.bias ? Vec<T>{} : load_tail(task.bias + v * n, lanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; m++)
+      acc[m][v] = task.resume ? load_tail(c + m * task.c_stride + v * n, lanes) : start;
+  }
+  multiply<T, kRows, kVectors>(acc, task.a + row * task.a_stride, task.a_stride, 1, task.panel,
+                               task.count);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; v++) {
+    const int lanes = int(smaller(n, task.columns - v * n));
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; m++) store_tail(c + m * task.c_stride + v * n, acc[m][v], lanes);
+  }
+}
+
+template <class T, int kVectors>
+void panel_rows(const PanelTask<T>& task, int64_t begin, int64_t end) {
+  const int64_t tiles = parts(end - begin, max_rows(kVectors));
+  for (int64_t i = 0; i < tiles; i++) {
+    const int64_t row = begin + part_begin(end - begin, tiles, i);
+    const int64_t rows = begin + part_begin(end - begin, tiles, i + 1) - row;
+    switch (rows) {
+      case 1: panel_tile<T, 1, kVectors>(task, row); break;
+      case 2: panel_tile<T, 2, kVectors>(task, row); break;
+      case 3: panel_tile<T, 3, kVectors>(task, row); break;
+      case 4: if constexpr (max_rows(kVectors) >= 4) panel_tile<T, 4, kVectors>(task, row); break;
+      case 5: if constexpr (max_rows(kVectors) >= 5) panel_tile<T, 5, kVectors>(task, row); break;
+      case 6: if constexpr (max_rows(kVectors) >= 6) panel_tile<T, 6, kVectors>(task, row); break;
+      case 7: if constexpr (max_rows(kVectors) >= 7) panel_tile<T, 7, kVectors>(task, row); break;
+      case 8: if constexpr (max_rows(kVectors) >= 8) panel_tile<T, 8, kVectors>(task, row); break;
+    }
+  }
+}
+
+template <class T>
+void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& p,
+                       const T* bias, T* c, int64_t c_stride, Team team) {
+  constexpr int n = kLanes<T>;
+  const int64_t vectors = parts(p.n, n);
+  const int64_t blocks = parts(vectors, p.widest);
+  // Column blocks are divided, so that each member keeps its own in its cache; a narrow matrix
+  // divides its rows.
+  const bool by_blocks = blocks >= 2 * team.size;
+  const int64_t block_begin = by_blocks ? part_begin(blocks, team.size, team.id) : 0;
+  const int64_t block_end = by_blocks ? part_begin(blocks, team.size, team.id + 1) : blocks;
+  const int64_t row_begin = by_blocks ? 0 : part_begin(rows, team.size, team.id);
+  const int64_t row_end = by_blocks ? rows : part_begin(rows, team.size, team.id + 1);
+  const int64_t depth = smaller(p.k, kDepth);
+  const int64_t tall = larger(48, kRowBlockBytes / (depth * int64_t(sizeof(T))) / 24 * 24);
+  for (int64_t row = row_begin; row < row_end; row += tall) {
+    const int64_t end = smaller(row + tall, row_end);
+    for (int64_t k = 0; k < p.k; k += depth) {
+      for (int64_t i = block_begin; i < block_end; i++) {
+        const Block block = block_of(vectors, p.widest, i);
+        const int64_t column = block.vector * n;
+        const PanelTask<T> task{a + k,
+                                a_stride,
+                                p.data + column * p.k + k * block.vectors * n,
+                                smaller(depth, p.k - k),
+                                bias ? bias + column : nullptr,
+                                k > 0,
+                                c + column,
+                                c_stride,
+                                p.n - column};
+        switch (block.vectors) {
+          case 1: panel_rows<T, 1>(task, row, end); break;
+          case 2: panel_rows<T, 2>(task, row, end); break;
+          case 3: panel_rows<T, 3>(task, row, end); break;
+          case 4: panel_rows<T, 4>(task, row, end); break;
+        }
+      }
+    }
+  }
+}
+
+// ------------------------------------------------------ transposed rows times rows (weights)
+
+constexpr int kTnRows = kRegisters == 32 ? 14 : 6;
+constexpr int kTnVectors = 2;
+constexpr int64_t kTnPanels = kRegisters == 32 ? 9 : 20;  // of a, packed at a time
+
+template <class T>
+void tn_tile(const T* a, const T* b, int64_t count, T* c, int64_t c_stride, int rows, int64_t columns,
+             bool accumulate) {
+  constexpr int n = kLanes<T>;
+  Vec<T> acc[kTnRows][kTnVectors] = {};
+  multiply<T, kTnRows, kTnVectors>(acc, a, 1, kTnRows, b, count);
+  T sums[kTnRows][kTnVectors * n];
+#pragma GCC unroll 16
+  for (int m = 0; m < kTnRows; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < kTnVectors; v++) store(&sums[m][v * n], acc[m][v]);
+  for (int m = 0; m < rows; m++)
+    for (int v = 0; v < kTnVectors; v++) {
+      const int lanes = int(smaller(n, columns - v * n));
+      if (lanes <= 0) break;
+      T* at = c + m * c_stride + v * n;
+      Vec<T> sum = load(&sums[m][v * n]);
+      if (accumulate) sum += load_tail(at, lanes);
+      store_tail(at, sum, lanes);
+    }
+}
+
+template <class T>
+void transposed_times_rows(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,
+                           const T* const* b_rows, int64_t n_columns, int64_t rows, T* c,
+                           bool accumulate, T* scratch, Team team) {
+  constexpr int n = kLanes<T>;
+  constexpr int64_t width = kTnVectors * n;
+  const int64_t b_blocks = parts(n_columns, width);
+  T* packed_b = scratch;  // [b_blocks, rows, width]
+  T* packed_a = scratch + b_blocks * width * rows + team.id * kTnPanels * kTnRows * rows;
+
+  for (int64_t j = part_begin(b_blocks, team.size, team.id);
+       j < part_begin(b_blocks, team.size, team.id + 1); j++) {
+    T* to = packed_b + j * width * rows;
+    for (int64_t r = 0; r < rows; r++) {
+      const T* from = (b_rows ? b_rows[r] : b + r * b_stride) + j * width;
+      for (int v = 0; v < kTnVectors; v++) {
+        const int64_t left = n_columns - j * width - v * n;
+        store(to + r * width + v * n,
+              left > 0 ? load_tail(from + v * n, int(smaller(n, left))) : Vec<T>{});
+      }
+    }
+  }
+  if (team.size > 1) team.barrier->wait();
+
+  const int64_t a_panels = parts(m, kTnRows);
+  const int64_t panel_end = part_begin(a_panels, team.size, team.id + 1);
+  for (int64_t first = part_begin(a_panels, team.size, team.id); first < panel_end;
+       first += kTnPanels) {
+    const int64_t count = smaller(kTnPanels, panel_end - first);
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t column = (first + i) * kTnRows;
+      const int64_t columns = smaller(kTnRows, m - column);
+      T* to = packed_a + i * kTnRows * rows;
+      const T* from = a + column;
+      if (columns == kTnRows) {
+        for (int64_t r = 0; r < rows; r++)
+          __builtin_memcpy(to + r * kTnRows, from + r * a_stride, sizeof(T) * kTnRows);
+      } else {
+        for (int64_t r = 0; r < rows; r++)
+          for (int64_t q = 0; q < kTnRows; q++)
+            to[r * kTnRows + q] = q < columns ? from[r * a_stride + q] : T(0);
+      }
+    }
+    for (int64_t j = 0; j < b_blocks; j++)
+      for (int64_t i = 0; i < count; i++) {
+        const int64_t row = (first + i) * kTnRows;
+        tn_tile(packed_a + i * kTnRows * rows, packed_b + j * width * rows, rows,
+                c + row * n_columns + j * width, n_columns, int(smaller(kTnRows, m - row)),
+                n_columns - j * width, accumulate);
+      }
+  }
+  if (team.size > 1) team.barrier->wait();
+}
+
+// -------------------------------------------------------------------------- element-wise
+
+template <class T>
+void column_sums(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate,
+                 Team team) {
+  constexpr int n = kLanes<T>;
+  const int64_t vectors = parts(m, n);
+  for (int64_t v = part_begin(vectors, team.size, team.id);
+       v < part_begin(vectors, team.size, team.id + 1); v++) {
+    const int lanes = int(smaller(n, m - v * n));
+    Vec<T> sum = accumulate ? load_tail(sums + v * n, lanes) : Vec<T>{};
+    for (int64_t r = 0; r < rows; r++) sum += load_tail(a + r * a_stride + v * n, lanes);
+    store_tail(sums + v * n, sum, lanes);
+  }
+}
+
+template <class T>
+void sum_of_two(const T* a, const T* b, int64_t n, T* sum, Team team) {
+  const int64_t begin = part_begin(n, team.size, team.id);
+  const int64_t end = part_begin(n, team.size, team.id + 1);
+  for (int64_t i = begin; i < end; i += kLanes<T>) {
+    const int lanes = int(smaller(kLanes<T>, end - i));
+    store_tail(sum + i, load_tail(a + i, lanes) + load_tail(b + i, lanes), lanes);
+  }
+}
+
+template <class T>
+void evaluate_all(int function, const T* x, int64_t n, T* y) {
+  for (int64_t i = 0; i < n; i += kLanes<T>) {
+    const int lanes = int(smaller(kLanes<T>, n - i));
+    const Vec<T> v = load_tail(x + i, lanes);
+    store_tail(y + i, function == 0 ? exp<T>(v) : function == 1 ? sigmoid<T>(v) : tanh<T>(v), lanes);
+  }
+}
+
+}  // namespace
+
+#define RNNFAST_DEFINE_GEMM(T)                                                                     \
+  void pack_panels(const Panels<T>& p, int groups, int64_t group, const T* src, int64_t row,      \
+                   int64_t column, int64_t k_0, int64_t count, Team team) {                        \
+    pack(p, groups, group, src, row, column, k_0, count, team);                                    \
+  }                                                                                                \
+  void multiply_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& panels,       \
+                       const T* bias, T* c, int64_t c_stride, Team team) {                         \
+    rows_times_panels(a, a_stride, rows, panels, bias, c, c_stride, team);                         \
+  }                                                                                                \
+  void multiply_tn(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,         \
+                   const T* const* b_rows, int64_t n, int64_t rows, T* c, bool accumulate,         \
+                   T* scratch, Team team) {                                                        \
+    transposed_times_rows(a, a_stride, m, b, b_stride, b_rows, n, rows, c, accumulate, scratch,   \
+                          team);                                                                   \
+  }                                                                                                \
+  void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate,  \
+                Team team) {                                                                       \
+    column_sums(a, a_stride, m, rows, sums, accumulate, team);                                     \
+  }                                                                                                \
+  void add(const T* a, const T* b, int64_t n, T* sum, Team team) { sum_of_two(a, b, n, sum, team); } \
+  void evaluate(int function, const T* x, int64_t n, T* y) { evaluate_all(function, x, n, y); }   \
+  int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                             \
+    const int64_t width = kTnVectors * kLanes<T>;                                                  \
+    return (parts(n, width) * width + members * kTnPanels * kTnRows) * rows;                       \
+  }
+
+RNNFAST_DEFINE_GEMM(float)
+RNNFAST_DEFINE_GEMM(double)
+
+}  // namespace rnnfast::RNNFAST_ISA

@@ -1,0 +1,570 @@
+// The time loops of a layer pass in one direction, forward and backward, for any cell.
+//
+// A cell is a struct of constants and of functions on vectors (see cells/lstm.cpp). Its steps may
+// have two stages, where a product needs what other units computed in the same step.
+//
+// We are at visit i, which is step t = i, or T - 1 - i in a reverse direction. Rows 0 to n - 1 of
+// the sorted batch take part. Some of them continue from the step visited before, the others start.
+#pragma once
+
+#include "../params.hpp"
+#include "../simd/math.hpp"
+#include "../threads.hpp"
+#include "gemm.hpp"
+#include "table.hpp"
+#include "tile.hpp"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+RNNFAST_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+RNNFAST_INLINE void meet(Barrier* barrier, int members) {
+  if (members > 1) barrier->wait();
+}
+
+// Registers limit gates * vectors to four: an LSTM tile is one vector of units wide, an RNN's four.
+constexpr int unit_vectors(int gates) { return gates >= 3 ? 1 : gates == 2 ? 2 : 4; }
+
+// The visits of one direction.
+struct Visits {
+  const Steps& steps;
+  bool reverse;
+
+  RNNFAST_INLINE int64_t step(int64_t i) const { return reverse ? steps.count - 1 - i : i; }
+  RNNFAST_INLINE int64_t row(int64_t i) const { return steps.offset[step(i)]; }
+  RNNFAST_INLINE int64_t rows(int64_t i) const {
+    if (i < 0 || i >= steps.count) return 0;
+    return steps.offset[step(i) + 1] - steps.offset[step(i)];
+  }
+};
+
+// What one member of a split does at each step: these rows of these column blocks.
+struct Share {
+  int64_t row_begin, row_end;
+  int64_t block_begin, block_end;
+};
+
+template <class T>
+RNNFAST_INLINE Share share_of(const Split& split, int id, const Panels<T>& panels, int64_t batch) {
+  const int64_t blocks = parts(parts(panels.n, kLanes<T>), panels.widest);
+  if (split.rows) return {split.row_begin[id], split.row_begin[id + 1], 0, blocks};
+  return {0, batch, part_begin(blocks, split.members, id), part_begin(blocks, split.members, id + 1)};
+}
+
+// The units of a share: all of its rows' columns.
+template <class T>
+RNNFAST_INLINE void units_of(const Share& share, const Panels<T>& panels, int64_t& begin,
+                             int64_t& end) {
+  const int64_t vectors = parts(panels.n, kLanes<T>);
+  const int64_t blocks = parts(vectors, panels.widest);
+  begin = lesser(part_begin(vectors, blocks, share.block_begin) * kLanes<T>, panels.n);
+  end = lesser(part_begin(vectors, blocks, share.block_end) * kLanes<T>, panels.n);
+}
+
+template <class T>
+void copy_rows(const T* from, T* to, int64_t row_begin, int64_t row_end, int64_t stride,
+               int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  for (int64_t row = row_begin; row < row_end; row++) {
+    T* at = to + row * stride;
+    if (from)
+      __builtin_memcpy(at + begin, from + row * stride + begin, size_t(end - begin) * sizeof(T));
+    else
+      __builtin_memset(at + begin, 0, size_t(end - begin) * sizeof(T));
+  }
+}
+
+// Calls tile.run<kRows, kVectors>(row, unit, panel) for even tiles of rows [begin, end).
+template <int kGroups, int kVectors, class Tile, class T>
+void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const T* panel) {
+  constexpr int most = max_rows(kGroups * kVectors);
+  const int64_t tiles = parts(end - begin, most);
+  for (int64_t i = 0; i < tiles; i++) {
+    const int64_t row = begin + part_begin(end - begin, tiles, i);
+    const int64_t rows = begin + part_begin(end - begin, tiles, i + 1) - row;
+    switch (rows) {
+      case 1: tile.template run<1, kVectors>(row, unit, panel); break;
+      case 2: tile.template run<2, kVectors>(row, unit, panel); break;
+      case 3: tile.template run<3, kVectors>(row, unit, panel); break;
+      case 4: if constexpr (most >= 4) tile.template run<4, kVectors>(row, unit, panel); break;
+      case 5: if constexpr (most >= 5) tile.template run<5, kVectors>(row, unit, panel); break;
+      case 6: if constexpr (most >= 6) tile.template run<6, kVectors>(row, unit, panel); break;
+      case 7: if constexpr (most >= 7) tile.template run<7, kVectors>(row, unit, panel); break;
+      case 8: if constexpr (most >= 8) tile.template run<8, kVectors>(row, unit, panel); break;
+    }
+  }
+}
+
+// Calls tile.run over a share, within rows [begin, end). Column blocks are visited in turn from
+// either side, so that those used last are found in the cache.
+template <class T, int kGroups, class Tile>
+RNNFAST_INLINE void over_tiles(const Tile& tile, const Share& share, const Panels<T>& panels,
+                               int64_t depth, int64_t begin, int64_t end, bool backwards) {
+  begin = begin > share.row_begin ? begin : share.row_begin;
+  end = lesser(end, share.row_end);
+  if (begin >= end) return;
+  const int64_t vectors = parts(panels.n, kLanes<T>);
+  for (int64_t j = share.block_begin; j < share.block_end; j++) {
+    const int64_t i = backwards ? share.block_end - 1 - (j - share.block_begin) : j;
+    const Block block = block_of(vectors, panels.widest, i);
+    const T* panel = panels.data + block.vector * kGroups * kLanes<T> * depth;
+    const int64_t unit = block.vector * kLanes<T>;
+    if constexpr (unit_vectors(kGroups) == 1) {
+      over_rows<kGroups, 1>(tile, begin, end, unit, panel);
+    } else if constexpr (unit_vectors(kGroups) == 2) {
+      if (block.vectors == 1)
+        over_rows<kGroups, 1>(tile, begin, end, unit, panel);
+      else
+        over_rows<kGroups, 2>(tile, begin, end, unit, panel);
+    } else {
+      switch (block.vectors) {
+        case 1: over_rows<kGroups, 1>(tile, begin, end, unit, panel); break;
+        case 2: over_rows<kGroups, 2>(tile, begin, end, unit, panel); break;
+        case 3: over_rows<kGroups, 3>(tile, begin, end, unit, panel); break;
+        case 4: over_rows<kGroups, 4>(tile, begin, end, unit, panel); break;
+      }
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------- forward
+
+// One vector of units of one row on its way through a step.
+template <class T>
+struct Unit {
+  Vec<T> a[4];     // in: pre-activations of the stage's gates
+  Vec<T> x_apart;  // in: x part of the gate whose recurrent part stays apart
+  Vec<T> h, c;     // in: state before
+  Vec<T> s[4];     // what the backward pass needs; a later stage finds what an earlier one put there
+  Vec<T> h_next, c_next;  // out, in the last stage
+};
+
+template <class Cell, class T, int kStage>
+struct ForwardTile {
+  int64_t hidden, y_stride;
+  const T* gx;       // [n, G, H] of this step
+  const T* bias_h;   // [H] or null
+  const T* operand;  // [n, operand_stride] what the recurrent matrix multiplies
+  int64_t operand_stride;
+  const T* h_before;  // [n, H]
+  const T* c_before;  // [n, H] or null
+  T* gates;           // [n, S, H] or null
+  T* h;               // [n, H]
+  T* c;               // [n, H] or null
+  T* y;               // [n, y_stride]
+
+  template <int kRows, int kVectors>
+  void run(int64_t row, int64_t unit, const T* panel) const {
+    constexpr int n = kLanes<T>;
+    constexpr int gates_here = Cell::stage_gates(kStage);
+    constexpr int first = Cell::stage_first(kStage);
+    constexpr bool last = kStage + 1 == Cell::kStages;
+    const int64_t left = hidden - unit;
+
+    Vec<T> acc[kRows][gates_here * kVectors];
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 4
+      for (int g = 0; g < gates_here; g++)
+#pragma GCC unroll 4
+        for (int u = 0; u < kVectors; u++) {
+          const int lanes = int(lesser(n, left - u * n));
+          const T* start = first + g == Cell::kApart
+                               ? bias_h
+                               : gx + ((row + m) * Cell::kGates + first + g) * hidden;
+          acc[m][g * kVectors + u] = load_tail(start + unit + u * n, lanes);
+        }
+    multiply<T, kRows, gates_here * kVectors>(acc, operand + row * operand_stride, operand_stride, 1,
+                                              panel, hidden);
+    // Through memory, so that what follows is one loop and not kRows copies of it.
+    T sums[kRows][gates_here * kVectors * n] __attribute__((aligned(64)));
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 4
+      for (int v = 0; v < gates_here * kVectors; v++) store(&sums[m][v * n], acc[m][v]);
+
+    for (int m = 0; m < kRows; m++) {
+      const int64_t at_row = (row + m) * hidden + unit;
+      T* saved = gates ? gates + (row + m) * Cell::kSaved * hidden + unit : nullptr;
+      for (int u = 0; u < kVectors; u++) {
+        const int lanes = int(lesser(n, left - u * n));
+        const int64_t at = at_row + u * n;
+        Unit<T> x;
+        for (int g = 0; g < gates_here; g++) x.a[g] = load(&sums[m][(g * kVectors + u) * n]);
+        if constexpr (Cell::kApart >= 0)
+          x.x_apart = load_tail(gx + ((row + m) * Cell::kGates + Cell::kApart) * hidden + unit + u * n,
+                                lanes);
+        if constexpr (Cell::kReadsH) x.h = load_tail(h_before + at, lanes);
+        if constexpr (Cell::kHasC) x.c = load_tail(c_before + at, lanes);
+        if constexpr (kStage > 0)
+          for (int q = 0; q < Cell::kSaved; q++)
+            if (Cell::stage_saves(0) >> q & 1) x.s[q] = load_tail(saved + q * hidden + u * n, lanes);
+        Cell::template forward<T, kStage>(x);
+        if (saved)
+          for (int q = 0; q < Cell::kSaved; q++)
+            if (Cell::stage_saves(kStage) >> q & 1)
+              store_tail(saved + q * hidden + u * n, x.s[q], lanes);
+        if constexpr (last) {
+          store_tail(h + at, x.h_next, lanes);
+          store_tail(y + (row + m) * y_stride + unit + u * n, x.h_next, lanes);
+          if constexpr (Cell::kHasC) store_tail(c + at, x.c_next, lanes);
+        }
+      }
+    }
+  }
+};
+
+template <class Cell, class T, int kStage>
+void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t chunk_row,
+                   const Share& share) {
+  const int64_t H = p.hidden;
+  const int64_t row = visits.row(i), rows = visits.rows(i);
+  const int64_t continuing = lesser(rows, visits.rows(i - 1));
+  ForwardTile<Cell, T, kStage> tile;
+  tile.hidden = H;
+  tile.y_stride = p.y_stride;
+  tile.gx = p.gx + (row - chunk_row) * Cell::kGates * H;
+  tile.bias_h = p.bias_h;
+  tile.gates = p.gates ? p.gates + (p.save ? row * Cell::kSaved * H : 0) : nullptr;
+  tile.h = p.save ? p.h + row * H : p.h + i % 2 * p.batch * H;
+  tile.c = p.save ? p.c + row * H : p.c_n;
+  tile.y = p.y + row * p.y_stride;
+  for (const bool starting : {false, true}) {
+    const int64_t begin = starting ? continuing : 0;
+    const int64_t end = starting ? rows : continuing;
+    if (begin >= end) continue;
+    if (starting) {
+      tile.h_before = p.h_0;
+      tile.c_before = p.c_0;
+    } else {
+      const int64_t before = visits.row(i - 1);
+      tile.h_before = p.save ? p.h + before * H : p.h + (i - 1) % 2 * p.batch * H;
+      tile.c_before = p.save ? p.c + before * H : p.c_n;
+    }
+    tile.operand = kStage == 0 ? tile.h_before : tile.gates + Cell::kStageOperand * H;
+    tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
+    over_tiles<T, Cell::stage_gates(kStage)>(tile, share, p.h_panels[kStage], H, begin, end,
+                                             i % 2 != 0);
+  }
+}
+
+template <class Cell, class T>
+void forward_pass(const Forward<T>& p, Team team) {
+  const Visits visits{p.steps, p.reverse};
+  const int64_t T_ = p.steps.count, H = p.hidden;
+  if (team.id == 0) {  // rows that no step reaches keep their state
+    const int64_t reached = T_ > 0 ? p.steps.offset[1] - p.steps.offset[0] : 0;
+    copy_rows(p.h_0, p.h_n, reached, p.batch, H, 0, H);
+    if (Cell::kHasC) copy_rows(p.c_0, p.c_n, reached, p.batch, H, 0, H);
+  }
+  const bool takes_part = team.id < p.split.members;
+  Share shares[Cell::kStages] = {};
+  int64_t unit_begin = 0, unit_end = 0;
+  if (takes_part) {
+    for (int s = 0; s < Cell::kStages; s++)
+      shares[s] = share_of(p.split, team.id, p.h_panels[s], p.batch);
+    units_of(shares[Cell::kStages - 1], p.h_panels[Cell::kStages - 1], unit_begin, unit_end);
+  }
+  const Share& own = shares[Cell::kStages - 1];
+
+  for (int64_t i = 0; i < T_;) {
+    const int64_t begin = i;
+    int64_t rows = 0;
+    while (i < T_ && (i == begin || rows < p.chunk)) rows += visits.rows(i++);
+    const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
+    multiply_panels(p.x + chunk_row * p.input, p.input, rows, p.x_panels, p.bias, p.gx,
+                    Cell::kGates * H, team);
+    meet(team.barrier, team.size);
+    if (takes_part) {
+      for (int64_t j = begin; j < i; j++) {
+        forward_stage<Cell, T, 0>(p, visits, j, chunk_row, shares[0]);
+        if constexpr (Cell::kStages > 1) {
+          if (!p.split.rows) meet(p.split.barrier, p.split.members);
+          forward_stage<Cell, T, 1>(p, visits, j, chunk_row, shares[1]);
+        }
+        // Rows whose last step this is.
+        const int64_t row_end = lesser(visits.rows(j), own.row_end);
+        int64_t ending = lesser(visits.rows(j), visits.rows(j + 1));
+        ending = ending > own.row_begin ? ending : own.row_begin;
+        if (ending < row_end) {
+          const T* h = p.save ? p.h + visits.row(j) * H : p.h + j % 2 * p.batch * H;
+          copy_rows(h, p.h_n, ending, row_end, H, unit_begin, unit_end);
+          if (Cell::kHasC && p.save)
+            copy_rows(p.c + visits.row(j) * H, p.c_n, ending, row_end, H, unit_begin, unit_end);
+        }
+        if (!p.split.rows) meet(p.split.barrier, p.split.members);
+      }
+    }
+    if (i < T_) meet(team.barrier, team.size);
+  }
+}
+
+// ------------------------------------------------------------------------------ backward
+
+// One vector of units of one row on its way back through a step.
+template <class T>
+struct UnitGradient {
+  Vec<T> s[4];               // in: as saved
+  Vec<T> h_before, c_before;  // in: state before the step
+  Vec<T> h, c;               // in: state after it
+  Vec<T> dh;                 // in: gradient of h after the step; in the second stage, the product
+  Vec<T> dc;                 // in: of c after the step; out: of c before
+  Vec<T> direct;             // out: what dh passes to h before the step without a matrix
+  Vec<T> d[4];               // out: gradients of the pre-activations
+};
+
+template <class Cell, class T, int kStage>
+struct BackwardTile {
+  int64_t hidden, y_stride;
+  const T* operand;   // [n, W, H] gradients of pre-activations, or null where there is no product
+  const T* gates;     // [n, S, H]
+  const T* h_before;  // [n, H]
+  const T* h;         // [n, H]
+  const T* c_before;  // [n, H] or null
+  const T* c;         // [n, H] or null
+  const T* dy;        // [n, y_stride] or null
+  const T* dh_n;      // [B, H] for rows that end here, or null
+  bool add_direct;
+  T* direct;  // [B, H]
+  T* dc;      // [B, H] or null
+  T* dgates;  // [n, W, H]
+  T* dh_0;    // [B, H]: only the gradient of the initial state is wanted; else null
+
+  template <int kRows, int kVectors>
+  void run(int64_t row, int64_t unit, const T* panel) const {
+    constexpr int n = kLanes<T>;
+    const int64_t left = hidden - unit;
+    T sums[kRows][kVectors * n] __attribute__((aligned(64)));
+    {
+      Vec<T> acc[kRows][kVectors] = {};
+      if (operand) {
+        const int64_t stride = Cell::kWritten * hidden;
+        int64_t k = 0;
+        for (int part = 0; part < Cell::back_parts(kStage); part++) {
+          const int64_t count = Cell::back_gates(kStage, part) * hidden;
+          multiply<T, kRows, kVectors>(
+              acc, operand + row * stride + Cell::back_first(kStage, part) * hidden, stride, 1,
+              panel + k * kVectors * n, count);
+          k += count;
+        }
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 4
+        for (int u = 0; u < kVectors; u++) store(&sums[m][u * n], acc[m][u]);
+    }
+
+    for (int m = 0; m < kRows; m++)
+      for (int u = 0; u < kVectors; u++) {
+        const int lanes = int(lesser(n, left - u * n));
+        const int64_t at = (row + m) * hidden + unit + u * n;
+        UnitGradient<T> x;
+        x.dh = load(&sums[m][u * n]);
+        if (kStage > 0 || add_direct) x.direct = load_tail(direct + at, lanes);
+        if constexpr (kStage == 0) {
+          if (add_direct) x.dh += x.direct;
+          if (dh_0) {
+            store_tail(dh_0 + at, x.dh, lanes);
+            continue;
+          }
+          if (dh_n) x.dh += load_tail(dh_n + at, lanes);
+          if (dy) x.dh += load_tail(dy + (row + m) * y_stride + unit + u * n, lanes);
+        }
+        const T* saved = gates + (row + m) * Cell::kSaved * hidden + unit + u * n;
+        for (int q = 0; q < Cell::kSaved; q++) x.s[q] = load_tail(saved + q * hidden, lanes);
+        if constexpr (Cell::kReadsH) x.h_before = load_tail(h_before + at, lanes);
+        if constexpr (Cell::kReadsHAfter) x.h = load_tail(h + at, lanes);
+        if constexpr (Cell::kHasC) {
+          x.c_before = load_tail(c_before + at, lanes);
+          x.c = load_tail(c + at, lanes);
+          x.dc = load_tail(dc + at, lanes);
+        }
+        Cell::template backward<T, kStage>(x);
+        T* written = dgates + (row + m) * Cell::kWritten * hidden + unit + u * n;
+        for (int q = 0; q < Cell::kWritten; q++)
+          if (Cell::back_writes(kStage) >> q & 1) store_tail(written + q * hidden, x.d[q], lanes);
+        if constexpr (Cell::kDirect) store_tail(direct + at, x.direct, lanes);
+        if constexpr (Cell::kHasC) store_tail(dc + at, x.dc, lanes);
+      }
+  }
+};
+
+// One stage of the backward pass through visit i. `later` are the gradients that visit i + 1 wrote,
+// `here` those that this one writes. With i = -1, only the initial state is left.
+template <class Cell, class T, int kStage>
+void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const T* later, T* here,
+                    const Share& share) {
+  const int64_t H = p.hidden;
+  BackwardTile<Cell, T, kStage> tile{};
+  tile.hidden = H;
+  tile.y_stride = p.y_stride;
+  tile.direct = p.direct;
+  const auto run = [&](int64_t begin, int64_t end) {
+    over_tiles<T, 1>(tile, share, p.h_panels[kStage], p.h_panels[kStage].k, begin, end, i % 2 != 0);
+  };
+  const int64_t rows = visits.rows(i), rows_later = visits.rows(i + 1);
+  const int64_t continuing = lesser(rows, rows_later);
+
+  if (kStage == 0 && continuing < rows_later) {  // rows that started at visit i + 1
+    tile.operand = later;
+    tile.add_direct = Cell::kDirect;
+    tile.dh_0 = p.dh_0;
+    run(continuing, rows_later);
+    tile.dh_0 = nullptr;
+  }
+  if (i < 0) return;
+
+  const int64_t row = visits.row(i);
+  tile.gates = p.gates + row * Cell::kSaved * H;
+  tile.h = p.h + row * H;
+  tile.c = p.c ? p.c + row * H : nullptr;
+  tile.dy = p.dy ? p.dy + row * p.y_stride : nullptr;
+  tile.dc = p.dc_0;
+  tile.dgates = here;
+  // Where the state before comes from cuts the rows in two as well.
+  const int64_t continued = lesser(rows, visits.rows(i - 1));
+  const int64_t cuts[] = {0, lesser(continuing, continued),
+                          continuing > continued ? continuing : continued, rows};
+  for (int k = 0; k < 3; k++) {
+    const int64_t begin = cuts[k], end = lesser(cuts[k + 1], rows);
+    if (begin >= end) continue;
+    const bool ends = begin >= continuing, starts = begin >= continued;
+    tile.operand = kStage > 0 ? here : ends ? nullptr : later;
+    tile.add_direct = kStage == 0 && Cell::kDirect && !ends;
+    tile.dh_n = ends ? p.dh_n : nullptr;
+    const int64_t before = starts ? 0 : visits.row(i - 1);
+    tile.h_before = starts ? p.h_0 : p.h + before * H;
+    tile.c_before = starts ? p.c_0 : p.c ? p.c + before * H : nullptr;
+    run(begin, end);
+  }
+}
+
+template <class T>
+void point_before(const Backward<T>& p, const Visits& visits) {
+  for (int64_t i = 0; i < p.steps.count; i++) {
+    const int64_t continued = lesser(visits.rows(i), visits.rows(i - 1));
+    const T** at = p.before + visits.row(i);
+    const T* h = i > 0 ? p.h + visits.row(i - 1) * p.hidden : nullptr;
+    for (int64_t b = 0; b < continued; b++) at[b] = h + b * p.hidden;
+    for (int64_t b = continued; b < visits.rows(i); b++) at[b] = p.h_0 + b * p.hidden;
+  }
+}
+
+template <class Cell, class T>
+void backward_pass(const Backward<T>& p, Team team) {
+  const Visits visits{p.steps, p.reverse};
+  const int64_t T_ = p.steps.count, H = p.hidden;
+  if (team.id == 0) {
+    point_before(p, visits);
+    const int64_t reached = T_ > 0 ? p.steps.offset[1] - p.steps.offset[0] : 0;
+    copy_rows(p.dh_n, p.dh_0, reached, p.batch, H, 0, H);
+    if (Cell::kHasC) copy_rows(p.dc_n, p.dc_0, 0, p.batch, H, 0, H);
+  }
+  meet(team.barrier, team.size);
+  const bool takes_part = team.id < p.split.members;
+  Share shares[Cell::kStages] = {};
+  if (takes_part)
+    for (int s = 0; s < Cell::kStages; s++)
+      shares[s] = share_of(p.split, team.id, p.h_panels[s], p.batch);
+
+  const int64_t width = Cell::kWritten * H;
+  const T* later = nullptr;  // what the visit before (in this order) wrote
+  int which = 0;
+  bool accumulate = false;
+  for (int64_t i = T_ - 1; i >= 0;) {
+    const int64_t last = i;
+    int64_t rows = 0;
+    while (i >= 0 && (i == last || rows < p.chunk)) rows += visits.rows(i--);
+    const int64_t chunk_row = p.reverse ? visits.row(last) : visits.row(i + 1);
+    T* dgates = p.dgates[which];
+    which ^= 1;
+    for (int64_t j = last; j > i; j--) {
+      T* here = dgates + (visits.row(j) - chunk_row) * width;
+      if (takes_part) {
+        backward_stage<Cell, T, 0>(p, visits, j, later, here, shares[0]);
+        if constexpr (Cell::kStages > 1) {
+          if (!p.split.rows) meet(p.split.barrier, p.split.members);
+          backward_stage<Cell, T, 1>(p, visits, j, later, here, shares[1]);
+        }
+        if (!p.split.rows) meet(p.split.barrier, p.split.members);
+      }
+      later = here;
+    }
+    meet(team.barrier, team.size);
+
+    multiply_panels(dgates, width, rows, p.x_panels, static_cast<const T*>(nullptr),
+                    p.dx + chunk_row * p.input, p.input, team);
+    multiply_tn(dgates, width, Cell::kGates * H, p.x + chunk_row * p.input, p.input,
+                static_cast<const T* const*>(nullptr), p.input, rows, p.dw_ih, accumulate, p.pack,
+                team);
+    if (p.db_ih) sum_rows(dgates, width, Cell::kGates * H, rows, p.db_ih, accumulate, team);
+    for (int s = 0; s < Cell::kWeightParts; s++) {
+      const int64_t row = Cell::weight_row(s) * H, count = Cell::weight_gates(s) * H;
+      const T* columns = dgates + Cell::weight_column(s) * H;
+      if (Cell::weight_from_saved(s))
+        multiply_tn(columns, width, count, p.gates + (chunk_row * Cell::kSaved + Cell::kStageOperand) * H,
+                    Cell::kSaved * H, static_cast<const T* const*>(nullptr), H, rows,
+                    p.dw_hh + row * H, accumulate, p.pack, team);
+      else
+        multiply_tn(columns, width, count, static_cast<const T*>(nullptr), 0, p.before + chunk_row, H,
+                    rows, p.dw_hh + row * H, accumulate, p.pack, team);
+      if (p.db_hh) sum_rows(columns, width, count, rows, p.db_hh + row, accumulate, team);
+    }
+    accumulate = true;
+  }
+  if (takes_part) backward_stage<Cell, T, 0>(p, visits, -1, later, static_cast<T*>(nullptr), shares[0]);
+}
+
+template <class Cell, class T>
+constexpr CellKernels<T> kernels_of() {
+  CellKernels<T> k{};
+  k.gates = Cell::kGates;
+  k.saved = Cell::kSaved;
+  k.written = Cell::kWritten;
+  k.stages = Cell::kStages;
+  k.has_c = Cell::kHasC;
+  k.apart = Cell::kApart;
+  for (int s = 0; s < Cell::kStages; s++) {
+    k.stage_first[s] = Cell::stage_first(s);
+    k.stage_gates[s] = Cell::stage_gates(s);
+    k.unit_vectors[s] = unit_vectors(Cell::stage_gates(s));
+  }
+  k.forward = forward_pass<Cell, T>;
+  k.backward = backward_pass<Cell, T>;
+  return k;
+}
+
+// Of a cell whose step is one product: everything but the mathematics.
+template <int kGateCount, int kSavedCount>
+struct OneStage {
+  static constexpr int kGates = kGateCount;    // G
+  static constexpr int kSaved = kSavedCount;   // S
+  static constexpr int kWritten = kGateCount;  // W
+  static constexpr int kStages = 1;
+  static constexpr bool kHasC = false;
+  static constexpr bool kReadsH = false;       // forward and backward need h before the step
+  static constexpr bool kReadsHAfter = false;  // backward needs h after it
+  static constexpr bool kDirect = false;       // dh passes on without a matrix too
+  static constexpr int kApart = -1;            // the gate whose recurrent part stays apart
+  static constexpr int kStageOperand = 0;      // what a second stage multiplies, among the saved
+
+  // Forward: the gates of a stage, and which of the saved numbers it writes.
+  static constexpr int stage_first(int) { return 0; }
+  static constexpr int stage_gates(int) { return kGateCount; }
+  static constexpr int stage_saves(int) { return (1 << kSavedCount) - 1; }
+  // Backward: the written gates that a stage multiplies with their rows of w_hh, in parts, and
+  // which it writes.
+  static constexpr int back_parts(int) { return 1; }
+  static constexpr int back_first(int, int) { return 0; }
+  static constexpr int back_gates(int, int) { return kGateCount; }
+  static constexpr int back_writes(int) { return (1 << kGateCount) - 1; }
+  // The gradient of w_hh: written gates times the state before, or times what was saved.
+  static constexpr int kWeightParts = 1;
+  static constexpr int weight_row(int) { return 0; }
+  static constexpr int weight_gates(int) { return kGateCount; }
+  static constexpr int weight_column(int) { return 0; }
+  static constexpr bool weight_from_saved(int) { return false; }
+};
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

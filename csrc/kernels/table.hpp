@@ -1,0 +1,46 @@
+// What an instruction set offers to the driver.
+#pragma once
+
+#include "../params.hpp"
+
+namespace rnnfast {
+
+enum CellKind { kLstm, kGruAfter, kGruBefore, kRnnTanh, kRnnRelu, kRnnSigmoid, kGated, kCellKinds };
+
+template <class T>
+struct CellKernels {
+  int gates;            // G
+  int saved;            // S
+  int written;          // W
+  int stages;           // products of a step that wait for one another: 1 or 2
+  bool has_c;
+  int apart;            // gate whose recurrent part gets its own bias, or -1
+  int stage_first[2];   // first gate of a stage's rows of w_hh
+  int stage_gates[2];   // and how many
+  int unit_vectors[2];  // widest block of the forward panels
+  void (*forward)(const Forward<T>&, Team);
+  void (*backward)(const Backward<T>&, Team);
+};
+
+template <class T>
+struct Kernels {
+  int lanes;
+  int widest;  // of plain panels
+  const CellKernels<T>* cells[kCellKinds];
+  void (*pack_panels)(const Panels<T>&, int, int64_t, const T*, int64_t, int64_t, int64_t, int64_t,
+                      Team);
+  void (*add)(const T*, const T*, int64_t, T*, Team);
+  int64_t (*tn_scratch)(const T*, int64_t, int64_t, int);
+  void (*evaluate)(int, const T*, int64_t, T*);
+};
+
+struct InstructionSet {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+};
+
+template <class T>
+const Kernels<T>& kernels(const InstructionSet& isa);
+
+}  // namespace rnnfast

@@ -1,0 +1,55 @@
+// The micro-kernel under every product: a register tile of kRows rows by kVectors vectors.
+//
+// An element of a product is one chain of multiply-adds over k, in order, whatever tile it falls
+// into. So its bits depend neither on the number of threads nor on the rows beside it.
+#pragma once
+
+#include "../simd/vec.hpp"
+
+namespace rnnfast::RNNFAST_ISA {
+namespace {
+
+// The most rows of a tile that still fits in registers with a row of b and a broadcast.
+constexpr int max_rows(int vectors) {
+  if (kRegisters == 32) return vectors == 4 ? 6 : 8;
+  return vectors == 4 ? 3 : vectors == 3 ? 4 : 6;
+}
+constexpr int kMaxRows = 8;
+
+// acc[m][v] += sum over k of a[m * row_stride + k * k_stride] * b[k][v]
+template <class T, int kRows, int kVectors>
+RNNFAST_INLINE void multiply(Vec<T> (&acc)[kRows][kVectors], const T* a, int64_t row_stride,
+                             int64_t k_stride, const T* b, int64_t count) {
+  constexpr int n = kLanes<T>;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < count; k++) {
+    Vec<T> row[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) row[v] = load(b + (k * kVectors + v) * n);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; m++) {
+      const Vec<T> scalar = broadcast(a[m * row_stride + k * k_stride]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; v++) acc[m][v] = fma(scalar, row[v], acc[m][v]);
+    }
+  }
+}
+
+// The even division of `count` things into the fewest parts of at most `most`: part i of n starts
+// at i * count / n. 32 rows in tiles of 6 are 6 + 5 + 5 + 6 + 5 + 5, not five 6s and a 2.
+RNNFAST_INLINE int64_t parts(int64_t count, int64_t most) { return (count + most - 1) / most; }
+RNNFAST_INLINE int64_t part_begin(int64_t count, int64_t n, int64_t i) { return count * i / n; }
+
+// A column block of Panels: its first vector, its width in vectors, and where its data starts.
+struct Block {
+  int64_t vector;
+  int vectors;
+};
+RNNFAST_INLINE Block block_of(int64_t vectors, int widest, int64_t i) {
+  const int64_t n = parts(vectors, widest);
+  const int64_t first = part_begin(vectors, n, i);
+  return {first, int(part_begin(vectors, n, i + 1) - first)};
+}
+
+}  // namespace
+}  // namespace rnnfast::RNNFAST_ISA

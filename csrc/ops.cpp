@@ -1,0 +1,314 @@
+#include "ops.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "dispatch.hpp"
+#include "plan.hpp"
+#include "threads.hpp"
+
+namespace rnnfast {
+
+template <>
+const Kernels<float>& kernels<float>(const InstructionSet& isa) {
+  return isa.f32;
+}
+template <>
+const Kernels<double>& kernels<double>(const InstructionSet& isa) {
+  return isa.f64;
+}
+
+namespace {
+
+constexpr int64_t kChunk = 512;  // rows of a product between two stretches of the time loop
+
+// Runs body(id) on n threads, or all of them in turn on this one where no barrier is waited for.
+template <class Body>
+bool try_parallel(int n, Body& body) {
+  return run_parallel(n, [](void* b, int id) { (*static_cast<Body*>(b))(id); }, &body);
+}
+
+std::vector<int64_t> offsets(const Batch& b) {
+  std::vector<int64_t> offset(b.steps + 1);
+  for (int64_t t = 0; t < b.steps; t++)
+    offset[t + 1] = offset[t] + (b.sizes ? b.sizes[t] : b.batch);
+  return offset;
+}
+
+// Barriers and shares of a plan, and the calls of every member of every team.
+class Region {
+ public:
+  Region(const Plan& plan, int directions, const std::vector<int64_t>& offset, int64_t batch)
+      : plan_(plan),
+        directions_(directions),
+        team_{Barrier(plan.size[0]), Barrier(plan.size[1])},
+        loop_{Barrier(plan.members), Barrier(plan.members)},
+        all_(plan.size[0] + (plan.teams == 2 ? plan.size[1] : 0)) {
+    if (plan.by_rows) rows_ = divide_rows(offset, batch, plan.members);
+  }
+
+  int threads() const { return all_.size; }
+  Split split(int direction) {
+    return {plan_.members, plan_.by_rows, &loop_[plan_.teams == 2 ? direction : 0], rows_.data()};
+  }
+  Team everyone(int id) { return {id, all_.size, &all_}; }
+
+  // pass(direction, team) on the calling member, for each direction that its team has.
+  template <class Pass>
+  void each_direction(int id, Pass pass) {
+    if (plan_.teams == 2) {
+      const int team = id < plan_.size[0] ? 0 : 1;
+      pass(team, Team{team ? id - plan_.size[0] : id, plan_.size[team], &team_[team]});
+    } else {
+      for (int d = 0; d < directions_; d++) {
+        pass(d, Team{id, plan_.size[0], &team_[0]});
+        if (plan_.size[0] > 1) team_[0].wait();
+      }
+    }
+  }
+  void meet() {
+    if (all_.size > 1) all_.wait();
+  }
+
+ private:
+  Plan plan_;
+  int directions_;
+  Barrier team_[2], loop_[2], all_;
+  std::vector<int64_t> rows_;
+};
+
+// Calls body(region, id) on every thread of the plan; on this one alone where another Python
+// thread has the pool.
+template <class Body>
+void run(const Workload& work, const std::vector<int64_t>& offset, Body body) {
+  for (int threads : {thread_count(), 1}) {
+    Region region(plan(work, threads), work.directions, offset, work.batch);
+    auto member = [&](int id) { body(region, id); };
+    if (try_parallel(region.threads(), member)) return;
+  }
+}
+
+}  // namespace
+
+template <class T>
+Panels<T> Layer<T>::panels(Buffer<T>& data, int64_t k, int64_t n, int groups, int widest) const {
+  const int64_t lanes = kernels_->lanes;
+  data = Buffer<T>(k * ((n + lanes - 1) / lanes * lanes) * groups);
+  return {data.get(), k, n, widest};
+}
+
+template <class T>
+Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden)
+    : kernels_(&kernels<T>(active_set())),
+      cell_(kernels_->cells[cell]),
+      weights_(std::move(weights)),
+      input_(input),
+      hidden_(hidden) {
+  const int64_t I = input_, H = hidden_, G = cell_->gates;
+  for (int d = 0; d < directions(); d++) {
+    const Weights<T>& w = weights_[d];
+    Packed& p = packed_[d];
+    p.x = panels(p.x_data, I, G * H, 1, kernels_->widest);
+    for (int s = 0; s < cell_->stages; s++)
+      p.h[s] = panels(p.h_data[s], H, H, cell_->stage_gates[s], cell_->unit_vectors[s]);
+    p.bias = Buffer<T>(G * H);
+    for (int64_t j = 0; j < G * H; j++) {
+      const bool apart = j / H == cell_->apart;
+      p.bias.get()[j] = (w.b_ih ? w.b_ih[j] : T(0)) + (w.b_hh && !apart ? w.b_hh[j] : T(0));
+    }
+    if (cell_->apart >= 0) {
+      p.bias_h = Buffer<T>(H);
+      for (int64_t j = 0; j < H; j++) p.bias_h.get()[j] = w.b_hh ? w.b_hh[cell_->apart * H + j] : T(0);
+    }
+  }
+  const auto pack = [&](int id, int size) {
+    const Team team{id, size, nullptr};
+    for (int d = 0; d < directions(); d++) {
+      const Weights<T>& w = weights_[d];
+      kernels_->pack_panels(packed_[d].x, 1, 0, w.w_ih, 1, I, 0, I, team);
+      for (int s = 0; s < cell_->stages; s++)
+        kernels_->pack_panels(packed_[d].h[s], cell_->stage_gates[s], H,
+                              w.w_hh + cell_->stage_first[s] * H * H, 1, H, 0, H, team);
+    }
+  };
+  const int threads = G * H * (I + H) > 200000 ? thread_count() : 1;
+  auto member = [&](int id) { pack(id, threads); };
+  if (!try_parallel(threads, member)) pack(0, 1);
+}
+
+template <class T>
+std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArrays<T>& a,
+                                            bool save) const {
+  const int D = directions();
+  const int64_t T_ = batch.steps, B = batch.batch, I = input_, H = hidden_;
+  const int64_t G = cell_->gates, S = cell_->saved;
+  const int64_t state = B * H;
+  std::unique_ptr<Saved<T>> saved(save ? new Saved<T> : nullptr);
+  std::vector<int64_t> offset = offsets(batch);
+  const int64_t N = offset[T_];
+
+  Buffer<T> zeros;
+  if (!a.h_0 || (cell_->has_c && !a.c_0)) {
+    zeros = Buffer<T>(state);
+    std::fill_n(zeros.get(), state, T(0));
+  }
+  Buffer<T> gx[2], scratch_h[2], scratch_gates[2];
+  Forward<T> p[2];
+  for (int d = 0; d < D; d++) {
+    Forward<T>& f = p[d];
+    gx[d] = Buffer<T>(std::min(N, kChunk + B) * G * H);
+    f = Forward<T>{};
+    f.steps = {T_, offset.data()};
+    f.batch = B;
+    f.input = I;
+    f.hidden = H;
+    f.reverse = d == 1;
+    f.chunk = kChunk;
+    f.x = a.x;
+    f.x_panels = packed_[d].x;
+    for (int s = 0; s < cell_->stages; s++) f.h_panels[s] = packed_[d].h[s];
+    f.bias = packed_[d].bias.get();
+    f.bias_h = packed_[d].bias_h.get();
+    f.h_0 = a.h_0 ? a.h_0 + d * state : zeros.get();
+    f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros.get();
+    f.gx = gx[d].get();
+    f.save = save;
+    f.y = a.y + d * H;
+    f.y_stride = D * H;
+    f.h_n = a.h_n + d * state;
+    f.c_n = cell_->has_c ? a.c_n + d * state : nullptr;
+    if (save) {
+      auto& kept = saved->directions[d];
+      const auto copy = [&](const T* from) {
+        Buffer<T> to(state);
+        std::copy_n(from, state, to.get());
+        return to;
+      };
+      kept.h_0 = copy(f.h_0);
+      kept.gates = Buffer<T>(N * S * H);
+      kept.h = Buffer<T>(N * H);
+      if (cell_->has_c) {
+        kept.c_0 = copy(f.c_0);
+        kept.c = Buffer<T>(N * H);
+      }
+      f.gates = kept.gates.get();
+      f.h = kept.h.get();
+      f.c = kept.c.get();
+    } else {
+      scratch_h[d] = Buffer<T>(2 * state);
+      f.h = scratch_h[d].get();
+      if (cell_->stages > 1) {
+        scratch_gates[d] = Buffer<T>(S * state);
+        f.gates = scratch_gates[d].get();
+      }
+    }
+  }
+
+  const Workload work{T_, N, B, I, H, int(G), D, kernels_->lanes, cell_->stages,
+                      G * H * H * int64_t(sizeof(T))};
+  run(work, offset, [&](Region& region, int id) {
+    region.each_direction(id, [&](int d, Team team) {
+      Forward<T> mine = p[d];
+      mine.split = region.split(d);
+      cell_->forward(mine, team);
+    });
+  });
+
+  if (save) {
+    saved->steps = T_;
+    saved->batch = B;
+    saved->offset = std::move(offset);
+    saved->x = a.x;
+  }
+  return saved;
+}
+
+template <class T>
+void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const {
+  const int D = directions();
+  const int64_t T_ = saved.steps, B = saved.batch, I = input_, H = hidden_;
+  const int64_t G = cell_->gates, W = cell_->written;
+  const int64_t state = B * H, N = saved.offset[T_];
+  const int64_t chunk_rows = std::min(N, kChunk + B);
+
+  if (N == 0)  // no step: the passes below write no weight gradient
+    for (int d = 0; d < D; d++) {
+      const auto& w = a.dweights[d];
+      std::fill_n(w.w_ih, G * H * I, T(0));
+      std::fill_n(w.w_hh, G * H * H, T(0));
+      if (w.b_ih) std::fill_n(w.b_ih, G * H, T(0));
+      if (w.b_hh) std::fill_n(w.b_hh, G * H, T(0));
+    }
+
+  const Workload work{T_, N, B, I, H, int(W), D, kernels_->lanes, cell_->stages,
+                      G * H * H * int64_t(sizeof(T))};
+  Buffer<T> x_data[2], h_data[2][2], dgates[2][2], direct[2], scratch[2], dx_reverse;
+  Buffer<const T*> before[2];
+  if (D == 2) dx_reverse = Buffer<T>(N * I);
+  Backward<T> p[2];
+  for (int d = 0; d < D; d++) {
+    const auto& kept = saved.directions[d];
+    Backward<T>& b = p[d];
+    b = Backward<T>{};
+    b.steps = {T_, saved.offset.data()};
+    b.batch = B;
+    b.input = I;
+    b.hidden = H;
+    b.reverse = d == 1;
+    b.chunk = kChunk;
+    b.x = saved.x;
+    b.x_panels = panels(x_data[d], G * H, I, 1, kernels_->widest);
+    for (int s = 0; s < cell_->stages; s++)
+      b.h_panels[s] = panels(h_data[d][s], cell_->stage_gates[s] * H, H, 1, kernels_->widest);
+    b.h_0 = kept.h_0.get();
+    b.c_0 = kept.c_0.get();
+    b.gates = kept.gates.get();
+    b.h = kept.h.get();
+    b.c = kept.c.get();
+    b.dy = a.dy ? a.dy + d * H : nullptr;
+    b.y_stride = D * H;
+    b.dh_n = a.dh_n ? a.dh_n + d * state : nullptr;
+    b.dc_n = a.dc_n ? a.dc_n + d * state : nullptr;
+    for (int k = 0; k < 2; k++) {
+      dgates[d][k] = Buffer<T>(chunk_rows * W * H);
+      b.dgates[k] = dgates[d][k].get();
+    }
+    direct[d] = Buffer<T>(state);
+    b.direct = direct[d].get();
+    before[d] = Buffer<const T*>(N);
+    b.before = before[d].get();
+    scratch[d] = Buffer<T>(
+        kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max(I, H), chunk_rows, thread_count()));
+    b.pack = scratch[d].get();
+    b.dx = d == 0 ? a.dx : dx_reverse.get();
+    b.dw_ih = a.dweights[d].w_ih;
+    b.dw_hh = a.dweights[d].w_hh;
+    b.db_ih = a.dweights[d].b_ih;
+    b.db_hh = a.dweights[d].b_hh;
+    b.dh_0 = a.dh_0 + d * state;
+    b.dc_0 = cell_->has_c ? a.dc_0 + d * state : nullptr;
+  }
+
+  run(work, saved.offset, [&](Region& region, int id) {
+    region.each_direction(id, [&](int d, Team team) {
+      Backward<T> mine = p[d];
+      mine.split = region.split(d);
+      kernels_->pack_panels(mine.x_panels, 1, 0, weights_[d].w_ih, I, 1, 0, G * H, team);
+      for (int s = 0; s < cell_->stages; s++)
+        kernels_->pack_panels(mine.h_panels[s], 1, 0,
+                              weights_[d].w_hh + cell_->stage_first[s] * H * H, H, 1, 0,
+                              cell_->stage_gates[s] * H, team);
+      cell_->backward(mine, team);  // starts with a barrier
+    });
+    if (D == 2) {
+      region.meet();
+      kernels_->add(a.dx, dx_reverse.get(), N * I, a.dx, region.everyone(id));
+    }
+  });
+}
+
+template class Layer<float>;
+template class Layer<double>;
+
+}  // namespace rnnfast

@@ -1,0 +1,86 @@
+// A layer with its prepared weights, and its forward and backward pass over plain pointers.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "buffer.hpp"
+#include "kernels/table.hpp"
+
+namespace rnnfast {
+
+// A packed batch. `sizes` are the rows of each step, or null where every step has `batch`.
+struct Batch {
+  int64_t steps, batch;
+  const int64_t* sizes;
+};
+
+// What a forward pass keeps for its backward pass: S + H (+ H with c) numbers a row and unit.
+template <class T>
+struct Saved {
+  int64_t steps, batch;
+  std::vector<int64_t> offset;  // [T + 1]
+  const T* x;                   // [N, I], the caller's
+  struct Direction {
+    Buffer<T> h_0, c_0;  // [B, H]
+    Buffer<T> gates;     // [N, S, H]
+    Buffer<T> h, c;      // [N, H]
+  } directions[2];
+};
+
+template <class T>
+struct ForwardArrays {
+  const T* x;    // [N, I]
+  const T* h_0;  // [D, B, H] or null for zeros
+  const T* c_0;  // [D, B, H] or null for zeros
+  T* y;          // [N, D*H]
+  T* h_n;        // [D, B, H]
+  T* c_n;        // [D, B, H] or null for a cell without c
+};
+
+template <class T>
+struct BackwardArrays {
+  const T* dy;    // [N, D*H] or null for zeros
+  const T* dh_n;  // [D, B, H] or null
+  const T* dc_n;  // [D, B, H] or null
+  T* dx;          // [N, I]
+  struct Direction {
+    T* w_ih;  // [G*H, I]
+    T* w_hh;  // [G*H, H]
+    T* b_ih;  // [G*H] or null
+    T* b_hh;  // [G*H] or null
+  } dweights[2];
+  T* dh_0;  // [D, B, H]
+  T* dc_0;  // [D, B, H] or null
+};
+
+template <class T>
+class Layer {
+ public:
+  // The arrays behind `weights` must outlive the layer: the backward pass packs them again.
+  Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden);
+
+  std::unique_ptr<Saved<T>> forward(const Batch& batch, const ForwardArrays<T>& a, bool save) const;
+  void backward(const Saved<T>& saved, const BackwardArrays<T>& a) const;
+
+  const CellKernels<T>& cell() const { return *cell_; }
+  int64_t input() const { return input_; }
+  int64_t hidden() const { return hidden_; }
+  int directions() const { return int(weights_.size()); }
+  const Weights<T>& weights(int d) const { return weights_[d]; }
+
+ private:
+  struct Packed {
+    Buffer<T> x_data, h_data[2], bias, bias_h;
+    Panels<T> x, h[2];
+  };
+  Panels<T> panels(Buffer<T>& data, int64_t k, int64_t n, int groups, int widest) const;
+
+  const Kernels<T>* kernels_;
+  const CellKernels<T>* cell_;
+  std::vector<Weights<T>> weights_;
+  int64_t input_, hidden_;
+  Packed packed_[2];
+};
+
+}  // namespace rnnfast

@@ -1,0 +1,91 @@
+#include "plan.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+namespace rnnfast {
+namespace {
+
+// Cycles, roughly, as seen on AVX-512 server processors of 2020 to 2024.
+constexpr double kBarrierCycles = 600;
+constexpr double kPointwiseCycles = 120;   // a vector of units of one row
+constexpr double kWorthAnotherThread = 60e3;  // of work, before a sleeping worker is woken
+
+double second_level_cache() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return double(bytes);
+#endif
+  return 1 << 20;
+}
+
+// One step of one member that does `rows` rows and a `share` of the hidden units.
+double step_cycles(const Workload& w, double rows, double share) {
+  static const double l2 = second_level_cache();
+  const double vectors = double(w.gates) * double(w.hidden) * double(w.hidden) / w.lanes * share;
+  const double bytes = double(w.weight_bytes) * share;
+  const double load = bytes < 24e3 ? 1 : bytes < 0.8 * l2 ? 2 : 5;  // a vector, for the first tile
+  const double tiles = double((int64_t(rows) + 5) / 6);
+  return vectors * std::max(rows, load + (tiles - 1) * 2) +
+         rows * share * double(w.hidden) / w.lanes * kPointwiseCycles;
+}
+
+}  // namespace
+
+Plan plan(const Workload& w, int threads) {
+  const double products = double(w.rows) * w.gates * double(w.hidden) * double(w.input) / w.lanes;
+  const double alone = step_cycles(w, double(w.batch), 1);
+  const double total = (double(w.steps) * alone + products) * w.directions;
+  Plan p{1, {1, 1}, 1, false};
+  const int most = int(std::min<double>(threads, total / kWorthAnotherThread));
+  if (most < 2) return p;
+  if (w.directions == 2) {
+    p.teams = 2;
+    p.size[0] = most - most / 2;
+    p.size[1] = most / 2;
+  } else {
+    p.size[0] = most;
+  }
+  const int size = p.size[p.teams - 1];
+  if (size == 1) {
+    p.size[0] = 1;
+    return p;
+  }
+  double best = alone;
+  for (int members = 2; members <= size; members++) {
+    const double units = step_cycles(w, double(w.batch), 1.0 / members) + kBarrierCycles * w.stages;
+    if (units < best && w.hidden >= int64_t(members) * w.lanes) {
+      best = units;
+      p.members = members;
+      p.by_rows = false;
+    }
+    if (w.batch >= members) {
+      const double rows = step_cycles(w, double((w.batch + members - 1) / members), 1);
+      if (rows < best) {
+        best = rows;
+        p.members = members;
+        p.by_rows = true;
+      }
+    }
+  }
+  if (p.members == 1 && products < 2 * kWorthAnotherThread) p.size[0] = p.size[1] = 1;
+  return p;
+}
+
+std::vector<int64_t> divide_rows(const std::vector<int64_t>& offset, int64_t batch, int members) {
+  const int64_t steps = int64_t(offset.size()) - 1;
+  std::vector<int64_t> begin(members + 1, batch);
+  begin[0] = 0;
+  // A row's length is the number of steps that have more rows than its index.
+  int64_t step = steps, total = 0;
+  int next = 1;
+  for (int64_t b = 0; b < batch && next < members; b++) {
+    while (step > 0 && offset[step] - offset[step - 1] <= b) step--;
+    total += step;
+    while (next < members && total * members >= offset[steps] * next) begin[next++] = b + 1;
+  }
+  return begin;
+}
+
+}  // namespace rnnfast

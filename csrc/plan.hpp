@@ -1,0 +1,32 @@
+// How the threads divide a layer pass. Results do not depend on it, only speed does.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "params.hpp"
+
+namespace rnnfast {
+
+struct Workload {
+  int64_t steps, rows;  // T, N
+  int64_t batch, input, hidden;
+  int gates, directions;
+  int lanes;            // numbers in a vector
+  int stages;           // barriers a step
+  int64_t weight_bytes;  // of one direction's recurrent matrix
+};
+
+struct Plan {
+  int teams;    // 2 where two directions run side by side
+  int size[2];  // members of each team
+  int members;  // of a team's time loop
+  bool by_rows;
+};
+
+Plan plan(const Workload& work, int threads);
+
+// Boundaries of the batch rows of each of `members`, so that each has as many row steps.
+std::vector<int64_t> divide_rows(const std::vector<int64_t>& offset, int64_t batch, int members);
+
+}  // namespace rnnfast

@@ -1,0 +1,179 @@
+#include "threads.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace rnnfast {
+namespace {
+
+inline void relax() {
+#if defined(__SSE2__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");
+#endif
+}
+
+constexpr int kSpinsBeforeYield = 20000;
+constexpr int kSpinsBeforeSleep = 4000;
+
+void flushed(void (*body)(void*, int), void* context, int id) {
+  const FlushDenormals guard;
+  body(context, id);
+}
+
+// Workers that wait for regions. Never destroyed: at process exit the operating system ends the
+// workers, and a destructor would have to wait for them.
+class Pool {
+ public:
+  bool run(int n, void (*body)(void*, int), void* context) {
+    if (busy_.exchange(true, std::memory_order_acquire)) return false;
+    try {
+      while (workers_ < n - 1) {
+        const int id = workers_ + 1;
+        const uint32_t born = generation_.load(std::memory_order_relaxed);
+        std::thread([this, id, born] { work(id, born); }).detach();
+        workers_++;
+      }
+    } catch (const std::system_error&) {
+      busy_.store(false, std::memory_order_release);
+      return false;
+    }
+    body_ = body;
+    context_ = context;
+    size_ = n;
+    running_.store(workers_, std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    if (asleep_.load(std::memory_order_acquire) > 0) wake_.notify_all();
+    flushed(body, context, 0);
+    for (int spins = 0; running_.load(std::memory_order_acquire) > 0; spins++) {
+      if (spins < kSpinsBeforeYield)
+        relax();
+      else
+        sched_yield();
+    }
+    busy_.store(false, std::memory_order_release);
+    return true;
+  }
+
+ private:
+  void work(int id, uint32_t seen) {
+    for (;;) {
+      int spins = 0;
+      while (generation_.load(std::memory_order_acquire) == seen && spins < kSpinsBeforeSleep) {
+        relax();
+        spins++;
+      }
+      if (generation_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        asleep_.fetch_add(1, std::memory_order_acq_rel);
+        wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+        asleep_.fetch_sub(1, std::memory_order_acq_rel);
+      }
+      seen++;
+      if (id < size_) flushed(body_, context_, id);
+      running_.fetch_sub(1, std::memory_order_acq_rel);
+    }
+  }
+
+  std::atomic<bool> busy_{false};
+  int workers_ = 0;
+  void (*body_)(void*, int) = nullptr;
+  void* context_ = nullptr;
+  int size_ = 0;
+  std::atomic<uint32_t> generation_{0};
+  std::atomic<int> running_{0};
+  std::atomic<int> asleep_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+std::atomic<Pool*> pool{nullptr};
+std::atomic<int> threads{0};
+
+Pool& the_pool() {
+  Pool* found = pool.load(std::memory_order_acquire);
+  if (found) return *found;
+  static std::once_flag once;
+  // Threads do not survive fork: the child starts with no pool and makes a new one when it needs it.
+  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); }); });
+  Pool* made = new Pool;
+  if (pool.compare_exchange_strong(found, made)) return *made;
+  delete made;
+  return *found;
+}
+
+}  // namespace
+
+void Barrier::wait() {
+  const int now = __atomic_load_n(&epoch, __ATOMIC_RELAXED);
+  if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == size) {
+    __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&epoch, now + 1, __ATOMIC_RELEASE);
+    return;
+  }
+  for (int spins = 0; __atomic_load_n(&epoch, __ATOMIC_ACQUIRE) == now; spins++) {
+    if (spins < kSpinsBeforeYield)
+      relax();
+    else
+      sched_yield();
+  }
+}
+
+int default_thread_count() {
+  if (const char* text = std::getenv("RNNFAST_NUM_THREADS")) {
+    char* end = nullptr;
+    const long n = std::strtol(text, &end, 10);
+    if (end == text || *end || n < 1 || n > 1024)
+      throw std::invalid_argument(
+          "RNNFAST_NUM_THREADS: expected a number from 1 to 1024, got '" + std::string(text) + "'");
+    return int(n);
+  }
+#if defined(__linux__)
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  const unsigned n = std::thread::hardware_concurrency();
+  return n ? int(n) : 1;
+}
+
+int thread_count() { return threads.load(std::memory_order_relaxed); }
+void set_thread_count(int n) { threads.store(n, std::memory_order_relaxed); }
+
+bool run_parallel(int n, void (*body)(void*, int), void* context) {
+  if (n > 1) return the_pool().run(n, body, context);
+  flushed(body, context, 0);
+  return true;
+}
+
+#if defined(__SSE2__)
+FlushDenormals::FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(uint32_t(saved_) | 0x8040); }
+FlushDenormals::~FlushDenormals() { _mm_setcsr(uint32_t(saved_)); }
+#elif defined(__aarch64__)
+FlushDenormals::FlushDenormals() {
+  asm volatile("mrs %0, fpcr" : "=r"(saved_));
+  asm volatile("msr fpcr, %0" ::"r"(saved_ | (1ull << 24)));
+}
+FlushDenormals::~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved_)); }
+#else
+FlushDenormals::FlushDenormals() : saved_(0) {}
+FlushDenormals::~FlushDenormals() { (void)saved_; }
+#endif
+
+}  // namespace rnnfast

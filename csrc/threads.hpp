@@ -1,0 +1,48 @@
+// Threads: one parallel region at a time on a small pool of our own, and the barrier inside it.
+//
+// Why not OpenMP: a process that has used libgomp hangs in a forked child that uses it again, each
+// framework brings its own copy, and its workers keep spinning beside ours. What is needed here is
+// small: one region for a whole sequence, a barrier a time step. Workers spin for some
+// microseconds after a region, so that a stream of calls finds them awake, then sleep.
+#pragma once
+
+#include <cstdint>
+
+namespace rnnfast {
+
+// The barrier of a team. Spins, and yields the processor when the others are late.
+struct alignas(64) Barrier {
+  int size;
+  alignas(64) int arrived = 0;
+  alignas(64) int epoch = 0;
+
+  explicit Barrier(int members) : size(members) {}
+  void wait();
+};
+
+int thread_count();
+void set_thread_count(int n);
+
+// The default: RNNFAST_NUM_THREADS, else the processors that this process may use. Throws
+// std::invalid_argument when the variable is not a number from 1 to 1024.
+int default_thread_count();
+
+// Calls body(context, id) for id 0 to n - 1 at once, id 0 on the calling thread, and returns when
+// all have. Denormals are flushed to zero inside on every thread, and the mode restored after.
+// Where another thread of the process is inside a region, or no worker can be started, returns
+// false and has done nothing.
+bool run_parallel(int n, void (*body)(void* context, int id), void* context);
+
+// Flushes denormals to zero while it lives.
+class FlushDenormals {
+ public:
+  FlushDenormals();
+  ~FlushDenormals();
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  uint64_t saved_;
+};
+
+}  // namespace rnnfast

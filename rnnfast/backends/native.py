@@ -1,0 +1,61 @@
+"""The C++ kernels as a backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import _native
+from ..spec import Spec, Steps
+from ..weights import Layer, Weights
+from . import Array
+
+
+def _kernel(spec: Spec) -> str:
+    if spec.cell == "gru":
+        return "gru_after" if spec.reset_after else "gru_before"
+    return f"rnn_{spec.nonlinearity}" if spec.cell == "rnn" else spec.cell
+
+
+class Native:
+    name = "native"
+
+    def supports(self, spec: Spec) -> bool:
+        return True
+
+    def prepare(self, spec: Spec, layer: Layer) -> Any:
+        kind = _native.LayerF32 if layer[0].w_hh.dtype == np.float32 else _native.LayerF64
+        return kind(_kernel(spec), [w[:4] for w in layer])
+
+    def directions(self, prepared: Any) -> int:
+        return int(prepared.directions)
+
+    def forward(
+        self,
+        spec: Spec,
+        prepared: Any,
+        x: Array,
+        steps: Steps,
+        state: tuple[Array | None, ...],
+        y: Array,
+        state_n: tuple[Array, ...],
+        save: bool,
+    ) -> Any:
+        c_n = state_n[1] if len(state_n) > 1 else None
+        return prepared.forward(x, *steps, *state, y, state_n[0], c_n, save)
+
+    def backward(
+        self,
+        spec: Spec,
+        prepared: Any,
+        saved: Any,
+        dy: Array | None,
+        dstate_n: tuple[Array | None, ...],
+    ) -> tuple[Array, list[Weights], tuple[Array, ...]]:
+        dx, dweights, dh_0, dc_0 = prepared.backward(saved, dy, *dstate_n)
+        dstate = (dh_0,) if dc_0 is None else (dh_0, dc_0)
+        return dx, [Weights(*w) for w in dweights], dstate
+
+
+BACKEND = Native()

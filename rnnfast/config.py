@@ -1,0 +1,80 @@
+"""Threads, and what is in use."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+
+from .arrays import describe
+from .backends import backends
+from .errors import UnsupportedError
+
+
+def _module() -> Any:
+    try:
+        from . import _native
+    except ImportError as error:
+        raise UnsupportedError(f"the native backend cannot be used here: {error}") from error
+    return _native
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call may use, in the whole process.
+
+    The default is RNNFAST_NUM_THREADS, else the number of processors that the process may use.
+    Small problems use fewer. Results are bit for bit the same for every number.
+
+    Parameters
+    ----------
+    n : int
+        1 to 1024.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If n is not such a number.
+    UnsupportedError
+        If the native backend cannot be loaded.
+    """
+    if not isinstance(n, int | np.integer) or isinstance(n, bool):
+        raise TypeError(f"n: expected an int, got {describe(n)}")
+    if not 1 <= n <= 1024:
+        raise ValueError(f"n: expected 1 to 1024 threads, got {n}")
+    _module().set_num_threads(int(n))
+
+
+def get_num_threads() -> int:
+    """How many threads a call may use; see `set_num_threads`."""
+    return int(_module().get_num_threads())
+
+
+def show_config() -> dict[str, Any]:
+    """Print and return versions, usable backends, the instruction set in use and the threads.
+
+    Returns
+    -------
+    dict
+        What was printed.
+    """
+    from . import __version__
+
+    config: dict[str, Any] = {
+        "rnnfast": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "platform": f"{sys.platform} {platform.machine()}",
+    }
+    for name, reason in backends().items():
+        config[f"backend {name}"] = "usable" if reason is None else reason
+    if config["backend native"] == "usable":
+        native = _module()
+        config["instruction set"] = native.get_isa()
+        config["instruction sets available"] = ", ".join(native.available_isas())
+        config["threads"] = native.get_num_threads()
+    width = max(map(len, config))
+    for key, value in config.items():
+        print(f"{key:<{width}}  {value}")
+    return config
