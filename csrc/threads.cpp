@@ -27,7 +27,7 @@ inline void relax() {
 #endif
 }
 
-constexpr int kSpinsBeforeYield = 20000;
+constexpr int kSpinsBeforeYield = 1000;
 constexpr int kSpinsBeforeSleep = 4000;
 
 void flushed(void (*body)(void*, int), void* context, int id) {

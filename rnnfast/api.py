@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import arrays, layers
+from . import arrays, checks, layers
 from .backends import Backend, get
 from .errors import UnsupportedError
-from .spec import CELLS, Spec
+from .spec import Spec
 from .weights import Layer, Weights, parse, rebuild
 
 Array = NDArray[Any]
@@ -86,16 +86,14 @@ def pack(
     """
     spec = _spec(cell, reset_after, nonlinearity)
     parsed = parse(weights, spec.info, None)
-    if dtype is not None:
-        if isinstance(dtype, str) and dtype in ("bfloat16", "int8"):
-            raise UnsupportedError(f"dtype: no backend packs {dtype} yet; float32 and float64 can")
-        kind = np.dtype(dtype)
-        arrays.check_dtype("dtype", kind)
-        parsed = [
-            tuple(Weights(*(None if a is None else a.astype(kind) for a in w)) for w in layer)
-            for layer in parsed
-        ]
-    return Packed(spec, get(backend, spec), parsed)
+    if isinstance(dtype, str) and dtype in ("bfloat16", "int8"):
+        raise UnsupportedError(f"dtype: no backend packs {dtype} yet; float32 and float64 can")
+    kind = parsed[0][0].w_hh.dtype if dtype is None else arrays.dtype("dtype", dtype)
+    copied = [
+        tuple(Weights(*(None if a is None else a.astype(kind) for a in w)) for w in layer)
+        for layer in parsed
+    ]
+    return Packed(spec, get(backend, spec), copied)
 
 
 def lstm(
@@ -243,7 +241,7 @@ def gru(
     ValueError, TypeError, UnsupportedError
         As `rnnfast.lstm` does.
     """
-    spec = Spec("gru", reset_after=_flag("reset_after", reset_after))
+    spec = Spec("gru", reset_after=checks.flag("reset_after", reset_after))
     return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).forward()
 
 
@@ -261,7 +259,7 @@ def gru_vjp(
     out: Any = None,
 ) -> tuple[Any, Any, Backward]:
     """`gru`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
-    spec = Spec("gru", reset_after=_flag("reset_after", reset_after))
+    spec = Spec("gru", reset_after=checks.flag("reset_after", reset_after))
     return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
 
 
@@ -396,7 +394,7 @@ class _Call:
         self.spec = spec
         self.like = x
         self.weights = weights
-        self.batch_first = _flag("batch_first", batch_first)
+        self.batch_first = checks.flag("batch_first", batch_first)
         if not isinstance(backend, str):
             raise TypeError(f"backend: expected a str, got {arrays.describe(backend)}")
         if isinstance(weights, Packed):
@@ -404,13 +402,11 @@ class _Call:
             self.parsed: list[Layer] = []
             if weights.spec != spec:
                 raise ValueError(
-                    f"weights: packed for {weights.spec.variants()}, "
-                    f"expected {spec.variants()}"
+                    f"weights: packed for {weights.spec.variants()}, expected {spec.variants()}"
                 )
             if backend not in ("auto", weights.backend.name):
                 raise ValueError(
-                    f"backend: the weights are packed for {weights.backend.name!r}, "
-                    f"got {backend!r}"
+                    f"backend: the weights are packed for {weights.backend.name!r}, got {backend!r}"
                 )
             self.backend = weights.backend
         else:
@@ -430,7 +426,9 @@ class _Call:
             data = data.swapaxes(0, 1)
         self.num_steps, self.batch, features = data.shape
         if self.num_steps == 0:
-            raise ValueError(f"x: expected at least one time step, got shape {arrays.take('x', x).shape}")
+            raise ValueError(
+                f"x: expected at least one time step, got shape {arrays.take('x', x).shape}"
+            )
 
         if self.packed is not None:
             if data.dtype != self.packed.dtype:
@@ -464,9 +462,17 @@ class _Call:
         self.state = self._state(state)
         self.lengths = self._lengths(lengths)
         self.dropout = _rate(dropout)
-        self.rng = _generator(rng) if self.dropout > 0 or rng is not None else None
+        self.rng = checks.generator(rng) if self.dropout > 0 or rng is not None else None
         self.y_shape = (self.num_steps, self.batch, self.directions * self.hidden)
+        self.given_out = out
         self.out = None if out is None else self._out(out)
+        # (T, B, D*H) to be written in place; out of another layout is copied to at the end.
+        self.into = self.out
+        if self.out is not None:
+            if self.unbatched:
+                self.into = self.out[:, None]
+            elif self.batch_first:
+                self.into = None
 
     def forward(self) -> tuple[Any, Any]:
         y, state_n, _ = self._run(save=False)
@@ -502,9 +508,6 @@ class _Call:
             if self.packed is None
             else self.packed.prepared
         )
-        into = self.out
-        if into is not None and self.batch_first and not self.unbatched:
-            into = None  # computed step by step, copied into the caller's layout at the end
         return layers.forward(
             self.spec,
             self.backend,
@@ -516,7 +519,7 @@ class _Call:
             self.lengths,
             self.dropout,
             self.rng,
-            into,
+            self.into,
             save,
         )
 
@@ -529,10 +532,8 @@ class _Call:
     def _give_y(self, y: Array) -> Any:
         if self.out is None:
             return arrays.give(self._layout(y), self.like)
-        if self.out.shape != y.shape or self.out is not y:
-            target = self._layout(self.out) if self.out.shape == y.shape else self.out
-            if not np.shares_memory(target, y):
-                target[...] = self._layout(y)
+        if self.into is None:
+            self.out[...] = self._layout(y)
         return self.given_out
 
     def _give_state(self, state: tuple[Array | None, ...]) -> Any:
@@ -595,9 +596,6 @@ class _Call:
         for name, value in inputs:
             if value is not None and np.may_share_memory(array, value):
                 raise ValueError(f"out: expected memory apart from {name}'s, got an overlap")
-        self.given_out = out
-        if self.unbatched:
-            return array[:, None]
         return array
 
     def _dy(self, dy: Any) -> Array | None:
@@ -619,18 +617,18 @@ class _Call:
 
 
 def _spec(cell: str, reset_after: bool, nonlinearity: str) -> Spec:
-    if not isinstance(cell, str) or cell not in CELLS:
-        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
-    allowed = CELLS[cell].nonlinearities
+    info = checks.cell(cell)
+    allowed = info.nonlinearities
     if allowed and nonlinearity not in allowed:
-        raise ValueError(f"nonlinearity: expected one of {', '.join(allowed)}, got {nonlinearity!r}")
-    return Spec(cell, _flag("reset_after", reset_after), nonlinearity if allowed else "tanh")
-
-
-def _flag(name: str, value: object) -> bool:
-    if isinstance(value, bool | np.bool_):
-        return bool(value)
-    raise TypeError(f"{name}: expected a bool, got {arrays.describe(value)}")
+        raise ValueError(
+            f"nonlinearity: expected one of {', '.join(allowed)}, got {nonlinearity!r}"
+        )
+    reset_after = checks.flag("reset_after", reset_after)
+    return Spec(
+        cell,
+        reset_after if info.has_reset_after else Spec.reset_after,
+        nonlinearity if allowed else Spec.nonlinearity,
+    )
 
 
 def _rate(dropout: Any) -> float:
@@ -639,13 +637,3 @@ def _rate(dropout: Any) -> float:
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout}")
     return float(dropout)
-
-
-def _generator(rng: Any) -> np.random.Generator:
-    if rng is None or isinstance(rng, np.random.Generator):
-        return np.random.default_rng(rng)
-    if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
-        if rng < 0:
-            raise ValueError(f"rng: expected a seed of at least 0, got {rng}")
-        return np.random.default_rng(int(rng))
-    raise TypeError(f"rng: expected a numpy Generator, an int or None, got {arrays.describe(rng)}")

@@ -50,6 +50,16 @@ def take(name: str, value: Any) -> NDArray[Any]:
         raise TypeError(f"{name}: {describe(value)} cannot be viewed by NumPy: {error}") from error
 
 
+def dtype(name: str, value: Any) -> np.dtype[Any]:
+    """The floating dtype that `value` names."""
+    try:
+        kind: np.dtype[Any] = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected float32 or float64, got {value!r}") from None
+    check_dtype(name, kind)
+    return kind
+
+
 def check_dtype(name: str, dtype: np.dtype[Any], like: np.dtype[Any] | None = None) -> None:
     if dtype not in FLOATS:
         raise TypeError(f"{name}: expected dtype float32 or float64, got {dtype}")

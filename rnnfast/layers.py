@@ -87,7 +87,7 @@ def forward(
     num_steps, batch, input_size = x.shape
     if lengths is None:
         ragged, steps = None, Steps(num_steps, batch)
-        rows = x.reshape(-1, input_size)
+        rows = x.reshape(num_steps * batch, input_size)
     else:
         ragged = Ragged.of(lengths)
         steps, rows = ragged.steps, ragged.pack(x)
@@ -105,7 +105,7 @@ def forward(
         part = slice(k * directions, (k + 1) * directions)
         into = None
         if out is not None and ragged is None and k + 1 == len(prepared):
-            into = out.reshape(-1, out.shape[-1])
+            into = out.reshape(num_steps * batch, out.shape[-1])
         if into is None:
             into = np.empty((rows.shape[0], directions * hidden), x.dtype)
         saved = backend.forward(
@@ -123,7 +123,7 @@ def forward(
         masks.append(mask)
 
     if ragged is None:
-        y = rows.reshape(num_steps, batch, -1)
+        y = rows.reshape(num_steps, batch, rows.shape[-1])
     else:
         y = ragged.pad(rows, num_steps)
         final = [ragged.unsort(f) for f in final]
@@ -133,9 +133,7 @@ def forward(
     h_n, c_n = final[0], final[1] if spec.info.has_c else None
     tape = None
     if save:
-        tape = Tape(
-            spec, backend, num_steps, steps, ragged, layers, masks, x.dtype, input_size
-        )
+        tape = Tape(spec, backend, num_steps, steps, ragged, layers, masks, x.dtype, input_size)
     return y, (h_n, c_n), tape
 
 
@@ -148,7 +146,7 @@ def backward(
         dy = None if dy is None else ragged.pack(dy)
         dstate = tuple(None if d is None else ragged.sort(d) for d in dstate)  # type: ignore[assignment]
     elif dy is not None:
-        dy = dy.reshape(-1, dy.shape[-1])
+        dy = dy.reshape(tape.steps.rows, dy.shape[-1])
 
     gradients: list[list[Weights]] = []
     initial: list[tuple[Array, ...]] = []
@@ -168,8 +166,8 @@ def backward(
         mask = tape.masks[k]
         dy = drows if mask is None else drows * mask
 
-    dx = ragged.pad(dy, tape.num_steps) if ragged is not None else dy
-    assert dx is not None
+    assert dy is not None  # there is at least one layer
+    dx = dy if ragged is None else ragged.pad(dy, tape.num_steps)
     d_initial = tuple(np.concatenate(parts[::-1]) for parts in zip(*initial, strict=True))
     if ragged is not None:
         d_initial = tuple(ragged.unsort(d) for d in d_initial)

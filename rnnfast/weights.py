@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import arrays
+from . import arrays, checks
 from .errors import UnsupportedError
-from .spec import CELLS, Cell
+from .spec import Cell
 
 
 class Weights(NamedTuple):
@@ -94,8 +94,7 @@ def parse(weights: object, cell: Cell, dtype: np.dtype[Any] | None) -> list[Laye
             )
         if layers and len(parts) != len(layers[0]):
             raise ValueError(
-                f"{name}: expected {len(layers[0])} direction(s) as in weights[0], "
-                f"got {len(parts)}"
+                f"{name}: expected {len(layers[0])} direction(s) as in weights[0], got {len(parts)}"
             )
         layer: list[Weights] = []
         for part_name, part in zip(part_names, parts, strict=True):
@@ -203,13 +202,12 @@ def init_weights(
 
     Raises
     ------
-    ValueError
-        For an unknown cell or a size below 1.
+    ValueError, TypeError
+        For an unknown cell, a size below 1, or an argument of the wrong kind.
     UnsupportedError
         For proj_size other than 0.
     """
-    if cell not in CELLS:
-        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
+    info = checks.cell(cell)
     sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
     for name, size in sizes.items():
         if not isinstance(size, int | np.integer) or isinstance(size, bool):
@@ -218,11 +216,12 @@ def init_weights(
             raise ValueError(f"{name}: expected at least 1, got {size}")
     if proj_size != 0:
         raise UnsupportedError(f"proj_size: no backend supports projection yet, got {proj_size}")
-    kind = np.dtype(dtype)
-    arrays.check_dtype("dtype", kind)
-    generator = np.random.default_rng(rng)
+    bidirectional = checks.flag("bidirectional", bidirectional)
+    bias = checks.flag("bias", bias)
+    kind = arrays.dtype("dtype", dtype)
+    generator = checks.generator(rng)
     bound = 1 / np.sqrt(hidden_size)
-    rows = len(CELLS[cell].gates) * hidden_size
+    rows = len(info.gates) * hidden_size
 
     def draw(*shape: int) -> NDArray[Any]:
         return generator.uniform(-bound, bound, shape).astype(kind)

@@ -105,7 +105,7 @@ def supporting(spec: Spec) -> tuple[str, ...]:
 def get(name: str, spec: Spec) -> Backend:
     """The backend called `name`, or the one that "auto" stands for, for this cell."""
     if name == "auto":
-        name = os.environ.get("RNNFAST_BACKEND", "auto")
+        name = os.environ.get("RNNFAST_BACKEND") or "auto"
     return _resolve(name, spec)
 
 
@@ -132,4 +132,3 @@ def _resolve(name: str, spec: Spec) -> Backend:
     raise UnsupportedError(
         f"backend {name!r} cannot be used here: {reason}; {', '.join(supporting(spec))} can"
     )
-

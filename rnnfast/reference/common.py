@@ -15,12 +15,13 @@ Array = NDArray[Any]
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow and accurate in both tails."""
     e = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, e) / (1 + e)
+    return np.asarray(np.where(x >= 0, 1, e) / (1 + e))
 
 
 def affine(x: Array, w: Array, b: Array | None) -> Array:
     """x W^T + b."""
-    return x @ w.T if b is None else x @ w.T + b
+    a: Array = x @ w.T
+    return a if b is None else a + b
 
 
 def affine_vjp(da: Array, x: Array, w: Array, b: Array | None) -> tuple[Array, Array, Array | None]:

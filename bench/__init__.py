@@ -1,0 +1,1 @@
+"""Timing rnnfast beside other implementations; see README.md."""

@@ -1,0 +1,83 @@
+"""One row: draw the inputs, check everyone's results, then time those that are right."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from . import peers
+from .load import Load, is_loaded
+from .problem import CELLS, Mode, Problem, draw, errors, tolerance
+from .shapes import TABLE, Shape
+from .timing import Call, interleave
+
+Row = dict[str, Any]  # see README.md; of JSON's types, because it crosses processes
+
+
+def row(
+    cell: str, shape: Shape, mode: Mode, threads: int, families: Iterable[str], budget: float
+) -> Row:
+    """Compare rnnfast with every peer of these families that can do it and is installed."""
+    spec = CELLS[cell]
+    problem = draw(spec, shape, mode)
+    calls: dict[str, Call] = {}
+    failed: dict[str, str] = {}
+    rivals = []
+    for peer in (*peers.OURS, *peers.THEIRS):
+        ours = peer in peers.OURS
+        wanted = ours or peer.name.partition("-")[0] in families
+        if not wanted or not peer.supports(spec, shape, mode) or peers.missing(peer):
+            continue
+        if not ours:
+            rivals.append(peer)
+        outcome = _checked(peer, problem, threads)
+        if isinstance(outcome, str):
+            failed[peer.name] = outcome
+        else:
+            calls[peer.name] = outcome
+    own = [peer.name for peer in peers.OURS if peer.supports(spec, shape, mode)]
+    load = Load()
+    timings = {} if failed.keys() & own else interleave(calls, budget)
+    others = load.others() if timings else None
+    return {
+        "threads": threads,
+        "mode": mode,
+        "cell": cell,
+        "shape": dataclasses.asdict(shape),
+        "name": str(shape),
+        "in_table": shape in TABLE,
+        "other_cores": others,
+        "loaded": is_loaded(others),
+        "failed": failed,
+        "times_ms": {
+            name: {**t.milliseconds()._asdict(), "rounds": len(t.rounds), "calls": t.calls()}
+            for name, t in timings.items()
+        },
+        "rivals": [
+            {
+                "peer": peer.name,
+                "against": own[-1] if peer.prepacked else own[0],
+                "ratios": {
+                    name: timings[peer.name].over(timings[name])._asdict()
+                    for name in own
+                    if peer.name in timings
+                },
+            }
+            for peer in rivals
+        ],
+    }
+
+
+def _checked(peer: peers.Peer, problem: Problem, threads: int) -> Call | str:
+    """The call to time, or why it may not be."""
+    try:
+        contender = peer.make(problem, threads)
+        found = errors(problem, contender.results(contender.run()))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    worst = max(found, key=found.__getitem__)
+    allowed = tolerance(problem.shape)
+    if found[worst] <= allowed:
+        return contender.run
+    return f"error of {worst} {found[worst]:.2g}, above {allowed:.2g}"

@@ -1,0 +1,87 @@
+"""Timing of competing callables, interleaved.
+
+On a shared, noisy machine a number on its own means little, so competitors take turns: a round has
+one block of calls of each, in shuffled order, and ratios are taken within rounds. A block begins
+with a pause, because worker threads of the competitor before may still spin and take a core, and
+with a call that is not counted, which brings data and code back into the caches.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PAUSE = 0.02  # seconds before a block
+BLOCK = 0.01  # seconds that the counted calls of a block last, at least
+MIN_ROUNDS = 3
+
+Call = Callable[[], Any]
+
+
+class Spread(NamedTuple):
+    """The median and the quartiles around it."""
+
+    median: float
+    q1: float
+    q3: float
+
+    @classmethod
+    def of(cls, values: Any) -> Spread:
+        return cls(*(float(q) for q in np.quantile(values, (0.5, 0.25, 0.75))))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Nanoseconds of every counted call of one competitor, one list for each round."""
+
+    rounds: list[list[int]]
+
+    def milliseconds(self) -> Spread:
+        return Spread.of(np.concatenate(self.rounds) / 1e6)
+
+    def calls(self) -> int:
+        return sum(map(len, self.rounds))
+
+    def over(self, other: Timing) -> Spread:
+        """How many times longer than `other`: the ratio of the medians of each round."""
+        pairs = zip(self.rounds, other.rounds, strict=True)
+        return Spread.of([np.median(mine) / np.median(its) for mine, its in pairs])
+
+
+def interleave(
+    calls: Mapping[str, Call],
+    budget: float,
+    *,
+    seed: int = 0,
+    clock: Callable[[], int] = time.perf_counter_ns,
+    sleep: Callable[[float], None] = time.sleep,
+) -> dict[str, Timing]:
+    """Time callables in turns for about `budget` seconds, and at least MIN_ROUNDS rounds."""
+    end = clock() + budget * 1e9
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        repeats[name] = max(1, round(BLOCK * 1e9 / max(1, _time(call, clock))))
+    timings = {name: Timing([]) for name in calls}
+    order, rng = list(calls), random.Random(seed)
+    rounds = 0
+    while rounds < MIN_ROUNDS or clock() < end:
+        rng.shuffle(order)
+        for name in order:
+            call = calls[name]
+            sleep(PAUSE)
+            call()
+            timings[name].rounds.append([_time(call, clock) for _ in range(repeats[name])])
+        rounds += 1
+    return timings
+
+
+def _time(call: Call, clock: Callable[[], int]) -> int:
+    start = clock()
+    call()
+    return clock() - start

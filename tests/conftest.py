@@ -1,0 +1,110 @@
+"""Fixtures that draw from the registries, so that no test lists cells, backends or dtypes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from helpers import DTYPES, usable_backends
+from hypothesis import HealthCheck, settings
+
+import rnnfast
+from rnnfast.spec import Spec, all_specs
+
+settings.register_profile(
+    "default",
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    # The fixtures only name a backend and choose its instruction set: the same for each example.
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=500)
+settings.load_profile("default")
+
+
+def available_isas() -> list[str]:
+    """The instruction sets of the native backend that this machine can run."""
+    if "native" not in usable_backends():
+        return []
+    from rnnfast import _native
+
+    return list(_native.available_isas())
+
+
+def targets() -> list[str]:
+    """Every usable backend; the native one once for each instruction set, as native@avx2."""
+    isas = [f"native@{isa}" for isa in available_isas()]
+    return [*isas, *(name for name in usable_backends() if name != "native" or not isas)]
+
+
+def pytest_report_header() -> list[str]:
+    lines = [f"rnnfast {rnnfast.__version__}, tested: {', '.join(targets())}"]
+    lines += [
+        f"  NOT tested: backend {name}: {reason}"
+        for name, reason in rnnfast.backends().items()
+        if reason is not None
+    ]
+    return lines
+
+
+def pytest_sessionstart() -> None:
+    """Fail where a backend that RNNFAST_REQUIRE_BACKENDS names cannot be tested."""
+    status = rnnfast.backends()
+    for name in filter(None, os.environ.get("RNNFAST_REQUIRE_BACKENDS", "").split(",")):
+        reason = status.get(name.strip(), "there is no such backend")
+        if reason is not None:
+            raise pytest.UsageError(f"RNNFAST_REQUIRE_BACKENDS: {name}: {reason}")
+
+
+@pytest.fixture(params=usable_backends())
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=all_specs(), ids=Spec.variants)
+def spec(request: pytest.FixtureRequest) -> Spec:
+    found: Spec = request.param
+    return found
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+NO_NATIVE = pytest.param("", marks=pytest.mark.skip("the native backend is not usable"))
+
+
+@pytest.fixture(params=available_isas() or [NO_NATIVE])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An instruction set, in use by the native backend during the test."""
+    with use_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=targets())
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a backend, once for each of its instruction sets, which is in use."""
+    name, _, wanted = request.param.partition("@")
+    with use_isa(wanted):
+        yield name
+
+
+@contextmanager
+def use_isa(name: str) -> Iterator[None]:
+    """Choose an instruction set, if one is named, and put the former one back."""
+    if not name:
+        yield
+        return
+    from rnnfast import _native
+
+    before = _native.get_isa()
+    _native.set_isa(name)
+    try:
+        yield
+    finally:
+        _native.set_isa(before)

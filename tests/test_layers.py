@@ -1,0 +1,93 @@
+"""What the layers above hand to a backend is what the protocol promises it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, Case, problem, run
+
+from rnnfast.backends import get
+from rnnfast.spec import Spec, Steps
+
+
+def assert_plain(array: Array | None, shape: tuple[int, ...], dtype: str) -> None:
+    if array is not None:
+        assert type(array) is np.ndarray
+        assert array.shape == shape
+        assert array.dtype == dtype
+        assert array.flags.c_contiguous
+        assert array.flags.aligned
+
+
+@pytest.mark.parametrize("L", [1, 2])
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("dropout", [0, 0.5])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_the_protocol(
+    L: int,
+    D: int,
+    ragged: bool,
+    dropout: float,
+    batch_first: bool,
+    spec: Spec,
+    dtype: str,
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every array is C-contiguous, aligned, of one dtype and of the documented shape."""
+    B, H = 5, 3
+    kind = type(get(backend, spec))
+    forward, backward = kind.forward, kind.backward
+    calls: list[Steps] = []
+
+    def checked_forward(
+        self: Any,
+        spec: Spec,
+        prepared: Any,
+        x: Array,
+        steps: Steps,
+        state: Any,
+        y: Array,
+        state_n: Any,
+        save: bool,
+    ) -> Any:
+        assert steps.batch == B
+        sizes = steps.sizes()
+        assert len(sizes) == steps.num_steps
+        assert all(B >= a >= b >= 1 for a, b in pairwise(sizes))
+        features = 2 if len(calls) == 0 else D * H
+        assert_plain(x, (steps.rows, features), dtype)
+        assert_plain(y, (steps.rows, D * H), dtype)
+        assert y.flags.writeable
+        assert len(state) == 2
+        assert len(state_n) == 1 + spec.info.has_c
+        for array in (*state, *state_n):
+            assert_plain(array, (D, B, H), dtype)
+        if steps.batch_sizes is not None:
+            assert_plain(steps.batch_sizes, (steps.num_steps,), "int64")
+        calls.append(steps)
+        return forward(self, spec, prepared, x, steps, state, y, state_n, save)
+
+    def checked_backward(
+        self: Any, spec: Spec, prepared: Any, saved: Any, dy: Array, dstate_n: Any
+    ) -> Any:
+        steps = calls.pop()
+        assert_plain(dy, (steps.rows, D * H), dtype)
+        for array in dstate_n:
+            assert_plain(array, (D, B, H), dtype)
+        dx, dweights, dstate = backward(self, spec, prepared, saved, dy, dstate_n)
+        assert_plain(dx, (steps.rows, 2 if len(calls) == 0 else D * H), dtype)
+        assert len(dweights) == D
+        for array in dstate:
+            assert_plain(array, (D, B, H), dtype)
+        return dx, dweights, dstate
+
+    monkeypatch.setattr(kind, "forward", checked_forward)
+    monkeypatch.setattr(kind, "backward", checked_backward)
+    p = problem(Case(spec, T=B, B=B, I=2, H=H, L=L, D=D, dtype=dtype, ragged=ragged))
+    run(p.map(np.asfortranarray), backend, batch_first=batch_first, dropout=dropout, rng=0)
+    assert not calls

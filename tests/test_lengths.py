@@ -1,0 +1,120 @@
+"""Rows of different lengths: each row gets what it would get alone, and nothing past its end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, Case, Problem, assert_same_bits, gradients, problem, run, vjp
+from tolerance import TORCH, assert_close
+
+from rnnfast.spec import Spec
+
+LENGTHS = [[3, 0, 5, 1, 5, 2], [5, 4, 3, 2, 1, 0], [0, 0, 1, 2, 2, 4], [2, 2, 2, 2, 2, 2]]
+
+
+def ragged(spec: Spec, lengths: list[int], directions: int = 2, dtype: str = "float64") -> Problem:
+    p = problem(Case(spec, T=5, B=6, I=3, H=17, L=2, D=directions, dtype=dtype))
+    p.lengths = np.array(lengths)
+    return p
+
+
+def one_row(p: Problem, b: int) -> Problem:
+    """Row b alone, cut at its end."""
+    n = int(p.lengths[b])
+    part = {
+        k: v[:, b : b + 1]
+        for k, v in vars(p).items()
+        if k in ("h_0", "c_0", "dh_n", "dc_n") and v is not None
+    }
+    return replace(p, x=p.x[:n, b : b + 1], dy=p.dy[:n, b : b + 1], lengths=None, **part)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_each_row_is_as_if_alone(
+    lengths: list[int], directions: int, spec: Spec, target: str
+) -> None:
+    p = ragged(spec, lengths, directions)
+    results = run(p, target)
+    total: dict[str, Array] = {}
+    for b, n in enumerate(lengths):
+        row = {k: results[k][:, b : b + 1] for k in results if not k.startswith("dw")}
+        assert not row["y"][n:].any()
+        assert not row["dx"][n:].any()
+        row["y"], row["dx"] = row["y"][:n], row["dx"][:n]
+        if n == 0:
+            pairs = [("h_n", p.h_0), ("dh_0", p.dh_n), ("c_n", p.c_0), ("dc_0", p.dc_n)]
+            for name, given in pairs:
+                if given is not None:
+                    np.testing.assert_array_equal(row[name], given[:, b : b + 1])
+            continue
+        alone = run(one_row(p, b), target)
+        assert_close(row, {k: alone[k] for k in row}, TORCH)
+        for name in alone.keys() - row.keys():
+            total[name] = total.get(name, 0) + alone[name]
+    assert_close({name: results[name] for name in total}, total, TORCH)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_padding_is_never_read(directions: int, spec: Spec, dtype: str, target: str) -> None:
+    p = ragged(spec, [3, 0, 5, 1, 5, 2], directions, dtype)
+    wanted = run(p, target)
+    for b, n in enumerate(p.lengths):
+        p.x[n:, b] = p.dy[n:, b] = np.nan
+    assert_same_bits(run(p, target), wanted)
+
+
+def test_full_lengths_are_no_lengths(spec: Spec, target: str) -> None:
+    p = ragged(spec, [5] * 6)
+    assert_close(run(p, target), run(replace(p, lengths=None), target), TORCH)
+
+
+def test_all_rows_empty(spec: Spec, dtype: str, target: str) -> None:
+    """The state passes through every layer untouched, and so do its gradients."""
+    p = ragged(spec, [0] * 6, dtype=dtype)
+    results = run(p, target)
+    assert results["y"].shape == p.dy.shape
+    np.testing.assert_array_equal(results["h_n"], p.h_0)
+    np.testing.assert_array_equal(results["dh_0"], p.dh_n)
+    others = results.keys() - {"h_n", "c_n", "dh_0", "dc_0"}
+    assert not any(results[name].any() for name in others)
+
+
+def test_order_of_rows_does_not_matter(spec: Spec, target: str) -> None:
+    p = ragged(spec, [3, 0, 5, 1, 5, 2])
+    order = np.array([4, 2, 0, 5, 1, 3])
+    moved = p.map(lambda a: a[:, order] if a.ndim == 3 else a)
+    moved.lengths = p.lengths[order]
+    wanted = {k: v[:, order] if v.ndim == 3 else v for k, v in run(p, target).items()}
+    assert_close(run(moved, target), wanted, TORCH)
+
+
+KINDS: dict[str, Any] = {
+    **{
+        f"{kind}{bits}": np.dtype(f"{kind}{bits}").type
+        for kind in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
+    "big-endian": lambda a: np.asarray(a, ">i4"),
+    "list": list,
+    "tuple": tuple,
+    "strided": lambda a: np.repeat(a, 2)[::2],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_lengths(kind: str, target: str) -> None:
+    p = ragged(Spec("lstm"), [3, 0, 5, 1, 5, 2])
+    wanted = run(p, target)
+    assert_same_bits(run(replace(p, lengths=KINDS[kind]([3, 0, 5, 1, 5, 2])), target), wanted)
+
+
+def test_lengths_may_be_changed_before_backward(spec: Spec, target: str) -> None:
+    p = ragged(spec, [3, 0, 5, 1, 5, 2])
+    wanted = run(p, target)
+    results, backward = vjp(p, target)
+    p.lengths[:] = 77
+    assert_same_bits(results | gradients(p, backward), wanted)

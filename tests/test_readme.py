@@ -1,0 +1,36 @@
+"""README.md is true: its example runs, its table is the registry's, its names and files exist."""
+
+import re
+
+import pytest
+
+import rnnfast
+from docs.support_table import README, update
+
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_first_example(backend, monkeypatch):
+    monkeypatch.setenv("RNNFAST_BACKEND", backend)
+    example = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    assert len(example.splitlines()) <= 10
+    names = {}
+    exec(example, names)
+    before = names["loss"]
+    y, _ = rnnfast.lstm(names["x"], names["weights"])
+    assert (y**2).mean() < before
+
+
+def test_support_table():
+    assert update(TEXT) == TEXT, "run: python -m docs.support_table --write"
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`rnnfast\.(\w+)", TEXT))))
+def test_names(name):
+    assert hasattr(rnnfast, name)
+
+
+def test_links():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)
+    assert links
+    assert all((README.parent / link).exists() for link in links)
