@@ -1,47 +1,44 @@
 // Uninitialised memory for numbers, aligned for vectors, and on huge pages where it is large.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <limits>
-#include <new>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace rnnfast {
+
+// A block of at least `bytes`. Some freed blocks are kept for the next request: the pages of a
+// fresh one cost more than the time loop of a small layer takes. Throws std::bad_alloc.
+struct MemoryBlock {
+  void* data = nullptr;
+  size_t bytes = 0;
+};
+MemoryBlock acquire_block(size_t bytes);
+void release_block(MemoryBlock block);
 
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t count) {
-    if (count <= 0) return;
-    constexpr size_t huge = size_t(2) << 20;
-    if (uint64_t(count) > (std::numeric_limits<size_t>::max() - huge) / sizeof(T))
-      throw std::bad_alloc();
-    const size_t bytes = size_t(count) * sizeof(T);
-    const size_t alignment = bytes >= 2 * huge ? huge : 64;
-    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    data_ = static_cast<T*>(std::aligned_alloc(alignment, rounded));
-    if (!data_) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (alignment == huge) madvise(data_, rounded, MADV_HUGEPAGE);
-#endif
-  }
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
+  explicit Buffer(int64_t count)
+      : block_(count > 0 ? acquire_block(byte_count(count)) : MemoryBlock{}) {}
+  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, MemoryBlock{})) {}
   Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(data_, other.data_);
+    std::swap(block_, other.block_);
     return *this;
   }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() {
+    if (block_.data) release_block(block_);
+  }
 
-  T* get() const { return data_; }
+  T* get() const { return static_cast<T*>(block_.data); }
 
  private:
-  T* data_ = nullptr;
+  static size_t byte_count(int64_t count) {
+    size_t bytes;
+    return __builtin_mul_overflow(uint64_t(count), sizeof(T), &bytes) ? SIZE_MAX : bytes;
+  }
+  MemoryBlock block_;
 };
 
 }  // namespace rnnfast

@@ -1,5 +1,11 @@
 """Fused LSTM, GRU and vanilla RNN kernels, forward and back-propagation through time."""
 
+import pkgutil
+
+# From a source checkout, `python -m bench` finds this folder before the installed package; the
+# compiled module stands in the latter.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
 from .api import (
     Packed,
     gated,

@@ -1,296 +1,45 @@
-"""What the native backend promises beyond the right numbers: which bits, and good manners.
-
-Its functions' errors, results that depend neither on threads nor on the size of the batch,
-denormals, fork, several callers at once, a clean exit, and its environment variables.
-"""
+"""The native backend's manners in a process: denormals, threads, fork, exit, environment."""
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
-import threading
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
-from helpers import (
-    Array,
-    Case,
-    assert_same_bits,
-    forward,
-    function,
-    problem,
-    python,
-    run,
-    usable_backends,
-    variant,
-)
+from helpers import Array, Case, Problem, assert_same_bits, problem, python, run, vjp
 
 import rnnfast
 from rnnfast.spec import Spec, all_specs
 
-if "native" not in usable_backends():
-    pytest.skip(
-        f"the native backend is not usable: {rnnfast.backends()['native']}",
-        allow_module_level=True,
-    )
-from rnnfast import _native
-
-# The maximum errors that csrc/simd/math.hpp states, in units in the last place.
-MAX_ULP = {"exp": 2.0, "sigmoid": 3.0, "tanh": 3.0}
-# From where exp may return infinity, a little before the true value overflows.
-EXP_OVERFLOWS = {"float32": 88.37, "float64": 709.43}
-
-
-@pytest.fixture(params=MAX_ULP)
-def activation(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    """Put the number of threads back."""
-    before = rnnfast.get_num_threads()
-    yield
-    rnnfast.set_num_threads(before)
-
-
-@cache
-def arguments(dtype: str) -> Array:
-    """Finite numbers over the whole range: in float32 every 997th bit pattern, in float64 random
-    patterns; and in both, dense samples of where the functions bend, saturate and underflow.
-    """
-    rng = np.random.default_rng(0)
-    kind = np.dtype(dtype)
-    if dtype == "float32":
-        patterns = np.arange(0, 2**32, 997, dtype=np.uint64).astype(np.uint32).view(kind)
-        count, edge = 100_000, 90
-    else:
-        patterns = rng.integers(0, 2**64, 4000, dtype=np.uint64).view(kind)
-        count, edge = 3000, 711
-    tiny = np.finfo(kind).tiny
-    parts = [
-        patterns,
-        rng.uniform(-1, 1, count),
-        rng.uniform(-25, 25, count),
-        rng.uniform(-edge, edge, count),
-        rng.choice([-1, 1], count) * 10 ** rng.uniform(-8, 2, count),
-        np.log(2) * (rng.integers(-edge, edge, count) + 0.5),  # where the reduced argument jumps
-        [0.0, -0.0, tiny, -tiny, tiny / 2, np.finfo(kind).smallest_subnormal, 0.5, 1, 2, 20, 44],
-    ]
-    with np.errstate(over="ignore"):
-        x = np.concatenate([np.asarray(p, kind) for p in parts])
-    return x[np.isfinite(x)]
-
-
-def exactly(name: str, x: Array) -> Array:
-    """The function in float64, correct to far less than a unit of float32."""
-    x = x.astype(np.float64)
-    with np.errstate(over="ignore", under="ignore"):
-        if name == "tanh":
-            return np.tanh(x)
-        e = np.exp(-np.abs(x)) if name == "sigmoid" else np.exp(x)
-        return np.where(x >= 0, 1, e) / (1 + e) if name == "sigmoid" else e
-
-
-@cache
-def truth(name: str, dtype: str) -> tuple[Array, Array]:
-    """The function's value rounded to dtype, and the rest that rounding left, in ULP."""
-    x = arguments(dtype)
-    if dtype == "float32":
-        value = exactly(name, x)
-        with np.errstate(over="ignore", under="ignore"):
-            rounded = value.astype(dtype)
-        with np.errstate(invalid="ignore"):
-            return rounded, (value - rounded) / unit(rounded)
-    mpmath = pytest.importorskip("mpmath")
-    rounded, rest = np.empty_like(x), np.empty_like(x)
-    with mpmath.workprec(120):
-        functions = {
-            "exp": mpmath.exp,
-            "tanh": mpmath.tanh,
-            "sigmoid": lambda v: 1 / (1 + mpmath.exp(-v)),
-        }
-        for k, v in enumerate(x):
-            if abs(v) > 2000:  # saturated; the exact value has too large an exponent
-                rounded[k] = {"exp": np.inf if v > 0 else 0, "tanh": np.sign(v)}.get(name, v > 0)
-                rest[k] = 0
-                continue
-            exact = functions[name](mpmath.mpf(float(v)))
-            rounded[k] = float(exact)
-            rest[k] = 0
-            if np.isfinite(rounded[k]):
-                rest[k] = float((exact - mpmath.mpf(float(rounded[k]))) / unit(rounded[k]))
-    return rounded, rest
-
-
-def unit(rounded: Any) -> Any:
-    """The distance of neighbouring floats at a value; that of the smallest normal ones at 0."""
-    info = np.finfo(np.asarray(rounded).dtype)
-    with np.errstate(invalid="ignore"):
-        return np.spacing(np.maximum(np.abs(rounded), info.tiny)).astype(np.float64)
-
-
-def test_errors_of_functions(activation: str, dtype: str, isa: str) -> None:
-    x = arguments(dtype)
-    rounded, rest = truth(activation, dtype)
-    got = _native.evaluate(activation, x)
-    assert got.dtype == dtype
-    assert not np.isnan(got).any()
-    tiny = np.finfo(dtype).tiny
-    flushed = (np.abs(rounded) < tiny) & (got == 0)
-    ok = flushed | (got == rounded)
-    if activation == "exp":
-        ok |= np.isinf(got) & (got > 0) & (x >= EXP_OVERFLOWS[dtype])
-    with np.errstate(invalid="ignore", over="ignore"):
-        # got - rounded is exact, as they are neighbours; the rest is what rounding hid.
-        error = np.where(ok, 0, np.abs((got.astype(np.float64) - rounded) / unit(rounded) - rest))
-    worst = int(error.argmax())
-    assert error[worst] <= MAX_ULP[activation], (
-        f"{activation}({float(x[worst]).hex()}) = {float(got[worst]).hex()} is off by "
-        f"{error[worst]:.2f} ULP"
-    )
-
-
-def test_stated_errors_are_not_far_off(activation: str, dtype: str, isa: str) -> None:
-    """The header does not state more than twice what is there: the sample finds hard cases."""
-    rounded, rest = truth(activation, dtype)
-    got = _native.evaluate(activation, arguments(dtype)).astype(np.float64)
-    normal = (np.abs(rounded) > np.finfo(dtype).tiny) & np.isfinite(got) & np.isfinite(rounded)
-    error = np.abs((got - rounded)[normal] / unit(rounded)[normal] - rest[normal])
-    assert error.max() > MAX_ULP[activation] / 3
-
-
-def test_special_arguments(activation: str, dtype: str, isa: str) -> None:
-    x = np.array([np.inf, -np.inf, np.nan, -np.nan, 0.0, -0.0], dtype)
-    got = _native.evaluate(activation, x)
-    limits = {"exp": (np.inf, 0, 1), "sigmoid": (1, 0, 0.5), "tanh": (1, -1, 0)}[activation]
-    assert got[0] == limits[0]
-    assert got[1] == limits[1]
-    assert np.isnan(got[2:4]).all()
-    assert (got[4:] == limits[2]).all()
-    if activation == "tanh":
-        np.testing.assert_array_equal(np.signbit(got[4:]), [False, True])
-
-
-def test_functions_keep_their_order(activation: str, dtype: str, isa: str) -> None:
-    """Within their error, the functions rise; they never leave their range."""
-    x = np.sort(arguments(dtype))
-    got = _native.evaluate(activation, x)
-    low = -1 if activation == "tanh" else 0
-    assert got.min() >= low
-    if activation != "exp":
-        assert got.max() <= 1
-    with np.errstate(invalid="ignore"):
-        fall = np.where(got[1:] >= got[:-1], 0, got[:-1] - got[1:])
-    assert (fall <= 2 * MAX_ULP[activation] * unit(got[:-1])).all()
-
-
-def test_lanes_do_not_matter(activation: str, dtype: str, isa: str) -> None:
-    """A number has one result, wherever in a vector or in its tail it stands."""
-    x = np.resize(np.linspace(-9, 9, 37), 41).astype(dtype)
-    whole = _native.evaluate(activation, x)
-    for start in range(len(x)):
-        np.testing.assert_array_equal(_native.evaluate(activation, x[start:].copy()), whole[start:])
-    np.testing.assert_array_equal(whole[37:], whole[:4])
-    assert _native.evaluate(activation, x[:0]).size == 0
-
-
-# Sizes at which every way of dividing the work among threads is met.
-SHAPES = [(7, 33, 65), (9, 1, 200), (5, 130, 17), (3, 2, 700), (2, 400, 64)]
-
-
-@pytest.mark.parametrize(("T", "B", "H"), SHAPES, ids="T{0}-B{1}-H{2}".format)
-@pytest.mark.parametrize("D", [1, 2])
-@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-def test_threads_do_not_matter(
-    T: int, B: int, H: int, D: int, ragged: bool, spec: Spec, dtype: str, isa: str
-) -> None:
-    p = problem(Case(spec, T=T, B=B, I=48, H=H, D=D, dtype=dtype, ragged=ragged))
-    found = []
-    for threads in (1, 2, 3, 4, 7):
-        rnnfast.set_num_threads(threads)
-        assert rnnfast.get_num_threads() == threads
-        found.append(run(p, "native"))
-    for other in found[1:]:
-        assert_same_bits(other, found[0])
-
-
-@pytest.mark.parametrize("H", [5, 33, 200])
-@pytest.mark.parametrize("D", [1, 2])
-def test_the_batch_does_not_matter(H: int, D: int, spec: Spec, dtype: str, isa: str) -> None:
-    """A row has the same bits in a batch of any size, at any place in it."""
-    whole = problem(Case(spec, T=5, B=37, I=31, H=H, D=D, dtype=dtype))
-    wanted = run(whole, "native")
-    names = ("x", "h_0", "c_0", "dy", "dh_n", "dc_n")
-    for rows in (slice(0, 1), slice(36, 37), slice(3, 20), slice(1, 36)):
-        parts = {k: None if (v := getattr(whole, k)) is None else v[:, rows] for k in names}
-        found = run(replace(whole, **parts), "native")
-        rowwise = {k: v for k, v in found.items() if not k.startswith("dw")}
-        assert_same_bits(rowwise, {k: wanted[k][:, rows] for k in rowwise})
-
-
-@pytest.mark.parametrize("B", [1, 4])
-@pytest.mark.parametrize("packed", [False, True])
-def test_steps_may_be_taken_one_by_one(
-    B: int, packed: bool, spec: Spec, dtype: str, isa: str
-) -> None:
-    """Single steps, chained by the state, give the bits of the whole sequence."""
-    p = problem(Case(spec, T=9, B=B, I=31, H=33, L=2, dtype=dtype))
-    wanted = forward(p, "native")
-    weights = rnnfast.pack(p.weights, **variant(spec), backend="native") if packed else p.weights
-    state, outputs = p.state, []
-    for t in range(9):
-        y, state = function(spec)(p.x[t : t + 1], weights, state, backend="native")
-        outputs.append(y)
-    last = dict(zip(("h_n", "c_n"), state if spec.info.has_c else (state,), strict=False))
-    assert_same_bits({"y": np.concatenate(outputs), **last}, wanted)
-
-
-@pytest.mark.parametrize("cut", [1, 4, 8])
-def test_a_sequence_may_be_cut(cut: int, spec: Spec, dtype: str, isa: str) -> None:
-    p = problem(Case(spec, T=9, B=3, I=31, H=33, L=2, dtype=dtype))
-    wanted = forward(p, "native")
-    first = forward(replace(p, x=p.x[:cut]), "native")
-    rest = replace(p, x=p.x[cut:], h_0=first["h_n"], c_0=first.get("c_n"))
-    second = forward(rest, "native")
-    y = np.concatenate([first["y"], second["y"]])
-    assert_same_bits({**second, "y": y}, wanted)
-
-
-def test_training_gives_the_bits_of_inference(spec: Spec, dtype: str, isa: str) -> None:
-    p = problem(Case(spec, T=6, B=9, I=31, H=33, L=2, D=2, dtype=dtype))
-    outputs = forward(p, "native")
-    trained = run(p, "native")
-    assert_same_bits(outputs, {name: trained[name] for name in outputs})
-
+_native = pytest.importorskip("rnnfast._native", exc_type=ImportError)
 
 SMALL = {"float32": 1e-39, "float64": 1e-310}
 
 
+def scaled(p: Problem, dtype: str) -> Problem:
+    """p with numbers so small that all but the largest are denormal."""
+    return p.map(lambda a: a * np.asarray(SMALL[dtype], dtype))
+
+
 def denormals_survive() -> bool:
-    """Whether this thread multiplies denormal numbers, in scalars and in vectors."""
-    singles, doubles = np.full(64, 1e-39, np.float32), np.full(64, 1e-310)
+    """Whether this thread calculates with denormal numbers, in scalars and in vectors."""
     return bool(
         np.float32(1e-39) * np.float32(1) != 0
         and float("1e-310") * 0.5 != 0
-        and (singles * np.float32(0.5)).all()
-        and (doubles * 0.5).all()
+        and (np.full(64, 1e-39, np.float32) * np.float32(0.5)).all()
+        and (np.full(64, 1e-310) * 0.5).all()
     )
 
 
 def test_denormals(spec: Spec, dtype: str, isa: str) -> None:
     """They raise nothing, and the caller's treatment of denormals is as before the call."""
-    p = problem(Case(spec, T=5, B=3, I=31, H=33, L=2, D=2, dtype=dtype))
-    assert denormals_survive()
-    p = p.map(lambda a: a * a.dtype.type(SMALL[dtype]))
+    p = scaled(problem(Case(spec, T=5, B=3, I=31, H=33, L=2, D=2, dtype=dtype)), dtype)
     assert (p.x != 0).any()
-    rnnfast.set_num_threads(2)
+    assert denormals_survive()
     found = run(p, "native")
     assert all(np.isfinite(a).all() for a in found.values())
     assert denormals_survive()
@@ -299,10 +48,295 @@ def test_denormals(spec: Spec, dtype: str, isa: str) -> None:
         assert pool.submit(denormals_survive).result()
 
 
-def test_denormals_survive_errors(isa: str) -> None:
-    p = problem(Case(Spec("lstm"), dtype="float32"))
-    with pytest.raises(ValueError, match="lengths"):
-        forward(p, "native", out=None, **{"weights": p.weights, "rng": -1}) if False else forward(
-            replace(p, lengths=np.array([9, 9, 9])), "native"
-        )
-    assert denormals_survive()
+def fastest(call: Callable[[], object]) -> float:
+    times = []
+    for _ in range(7):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def test_denormals_are_not_slow(dtype: str, isa: str) -> None:
+    """Without flushing they slow the loop 70 times; a factor of 4 leaves room for noise."""
+    case = Case(Spec("lstm"), T=50, B=4, I=64, H=64, dtype=dtype, bias="none", state="none")
+    normal = problem(case)
+    small = replace(normal, x=normal.x * np.asarray(SMALL[dtype], dtype))
+    tiny_gradient = scaled(normal, dtype)
+    tiny_gradient.x, tiny_gradient.weights = normal.x, normal.weights
+
+    def forward_of(p: Problem) -> Callable[[], object]:
+        return lambda: vjp(p, "native")
+
+    def backward_of(p: Problem) -> Callable[[], object]:
+        _, backward = vjp(normal, "native")
+        return lambda: backward(p.dy, p.dstate)
+
+    assert fastest(forward_of(small)) < 4 * fastest(forward_of(normal))
+    assert fastest(backward_of(tiny_gradient)) < 4 * fastest(backward_of(normal))
+
+
+def test_several_callers(isa: str) -> None:
+    """Calls from many Python threads at once give what they give alone."""
+    cases = [
+        Case(spec, T=12, B=5 + k, I=31, H=65, L=2, D=2, dtype=dtype, ragged=k % 2 == 1)
+        for k, spec in enumerate(all_specs())
+        for dtype in ("float32", "float64")
+    ]
+    problems = [problem(case) for case in cases]
+    wanted = [run(p, "native") for p in problems]
+    with ThreadPoolExecutor(8) as pool:
+        rounds = [pool.map(lambda p: run(p, "native"), problems) for _ in range(5)]
+        for results in rounds:
+            for found, alone in zip(results, wanted, strict=True):
+                assert_same_bits(found, alone)
+
+
+def test_one_problem_for_several_callers(isa: str) -> None:
+    """Packed weights and a tape may be shared among threads."""
+    p = problem(Case(Spec("lstm"), T=12, B=7, I=31, H=65, L=2, D=2, dtype="float32"))
+    packed = rnnfast.pack(p.weights, cell="lstm", backend="native")
+    y, _, backward = rnnfast.lstm_vjp(p.x, p.weights, p.state, backend="native")
+    dx, _, _ = backward(p.dy, p.dstate)
+
+    def both() -> dict[str, Array]:
+        return {
+            "y": rnnfast.lstm(p.x, packed, p.state, backend="native")[0],
+            "dx": backward(p.dy, p.dstate)[0],
+        }
+
+    with ThreadPoolExecutor(8) as pool:
+        for task in [pool.submit(both) for _ in range(40)]:
+            assert_same_bits(task.result(), {"y": y, "dx": dx})
+
+
+def test_python_runs_meanwhile(isa: str) -> None:
+    """A long call releases the interpreter lock."""
+    p = problem(Case(Spec("lstm"), T=200, B=32, I=128, H=256, dtype="float32"))
+    rnnfast.lstm(p.x, p.weights, backend="native")
+    with ThreadPoolExecutor(1) as pool:
+        begin = time.perf_counter()
+        task = pool.submit(rnnfast.lstm, p.x, p.weights, backend="native")
+        longest, last = 0.0, begin
+        while not task.done():
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+            time.sleep(0)
+        total = time.perf_counter() - begin
+    assert longest < total / 2
+
+
+# What the scripts below share: a problem large enough for every thread to have a part.
+SCRIPT = """
+import os, sys, threading
+import numpy as np
+import rnnfast
+
+rng = np.random.default_rng(0)
+x = rng.standard_normal((20, 16, 64), np.float32)
+weights = rnnfast.init_weights("lstm", 64, 256, 2, True, rng=0)
+
+def train():
+    y, _, backward = rnnfast.lstm_vjp(x, weights, backend="native")
+    dx, _, _ = backward(y)
+    return y.tobytes() + dx.tobytes()
+"""
+
+FORK = (
+    SCRIPT
+    + """
+rnnfast.set_num_threads(4)
+wanted = train()
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        same = train() == wanted and train() == wanted
+        rnnfast.set_num_threads(2)
+        same = same and train() == wanted
+        os._exit(0 if same else 3)
+    assert train() == wanted
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, status
+print("done")
+"""
+)
+
+FORK_OF_A_FORK = (
+    SCRIPT
+    + """
+rnnfast.set_num_threads(4)
+wanted = train()
+if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if train() == wanted else 3)
+    _, status = os.waitpid(child, 0)
+    os._exit(os.waitstatus_to_exitcode(status))
+_, status = os.wait()
+assert os.waitstatus_to_exitcode(status) == 0, status
+print("done")
+"""
+)
+
+FORK_DURING_A_CALL = (
+    SCRIPT
+    + """
+rnnfast.set_num_threads(4)
+wanted = train()
+stop = threading.Event()
+
+def keep_busy():
+    while not stop.is_set():
+        train()
+
+busy = threading.Thread(target=keep_busy)
+busy.start()
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if train() == wanted else 3)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, status
+stop.set()
+busy.join()
+print("done")
+"""
+)
+
+MULTIPROCESSING = (
+    SCRIPT
+    + """
+import multiprocessing
+rnnfast.set_num_threads(4)
+wanted = train()
+
+def same(_):
+    return train() == wanted
+
+with multiprocessing.get_context("fork").Pool(3) as pool:
+    assert all(pool.map(same, range(9)))
+print("done")
+"""
+)
+
+EXIT = (
+    SCRIPT
+    + """
+rnnfast.set_num_threads(4)
+train()
+print("done", flush=True)
+"""
+)
+
+EXIT_DURING_A_CALL = (
+    SCRIPT
+    + """
+rnnfast.set_num_threads(4)
+
+def forever():
+    while True:
+        train()
+
+threading.Thread(target=forever, daemon=True).start()
+threading.Event().wait(0.2)
+print("done", flush=True)
+"""
+)
+
+SCRIPTS = {
+    "fork": FORK,
+    "fork of a fork": FORK_OF_A_FORK,
+    "fork during a call": FORK_DURING_A_CALL,
+    "multiprocessing": MULTIPROCESSING,
+    "exit": EXIT,
+    "exit during a call": EXIT_DURING_A_CALL,
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_processes(script: str) -> None:
+    """Nothing hangs, crashes or complains; a forked child calculates with its own threads."""
+    if "fork" in SCRIPTS[script] and not hasattr(os, "fork"):
+        pytest.skip("this system does not fork")
+    found = python(SCRIPTS[script], timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "done\n"
+    assert not [line for line in found.stderr.splitlines() if "fork" not in line]
+
+
+def test_exit_is_quick() -> None:
+    """Threads that wait do not keep the process."""
+    ended = python(EXIT.replace('"done"', "__import__('time').time()"), timeout=30)
+    assert time.time() - float(ended.stdout) < 5
+
+
+SHOW = "from rnnfast import _native as n; print(n.get_isa(), n.get_num_threads())"
+
+
+def test_the_environment_chooses_the_instruction_set() -> None:
+    for name in _native.available_isas():
+        found = python(SHOW, RNNFAST_ISA=name)
+        assert found.stdout.split()[0] == name, found.stderr
+    best = python(SHOW, RNNFAST_ISA="")
+    assert best.stdout.split()[0] == _native.available_isas()[-1], best.stderr
+
+
+def test_the_environment_chooses_the_threads() -> None:
+    for number in ("1", "3", "64"):
+        assert python(SHOW, RNNFAST_NUM_THREADS=number).stdout.split()[1] == number
+    by_default = int(python(SHOW, RNNFAST_NUM_THREADS="").stdout.split()[1])
+    assert by_default == len(os.sched_getaffinity(0))
+
+
+BAD_ENVIRONMENT = [
+    ("RNNFAST_ISA", "nonsense", "baseline"),
+    ("RNNFAST_ISA", "AVX2", "baseline"),
+    ("RNNFAST_NUM_THREADS", "0", "1 to"),
+    ("RNNFAST_NUM_THREADS", "-2", "1 to"),
+    ("RNNFAST_NUM_THREADS", "two", "1 to"),
+    ("RNNFAST_NUM_THREADS", "2.5", "1 to"),
+    ("RNNFAST_NUM_THREADS", "3x", "1 to"),
+    ("RNNFAST_NUM_THREADS", "99999999999999999999", "1 to"),
+]
+
+
+@pytest.mark.parametrize(("variable", "value", "expected"), BAD_ENVIRONMENT)
+def test_bad_environment(variable: str, value: str, expected: str) -> None:
+    """An error, not a guess and no crash, that names the variable, its value and what fits."""
+    code = (
+        "import rnnfast\n"
+        "import numpy as np\n"
+        "weights = rnnfast.init_weights('lstm', 2, 3)\n"
+        "rnnfast.lstm(np.zeros((1, 1, 2), 'f'), weights)\n"
+    )
+    found = python(code, **{variable: value, "RNNFAST_BACKEND": "auto"})
+    assert found.returncode == 1, found.stdout + found.stderr
+    last = found.stderr.strip().splitlines()[-1]
+    assert variable in last
+    assert repr(value) in last
+    assert expected in last
+
+
+def test_bad_instruction_sets() -> None:
+    before = _native.get_isa()
+    for name in ("", "nonsense", "AVX2"):
+        with pytest.raises(ValueError, match="expected one of"):
+            _native.set_isa(name)
+    assert _native.get_isa() == before
+
+
+def test_weights_keep_the_instruction_set_they_were_packed_for() -> None:
+    """Panels are laid out for one set; a later choice of another does not spoil them."""
+    p = problem(Case(Spec("lstm"), T=4, B=3, I=31, H=33, dtype="float32"))
+    before = _native.get_isa()
+    try:
+        for name in _native.available_isas():
+            _native.set_isa(name)
+            packed = rnnfast.pack(p.weights, cell="lstm", backend="native")
+            wanted, _ = rnnfast.lstm(p.x, packed, p.state, backend="native")
+            for other in _native.available_isas():
+                _native.set_isa(other)
+                found, _ = rnnfast.lstm(p.x, packed, p.state, backend="native")
+                np.testing.assert_array_equal(found, wanted)
+    finally:
+        _native.set_isa(before)
