@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +11,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import rnnfast
 
+from .load import Load, is_loaded
 from .peers import OURS, THEIRS, Peer
 from .problem import CELLS, DEFAULT_CELLS, draw, errors, tolerance
 from .shapes import Shape
 from .timing import PAUSE
+
+_loaded: list[str] = []  # benchmarks during which other processes used the cores
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,8 +41,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("checked", cases, indirect=True)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _loaded:
+        terminalreporter.section("NOT MEASUREMENTS: timed while other processes used the cores")
+        terminalreporter.write_line("\n".join(_loaded))
+
+
 @pytest.fixture
-def checked(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Callable[[], Any]:
+def checked(
+    request: pytest.FixtureRequest, benchmark: BenchmarkFixture
+) -> Iterator[Callable[[], Any]]:
     """The call of one implementer, whose results are right."""
     case: tuple[str, Shape, Peer, Any] = request.param
     cell, shape, peer, mode = case
@@ -51,6 +62,12 @@ def checked(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Call
     assert max(found.values()) <= tolerance(shape), found
     benchmark.group = f"{mode} {cell} {shape}"
     benchmark.extra_info["threads"] = rnnfast.get_num_threads()
-    if benchmark.enabled:
-        time.sleep(PAUSE)  # workers of the implementer before may still spin
-    return contender.run
+    if not benchmark.enabled:
+        yield contender.run
+        return
+    time.sleep(PAUSE)  # workers of the implementer before may still spin
+    load = Load()
+    yield contender.run
+    benchmark.extra_info["other_cores"] = others = load.others()
+    if is_loaded(others):
+        _loaded.append(request.node.nodeid)

@@ -64,8 +64,8 @@ def row_lines(row: Row) -> list[str]:
         if rival["ratios"]:
             lines.append(_line(_ROW, [*where, *_comparison(row, rival)]))
     if not row["rivals"] and row["times_ms"]:
-        times = [_ms(row, PLAIN), "", _ms(row, PACKED)]
-        lines.append(_line(_ROW, [*where, "none", "", *times]))
+        times = [_ms(row, PLAIN), "", _ms(row, PACKED), ""]
+        lines.append(_line(_ROW, [*where, "none", "", *times, "LOADED" * row["loaded"]]))
     return lines
 
 

@@ -18,6 +18,9 @@ from .errors import UnsupportedError
 from .spec import Spec
 from .weights import Layer, Weights, parse, rebuild
 
+_LSTM, _GATED = Spec("lstm"), Spec("gated")
+_GRU = {reset_after: Spec("gru", reset_after) for reset_after in (False, True)}
+
 Array = NDArray[Any]
 Backward = Callable[..., tuple[Any, Any, Any]]
 
@@ -161,7 +164,7 @@ def lstm(
     >>> y.shape, h_n.shape, c_n.shape
     ((5, 3, 16), (2, 3, 16), (2, 3, 16))
     """
-    call = _Call(Spec("lstm"), x, weights, state, lengths, batch_first, dropout, rng, backend, out)
+    call = _Call(_LSTM, x, weights, state, lengths, batch_first, dropout, rng, backend, out)
     return call.forward()
 
 
@@ -200,7 +203,7 @@ def lstm_vjp(
     ValueError, TypeError, UnsupportedError
         As `rnnfast.lstm` does; `backward` too.
     """
-    call = _Call(Spec("lstm"), x, weights, state, lengths, batch_first, dropout, rng, backend, out)
+    call = _Call(_LSTM, x, weights, state, lengths, batch_first, dropout, rng, backend, out)
     return call.vjp()
 
 
@@ -241,7 +244,7 @@ def gru(
     ValueError, TypeError, UnsupportedError
         As `rnnfast.lstm` does.
     """
-    spec = Spec("gru", reset_after=checks.flag("reset_after", reset_after))
+    spec = _GRU[checks.flag("reset_after", reset_after)]
     return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).forward()
 
 
@@ -259,7 +262,7 @@ def gru_vjp(
     out: Any = None,
 ) -> tuple[Any, Any, Backward]:
     """`gru`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
-    spec = Spec("gru", reset_after=checks.flag("reset_after", reset_after))
+    spec = _GRU[checks.flag("reset_after", reset_after)]
     return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
 
 
@@ -354,7 +357,7 @@ def gated(
     ValueError, TypeError, UnsupportedError
         As `rnnfast.lstm` does.
     """
-    spec = Spec("gated")
+    spec = _GATED
     return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).forward()
 
 
@@ -371,7 +374,7 @@ def gated_vjp(
     out: Any = None,
 ) -> tuple[Any, Any, Backward]:
     """`gated`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
-    spec = Spec("gated")
+    spec = _GATED
     return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
 
 
@@ -400,7 +403,7 @@ class _Call:
         if isinstance(weights, Packed):
             self.packed: Packed | None = weights
             self.parsed: list[Layer] = []
-            if weights.spec != spec:
+            if weights.spec is not spec and weights.spec != spec:
                 raise ValueError(
                     f"weights: packed for {weights.spec.variants()}, expected {spec.variants()}"
                 )
@@ -462,7 +465,7 @@ class _Call:
         self.state = self._state(state)
         self.lengths = self._lengths(lengths)
         self.dropout = _rate(dropout)
-        self.rng = checks.generator(rng) if self.dropout > 0 or rng is not None else None
+        self.rng = checks.generator(rng) if dropout or rng is not None else None
         self.y_shape = (self.num_steps, self.batch, self.directions * self.hidden)
         self.given_out = out
         self.out = None if out is None else self._out(out)

@@ -39,15 +39,15 @@ def take(name: str, value: Any) -> NDArray[Any]:
         raise TypeError(
             f"{name}: expected a NumPy array or another with DLPack, got {describe(value)}"
         )
-    if value.__dlpack_device__()[0] != _CPU:
-        raise UnsupportedError(
-            f"{name}: {describe(value)} lives on a device; expected an array in CPU memory, "
-            f"as no backend for devices is there yet"
-        )
     try:
-        return np.from_dlpack(value)
+        if value.__dlpack_device__()[0] == _CPU:
+            return np.from_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name}: {describe(value)} cannot be viewed by NumPy: {error}") from error
+    raise UnsupportedError(
+        f"{name}: {describe(value)} lives on a device; expected an array in CPU memory, "
+        f"as no backend for devices is there yet"
+    )
 
 
 def dtype(name: str, value: Any) -> np.dtype[Any]:

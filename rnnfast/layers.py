@@ -7,7 +7,7 @@ and packed, the layers are run one after the other, and everything is put back i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,16 +85,20 @@ def forward(
 ) -> tuple[Array, State, Tape | None]:
     """Run every layer. x is (T, B, I), C-contiguous and checked; so is everything else."""
     num_steps, batch, input_size = x.shape
+    h_0, c_0 = state
+    ragged = None
     if lengths is None:
-        ragged, steps = None, Steps(num_steps, batch)
+        steps = Steps(num_steps, batch)
         rows = x.reshape(num_steps * batch, input_size)
     else:
         ragged = Ragged.of(lengths)
         steps, rows = ragged.steps, ragged.pack(x)
-        state = tuple(None if s is None else ragged.sort(s) for s in state)  # type: ignore[assignment]
+        h_0 = None if h_0 is None else ragged.sort(h_0)
+        c_0 = None if c_0 is None else ragged.sort(c_0)
 
-    count = len(prepared) * directions
-    final = [np.empty((count, batch, hidden), x.dtype) for _ in range(1 + spec.info.has_c)]
+    count, width = len(prepared), directions * hidden
+    h_n = np.empty((count * directions, batch, hidden), x.dtype)
+    c_n = np.empty_like(h_n) if spec.info.has_c else None
     layers: list[tuple[Any, Any]] = []
     masks: list[Array | None] = []
     for k, weights in enumerate(prepared):
@@ -102,79 +106,88 @@ def forward(
         if k > 0 and dropout > 0 and rng is not None:
             mask = _dropout_mask(rng, rows.shape, dropout, x.dtype)
             rows = rows * mask
-        part = slice(k * directions, (k + 1) * directions)
-        into = None
-        if out is not None and ragged is None and k + 1 == len(prepared):
-            into = out.reshape(num_steps * batch, out.shape[-1])
-        if into is None:
-            into = np.empty((rows.shape[0], directions * hidden), x.dtype)
+        if out is not None and ragged is None and k + 1 == count:
+            y = out.reshape(num_steps * batch, width)
+        else:
+            y = np.empty((rows.shape[0], width), x.dtype)
         saved = backend.forward(
             spec,
             weights,
             rows,
             steps,
-            tuple(None if s is None else s[part] for s in state),
-            into,
-            tuple(f[part] for f in final),
+            _part_of(h_0, k, count),
+            _part_of(c_0, k, count),
+            y,
+            _part_of(h_n, k, count),
+            _part_of(c_n, k, count),
             save,
         )
-        rows = into
+        rows = y
         layers.append((weights, saved))
         masks.append(mask)
 
     if ragged is None:
-        y = rows.reshape(num_steps, batch, rows.shape[-1])
+        padded: Array = rows.reshape(num_steps, batch, width)
     else:
-        y = ragged.pad(rows, num_steps)
-        final = [ragged.unsort(f) for f in final]
+        padded = ragged.pad(rows, num_steps)
+        h_n = ragged.unsort(h_n)
+        c_n = None if c_n is None else ragged.unsort(c_n)
         if out is not None:
-            out[...] = y
-            y = out
-    h_n, c_n = final[0], final[1] if spec.info.has_c else None
+            out[...] = padded
     tape = None
     if save:
         tape = Tape(spec, backend, num_steps, steps, ragged, layers, masks, x.dtype, input_size)
-    return y, (h_n, c_n), tape
+    return padded, (h_n, c_n), tape
 
 
-def backward(
-    tape: Tape, dy: Array | None, dstate: State
-) -> tuple[Array, list[Weights], tuple[Array, ...]]:
+_S = TypeVar("_S", Array, Array | None)
+
+
+def _part_of(state: _S, layer: int, count: int) -> _S:
+    """The rows of one of `count` layers: (D, B, H) of (L*D, B, H)."""
+    if state is None or count == 1:
+        return state
+    directions = state.shape[0] // count
+    part: Array = state[layer * directions : (layer + 1) * directions]
+    return part
+
+
+def backward(tape: Tape, dy: Array | None, dstate_n: State) -> tuple[Array, list[Weights], State]:
     """Gradients of x, of every direction of every layer in order, and of the initial state."""
     ragged = tape.ragged
+    dh_n, dc_n = dstate_n
     if ragged is not None:
         dy = None if dy is None else ragged.pack(dy)
-        dstate = tuple(None if d is None else ragged.sort(d) for d in dstate)  # type: ignore[assignment]
+        dh_n = None if dh_n is None else ragged.sort(dh_n)
+        dc_n = None if dc_n is None else ragged.sort(dc_n)
     elif dy is not None:
-        dy = dy.reshape(tape.steps.rows, dy.shape[-1])
+        dy = dy.reshape(tape.steps.num_steps * tape.steps.batch, dy.shape[-1])
 
+    count = len(tape.layers)
     gradients: list[list[Weights]] = []
-    initial: list[tuple[Array, ...]] = []
-    for k in reversed(range(len(tape.layers))):
+    dh_0: list[Array] = []
+    dc_0: list[Array] = []
+    for k in reversed(range(count)):
         weights, saved = tape.layers[k]
-        directions = tape.backend.directions(weights)
-        part = slice(k * directions, (k + 1) * directions)
-        drows, dweights, d_0 = tape.backend.backward(
-            tape.spec,
-            weights,
-            saved,
-            dy,
-            tuple(None if d is None else d[part] for d in dstate),
+        drows, dweights, dh_k, dc_k = tape.backend.backward(
+            tape.spec, weights, saved, dy, _part_of(dh_n, k, count), _part_of(dc_n, k, count)
         )
-        gradients.append(dweights)
-        initial.append(d_0)
+        gradients.insert(0, dweights)
+        dh_0.insert(0, dh_k)
+        if dc_k is not None:
+            dc_0.insert(0, dc_k)
         mask = tape.masks[k]
         dy = drows if mask is None else drows * mask
 
     assert dy is not None  # there is at least one layer
     dx = dy if ragged is None else ragged.pad(dy, tape.num_steps)
-    d_initial = tuple(np.concatenate(parts[::-1]) for parts in zip(*initial, strict=True))
+    initial = [np.concatenate(parts) for parts in (dh_0, dc_0) if parts]
     if ragged is not None:
-        d_initial = tuple(ragged.unsort(d) for d in d_initial)
+        initial = [ragged.unsort(d) for d in initial]
     return (
         dx.reshape(tape.num_steps, tape.steps.batch, tape.input_size),
-        [direction for layer in reversed(gradients) for direction in layer],
-        d_initial,
+        [direction for layer in gradients for direction in layer],
+        (initial[0], initial[1] if dc_0 else None),
     )
 
 

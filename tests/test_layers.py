@@ -50,9 +50,11 @@ def test_the_protocol(
         prepared: Any,
         x: Array,
         steps: Steps,
-        state: Any,
+        h_0: Array,
+        c_0: Array | None,
         y: Array,
-        state_n: Any,
+        h_n: Array,
+        c_n: Array | None,
         save: bool,
     ) -> Any:
         assert steps.batch == B
@@ -63,28 +65,36 @@ def test_the_protocol(
         assert_plain(x, (steps.rows, features), dtype)
         assert_plain(y, (steps.rows, D * H), dtype)
         assert y.flags.writeable
-        assert len(state) == 2
-        assert len(state_n) == 1 + spec.info.has_c
-        for array in (*state, *state_n):
-            assert_plain(array, (D, B, H), dtype)
+        assert_states(h_0, c_0)
+        assert_states(h_n, c_n)
         if steps.batch_sizes is not None:
             assert_plain(steps.batch_sizes, (steps.num_steps,), "int64")
         calls.append(steps)
-        return forward(self, spec, prepared, x, steps, state, y, state_n, save)
+        return forward(self, spec, prepared, x, steps, h_0, c_0, y, h_n, c_n, save)
 
     def checked_backward(
-        self: Any, spec: Spec, prepared: Any, saved: Any, dy: Array, dstate_n: Any
+        self: Any,
+        spec: Spec,
+        prepared: Any,
+        saved: Any,
+        dy: Array,
+        dh_n: Array,
+        dc_n: Array | None,
     ) -> Any:
         steps = calls.pop()
         assert_plain(dy, (steps.rows, D * H), dtype)
-        for array in dstate_n:
-            assert_plain(array, (D, B, H), dtype)
-        dx, dweights, dstate = backward(self, spec, prepared, saved, dy, dstate_n)
+        assert_states(dh_n, dc_n)
+        dx, dweights, dh_0, dc_0 = backward(self, spec, prepared, saved, dy, dh_n, dc_n)
         assert_plain(dx, (steps.rows, 2 if len(calls) == 0 else D * H), dtype)
         assert len(dweights) == D
-        for array in dstate:
-            assert_plain(array, (D, B, H), dtype)
-        return dx, dweights, dstate
+        assert_states(dh_0, dc_0)
+        return dx, dweights, dh_0, dc_0
+
+    def assert_states(h: Array, c: Array | None) -> None:
+        assert_plain(h, (D, B, H), dtype)
+        assert (c is not None) == spec.info.has_c
+        if c is not None:
+            assert_plain(c, (D, B, H), dtype)
 
     monkeypatch.setattr(kind, "forward", checked_forward)
     monkeypatch.setattr(kind, "backward", checked_backward)

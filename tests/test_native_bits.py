@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Case, assert_same_bits, forward, function, problem, run, variant
+from helpers import Case, assert_same_bits, forward, function, problem, python, run, variant
 
 import rnnfast
 from rnnfast.spec import Spec
@@ -22,7 +23,7 @@ def same_threads() -> Iterator[None]:
 
 
 # Sizes at which every way of dividing the work among threads is met.
-SHAPES = [(7, 33, 65), (9, 1, 200), (5, 130, 17), (3, 2, 700), (2, 400, 64)]
+SHAPES = [(7, 33, 65), (30, 1, 256), (25, 130, 17), (3, 2, 700), (40, 64, 64)]
 
 
 @pytest.mark.parametrize(("T", "B", "H"), SHAPES)
@@ -39,6 +40,26 @@ def test_threads_do_not_matter(
         found.append(run(p, "native"))
     for other in found[1:]:
         assert_same_bits(other, found[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads cannot be counted")
+@pytest.mark.parametrize("sizes", SHAPES, ids=str)
+def test_threads_are_used(sizes: tuple[int, int, int], dtype: str) -> None:
+    """The problems above are large enough: without this, that test could not fail."""
+    T, B, H = sizes
+    code = f"""
+import os
+import numpy as np
+import rnnfast
+weights = rnnfast.init_weights("rnn", 48, {H}, dtype="{dtype}", rng=0)
+before = len(os.listdir("/proc/self/task"))
+rnnfast.set_num_threads(4)
+y, _, backward = rnnfast.rnn_vjp(np.ones(({T}, {B}, 48), "{dtype}"), weights, backend="native")
+backward(y)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    found = python(code)
+    assert int(found.stdout) > 0, found.stderr
 
 
 @pytest.mark.parametrize("H", [5, 33, 200])

@@ -12,7 +12,11 @@ from helpers import Array
 _native = pytest.importorskip("rnnfast._native", exc_type=ImportError)
 
 # The maximum errors that csrc/simd/math.hpp states, in units in the last place.
-MAX_ULP = {"exp": 2.0, "sigmoid": 3.0, "tanh": 3.0}
+MAX_ULP = {
+    "exp": {"float32": 2.0, "float64": 2.0},
+    "sigmoid": {"float32": 3.0, "float64": 3.0},
+    "tanh": {"float32": 3.0, "float64": 3.0},
+}
 # From where exp may return infinity, a little before the true value overflows.
 EXP_OVERFLOWS = {"float32": 88.37, "float64": 709.43}
 
@@ -93,9 +97,9 @@ def truth(name: str, dtype: str) -> tuple[Array, Array]:
 
 def unit(rounded: Any) -> Any:
     """The distance of neighbouring floats at a value; that of the smallest normal ones at 0."""
-    info = np.finfo(np.asarray(rounded).dtype)
+    tiny = np.finfo(np.asarray(rounded).dtype).tiny
     with np.errstate(invalid="ignore"):
-        return np.spacing(np.maximum(np.abs(rounded), info.tiny)).astype(np.float64)
+        return np.spacing(np.maximum(np.abs(rounded), tiny)).astype(np.float64)
 
 
 def test_errors_of_functions(activation: str, dtype: str, isa: str) -> None:
@@ -113,19 +117,19 @@ def test_errors_of_functions(activation: str, dtype: str, isa: str) -> None:
         # got - rounded is exact, as they are neighbours; the rest is what rounding hid.
         error = np.where(ok, 0, np.abs((got.astype(np.float64) - rounded) / unit(rounded) - rest))
     worst = int(error.argmax())
-    assert error[worst] <= MAX_ULP[activation], (
+    assert error[worst] <= MAX_ULP[activation][dtype], (
         f"{activation}({float(x[worst]).hex()}) = {float(got[worst]).hex()} is off by "
         f"{error[worst]:.2f} ULP"
     )
 
 
 def test_stated_errors_are_not_far_off(activation: str, dtype: str, isa: str) -> None:
-    """The header does not state more than twice what is there: the sample finds hard cases."""
+    """A third of what the header states does occur: the sample finds the hard cases."""
     rounded, rest = truth(activation, dtype)
     got = _native.evaluate(activation, arguments(dtype)).astype(np.float64)
     normal = (np.abs(rounded) > np.finfo(dtype).tiny) & np.isfinite(got) & np.isfinite(rounded)
-    error = np.abs((got - rounded)[normal] / unit(rounded)[normal] - rest[normal])
-    assert error.max() > MAX_ULP[activation] / 3
+    got, rounded, rest = got[normal], rounded[normal], rest[normal]
+    assert np.abs((got - rounded) / unit(rounded) - rest).max() > MAX_ULP[activation][dtype] / 3
 
 
 def test_special_arguments(activation: str, dtype: str, isa: str) -> None:
@@ -144,13 +148,12 @@ def test_functions_keep_their_order(activation: str, dtype: str, isa: str) -> No
     """Within their error, the functions rise; they never leave their range."""
     x = np.sort(arguments(dtype))
     got = _native.evaluate(activation, x)
-    low = -1 if activation == "tanh" else 0
-    assert got.min() >= low
+    assert got.min() >= (-1 if activation == "tanh" else 0)
     if activation != "exp":
         assert got.max() <= 1
-    with np.errstate(invalid="ignore"):
-        fall = np.where(got[1:] >= got[:-1], 0, got[:-1] - got[1:])
-    assert (fall <= 2 * MAX_ULP[activation] * unit(got[:-1])).all()
+    got = got[np.isfinite(got)]
+    fall = got[:-1].astype(np.float64) - got[1:]
+    assert (fall <= 2 * MAX_ULP[activation][dtype] * unit(got[:-1])).all()
 
 
 def test_lanes_do_not_matter(activation: str, dtype: str, isa: str) -> None:

@@ -40,9 +40,11 @@ class Backend(Protocol):
         prepared: Any,
         x: Array,  # (N, I)
         steps: Steps,
-        state: tuple[Array | None, ...],  # (h_0, c_0), each (D, B, H); None means zeros
+        h_0: Array | None,  # (D, B, H); None means zeros
+        c_0: Array | None,
         y: Array,  # (N, D*H), written
-        state_n: tuple[Array, ...],  # (h_n,) or (h_n, c_n), each (D, B, H), written
+        h_n: Array,  # (D, B, H), written
+        c_n: Array | None,  # (D, B, H), written; None for a cell without c
         save: bool,
     ) -> Any:
         """Pass the layer forward; return what `backward` needs when `save`, else None."""
@@ -52,10 +54,11 @@ class Backend(Protocol):
         spec: Spec,
         prepared: Any,
         saved: Any,
-        dy: Array | None,  # (N, D*H)
-        dstate_n: tuple[Array | None, ...],  # (dh_n, dc_n), each (D, B, H)
-    ) -> tuple[Array, list[Weights], tuple[Array, ...]]:
-        """dx (N, I), dweights per direction, and the gradients of the initial state."""
+        dy: Array | None,  # (N, D*H); None means zeros, here and below
+        dh_n: Array | None,  # (D, B, H)
+        dc_n: Array | None,  # (D, B, H)
+    ) -> tuple[Array, list[Weights], Array, Array | None]:
+        """dx (N, I), dweights per direction, dh_0 and dc_0 (D, B, H)."""
 
 
 # name -> module with an object BACKEND, in the order in which "auto" tries them.

@@ -37,13 +37,14 @@ class Native:
         prepared: Any,
         x: Array,
         steps: Steps,
-        state: tuple[Array | None, ...],
+        h_0: Array | None,
+        c_0: Array | None,
         y: Array,
-        state_n: tuple[Array, ...],
+        h_n: Array,
+        c_n: Array | None,
         save: bool,
     ) -> Any:
-        c_n = state_n[1] if len(state_n) > 1 else None
-        return prepared.forward(x, *steps, *state, y, state_n[0], c_n, save)
+        return prepared.forward(x, *steps, h_0, c_0, y, h_n, c_n, save)
 
     def backward(
         self,
@@ -51,11 +52,11 @@ class Native:
         prepared: Any,
         saved: Any,
         dy: Array | None,
-        dstate_n: tuple[Array | None, ...],
-    ) -> tuple[Array, list[Weights], tuple[Array, ...]]:
-        dx, dweights, dh_0, dc_0 = prepared.backward(saved, dy, *dstate_n)
-        dstate = (dh_0,) if dc_0 is None else (dh_0, dc_0)
-        return dx, [Weights(*w) for w in dweights], dstate
+        dh_n: Array | None,
+        dc_n: Array | None,
+    ) -> tuple[Array, list[Weights], Array, Array | None]:
+        dx, dweights, dh_0, dc_0 = prepared.backward(saved, dy, dh_n, dc_n)
+        return dx, [Weights(*w) for w in dweights], dh_0, dc_0
 
 
 BACKEND = Native()

@@ -35,19 +35,23 @@ class Reference:
         prepared: Layer,
         x: Array,
         steps: Steps,
-        state: tuple[Array | None, ...],
+        h_0: Array | None,
+        c_0: Array | None,
         y: Array,
-        state_n: tuple[Array, ...],
+        h_n: Array,
+        c_n: Array | None,
         save: bool,
     ) -> _Saved | None:
-        hidden = prepared[0].w_hh.shape[1]
+        zeros = np.zeros_like(h_n)
+        h_0 = zeros if h_0 is None else h_0
+        c_0 = zeros if c_0 is None else c_0
+        hidden = h_n.shape[-1]
         tapes = []
         for d, w in enumerate(prepared):
-            h_0, c_0 = (_or_zeros(s, d, steps.batch, hidden, x.dtype) for s in _two(state))
-            y_d, h_n, c_n, tape = loop.forward(spec, w, x, steps, h_0, c_0, reverse=d == 1)
+            y_d, h_n[d], c_d, tape = loop.forward(spec, w, x, steps, h_0[d], c_0[d], reverse=d == 1)
             y[:, d * hidden : (d + 1) * hidden] = y_d
-            for into, value in zip(state_n, (h_n, c_n), strict=False):
-                into[d] = value
+            if c_n is not None:
+                c_n[d] = c_d
             tapes.append(tape)
         return _Saved(steps, tapes) if save else None
 
@@ -57,31 +61,30 @@ class Reference:
         prepared: Layer,
         saved: _Saved,
         dy: Array | None,
-        dstate_n: tuple[Array | None, ...],
-    ) -> tuple[Array, list[Weights], tuple[Array, ...]]:
+        dh_n: Array | None,
+        dc_n: Array | None,
+    ) -> tuple[Array, list[Weights], Array, Array | None]:
         steps = saved.steps
-        hidden = prepared[0].w_hh.shape[1]
-        dtype = prepared[0].w_hh.dtype
+        w_hh = prepared[0].w_hh
+        hidden = w_hh.shape[1]
+        zeros = np.zeros((len(prepared), steps.batch, hidden), w_hh.dtype)
+        dh_n = zeros if dh_n is None else dh_n
+        dc_n = zeros if dc_n is None else dc_n
         if dy is None:
-            dy = np.zeros((steps.rows, len(prepared) * hidden), dtype)
+            dy = np.zeros((steps.rows, len(prepared) * hidden), w_hh.dtype)
         results = []
         for d, (w, tape) in enumerate(zip(prepared, saved.tapes, strict=True)):
-            dh_n, dc_n = (_or_zeros(s, d, steps.batch, hidden, dtype) for s in _two(dstate_n))
             dy_d = dy[:, d * hidden : (d + 1) * hidden]
-            results.append(loop.backward(spec, w, steps, tape, dy_d, dh_n, dc_n, reverse=d == 1))
-        dx = sum(r[0] for r in results)
-        dstate = tuple(np.stack([r[k] for r in results]) for k in range(2, 3 + spec.info.has_c))
-        return np.asarray(dx), [r[1] for r in results], dstate
-
-
-def _two(state: tuple[Array | None, ...]) -> tuple[Array | None, Array | None]:
-    return state[0], state[1] if len(state) > 1 else None
-
-
-def _or_zeros(
-    state: Array | None, direction: int, batch: int, hidden: int, dtype: np.dtype[Any]
-) -> Array:
-    return np.zeros((batch, hidden), dtype) if state is None else state[direction]
+            results.append(
+                loop.backward(spec, w, steps, tape, dy_d, dh_n[d], dc_n[d], reverse=d == 1)
+            )
+        dx, dweights, dh_0, dc_0 = zip(*results, strict=True)
+        return (
+            np.sum(dx, axis=0),
+            list(dweights),
+            np.stack(dh_0),
+            np.stack(dc_0) if spec.info.has_c else None,
+        )
 
 
 BACKEND = Reference()

@@ -1,0 +1,24 @@
+"""mypy and ruff find nothing to say, where they are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+from helpers import command
+
+TOOLS = {
+    "types": ["mypy"],
+    "rules": ["ruff", "check"],
+    "layout": ["ruff", "format", "--check"],
+}
+
+
+@pytest.mark.parametrize("purpose", TOOLS)
+def test_tool_is_content(purpose: str) -> None:
+    tool = TOOLS[purpose]
+    if importlib.util.find_spec(tool[0]) is None:
+        pytest.skip(f"{tool[0]} is not installed")
+    found = command([sys.executable, "-m", *tool], timeout=300)
+    assert found.returncode == 0, found.stdout + found.stderr
