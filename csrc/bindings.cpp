@@ -42,7 +42,8 @@ CellKind cell_kind(const std::string& name) {
   throw std::invalid_argument("unknown cell " + name);
 }
 
-using Direction = std::tuple<py::array, py::array, std::optional<py::array>, std::optional<py::array>>;
+using Direction =
+    std::tuple<py::array, py::array, std::optional<py::array>, std::optional<py::array>>;
 
 template <class T>
 struct PySaved {
@@ -138,13 +139,14 @@ class PyLayer {
     if (directions.empty() || directions.size() > 2)
       throw std::invalid_argument("directions: expected one or two");
     const py::array& first = std::get<1>(directions[0]);
-    const int64_t rows = first.shape(0), H = first.shape(1), I = std::get<0>(directions[0]).shape(1);
+    const int64_t rows = first.shape(0), H = first.shape(1),
+                  I = std::get<0>(directions[0]).shape(1);
     if (rows != k.gates * H) throw std::invalid_argument("w_hh: does not fit the cell");
     std::vector<Weights<T>> weights;
     for (const auto& [w_ih, w_hh, b_ih, b_hh] : directions)
-      weights.push_back({pointer<const T>(w_ih, rows * I, "w_ih"),
-                         pointer<const T>(w_hh, rows * H, "w_hh"),
-                         pointer<const T>(b_ih, rows, "b_ih"), pointer<const T>(b_hh, rows, "b_hh")});
+      weights.push_back(
+          {pointer<const T>(w_ih, rows * I, "w_ih"), pointer<const T>(w_hh, rows * H, "w_hh"),
+           pointer<const T>(b_ih, rows, "b_ih"), pointer<const T>(b_hh, rows, "b_hh")});
     py::gil_scoped_release release;
     return Layer<T>(kind, std::move(weights), I, H);
   }
@@ -177,6 +179,7 @@ py::array_t<T> evaluate(const std::string& function, const py::array_t<T, py::ar
 
 PYBIND11_MODULE(_native, m) {
   using namespace rnnfast;
+  m.attr("version") = RNNFAST_VERSION;
   active_set();
   set_thread_count(default_thread_count());
   register_dtype<float>(m, "LayerF32", "SavedF32");

@@ -9,9 +9,9 @@
 
 namespace rnnfast {
 
-#define RNNFAST_DECLARE(name)                       \
-  namespace name {                                  \
-  extern const InstructionSet instruction_set;      \
+#define RNNFAST_DECLARE(name)                  \
+  namespace name {                             \
+  extern const InstructionSet instruction_set; \
   }
 RNNFAST_SETS(RNNFAST_DECLARE)
 #undef RNNFAST_DECLARE

@@ -119,7 +119,8 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
     }
     if (cell_->apart >= 0) {
       p.bias_h = Buffer<T>(H);
-      for (int64_t j = 0; j < H; j++) p.bias_h.get()[j] = w.b_hh ? w.b_hh[cell_->apart * H + j] : T(0);
+      for (int64_t j = 0; j < H; j++)
+        p.bias_h.get()[j] = w.b_hh ? w.b_hh[cell_->apart * H + j] : T(0);
     }
   }
   const auto pack = [&](int id, int size) {
@@ -205,8 +206,8 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     }
   }
 
-  const Workload work{T_, N, B, I, H, int(G), D, kernels_->lanes, cell_->stages,
-                      G * H * H * int64_t(sizeof(T))};
+  const Workload work{
+      T_, N, B, I, H, int(G), D, kernels_->lanes, cell_->stages, G * H * H * int64_t(sizeof(T))};
   run(work, offset, [&](Region& region, int id) {
     region.each_direction(id, [&](int d, Team team) {
       Forward<T> mine = p[d];
@@ -241,8 +242,8 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
       if (w.b_hh) std::fill_n(w.b_hh, G * H, T(0));
     }
 
-  const Workload work{T_, N, B, I, H, int(W), D, kernels_->lanes, cell_->stages,
-                      G * H * H * int64_t(sizeof(T))};
+  const Workload work{
+      T_, N, B, I, H, int(W), D, kernels_->lanes, cell_->stages, G * H * H * int64_t(sizeof(T))};
   Buffer<T> x_data[2], h_data[2][2], dgates[2][2], direct[2], scratch[2], dx_reverse;
   Buffer<const T*> before[2];
   if (D == 2) dx_reverse = Buffer<T>(N * I);
@@ -278,8 +279,8 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
     b.direct = direct[d].get();
     before[d] = Buffer<const T*>(N);
     b.before = before[d].get();
-    scratch[d] = Buffer<T>(
-        kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max(I, H), chunk_rows, thread_count()));
+    scratch[d] = Buffer<T>(kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max(I, H),
+                                                chunk_rows, thread_count()));
     b.pack = scratch[d].get();
     b.dx = d == 0 ? a.dx : dx_reverse.get();
     b.dw_ih = a.dweights[d].w_ih;

@@ -13,7 +13,7 @@ struct Barrier;
 
 // The threads that work on one direction; all of them call the same functions.
 struct Team {
-  int id;            // 0 to size - 1
+  int id;  // 0 to size - 1
   int size;
   Barrier* barrier;  // of `size` members
 };
@@ -36,7 +36,7 @@ struct Weights {
 // A matrix [K, N] packed for the products x M: blocks of columns, each block [K, its columns].
 template <class T>
 struct Panels {
-  T* data;    // [K, N padded to whole vectors], 64-byte aligned
+  T* data;  // [K, N padded to whole vectors], 64-byte aligned
   int64_t k;
   int64_t n;
   int widest;  // vectors of the widest block
@@ -46,8 +46,8 @@ struct Panels {
 // rows (with none). Members beyond `members` only help with the matrix products.
 struct Split {
   int members;
-  bool rows;         // else hidden units
-  Barrier* barrier;  // of `members` members
+  bool rows;                 // else hidden units
+  Barrier* barrier;          // of `members` members
   const int64_t* row_begin;  // [members + 1] the batch rows of each member, when `rows`
 };
 
@@ -57,23 +57,23 @@ struct Forward {
   int64_t batch, input, hidden;
   bool reverse;
   Split split;
-  int64_t chunk;        // rows of the products between two stretches of the time loop
-  const T* x;           // [N, I]
-  Panels<T> x_panels;   // [I, G*H]
+  int64_t chunk;          // rows of the products between two stretches of the time loop
+  const T* x;             // [N, I]
+  Panels<T> x_panels;     // [I, G*H]
   Panels<T> h_panels[2];  // [H, gates of the stage * H], gates of a unit side by side
-  const T* bias;        // [G*H] added to x w_ih^T
-  const T* bias_h;      // [H] added to the recurrent part that stays apart (GRU), or null
-  const T* h_0;         // [B, H]
-  const T* c_0;         // [B, H] or null for a cell without c
-  T* gx;                // [chunk + B, G*H] scratch
-  T* gates;             // [N, S, H] when saving, else [B, S, H] scratch or null
-  T* h;                 // [N, H] when saving, else [2, B, H] scratch
-  T* c;                 // [N, H] when saving, else null: c_n is the running state
+  const T* bias;          // [G*H] added to x w_ih^T
+  const T* bias_h;        // [H] added to the recurrent part that stays apart (GRU), or null
+  const T* h_0;           // [B, H]
+  const T* c_0;           // [B, H] or null for a cell without c
+  T* gx;                  // [chunk + B, G*H] scratch
+  T* gates;               // [N, S, H] when saving, else [B, S, H] scratch or null
+  T* h;                   // [N, H] when saving, else [2, B, H] scratch
+  T* c;                   // [N, H] when saving, else null: c_n is the running state
   bool save;
-  T* y;                 // [N, D*H], at this direction's first column
-  int64_t y_stride;     // D*H
-  T* h_n;               // [B, H] written
-  T* c_n;               // [B, H] written, or null
+  T* y;              // [N, D*H], at this direction's first column
+  int64_t y_stride;  // D*H
+  T* h_n;            // [B, H] written
+  T* c_n;            // [B, H] written, or null
 };
 
 template <class T>
@@ -83,29 +83,29 @@ struct Backward {
   bool reverse;
   Split split;
   int64_t chunk;
-  const T* x;            // [N, I]
-  Panels<T> x_panels;    // [W of w_ih, I] for dx = dgates w_ih
+  const T* x;             // [N, I]
+  Panels<T> x_panels;     // [W of w_ih, I] for dx = dgates w_ih
   Panels<T> h_panels[2];  // [W of w_hh, H] for dh = dgates w_hh, per stage
-  const T* h_0;          // [B, H]
-  const T* c_0;          // [B, H] or null
-  const T* gates;        // [N, S, H] as the forward pass saved them
-  const T* h;            // [N, H]
-  const T* c;            // [N, H] or null
-  const T* dy;           // [N, D*H] at this direction's first column, or null for zeros
-  int64_t y_stride;      // D*H
-  const T* dh_n;         // [B, H] or null for zeros
-  const T* dc_n;         // [B, H] or null for zeros
-  T* dgates[2];          // [chunk + B, W, H] scratch, in turn
-  T* direct;             // [B, H] scratch: what dh passes on without a matrix
-  const T** before;      // [N] scratch: the row of h that each packed row continues
-  T* pack;               // scratch of the weight products, see tn_scratch
-  T* dx;                 // [N, I] written
-  T* dw_ih;              // [G*H, I] written
-  T* dw_hh;              // [G*H, H] written
-  T* db_ih;              // [G*H] written, or null
-  T* db_hh;              // [G*H] written, or null
-  T* dh_0;               // [B, H] written
-  T* dc_0;               // [B, H] written, or null
+  const T* h_0;           // [B, H]
+  const T* c_0;           // [B, H] or null
+  const T* gates;         // [N, S, H] as the forward pass saved them
+  const T* h;             // [N, H]
+  const T* c;             // [N, H] or null
+  const T* dy;            // [N, D*H] at this direction's first column, or null for zeros
+  int64_t y_stride;       // D*H
+  const T* dh_n;          // [B, H] or null for zeros
+  const T* dc_n;          // [B, H] or null for zeros
+  T* dgates[2];           // [chunk + B, W, H] scratch, in turn
+  T* direct;              // [B, H] scratch: what dh passes on without a matrix
+  const T** before;       // [N] scratch: the row of h that each packed row continues
+  T* pack;                // scratch of the weight products, see tn_scratch
+  T* dx;                  // [N, I] written
+  T* dw_ih;               // [G*H, I] written
+  T* dw_hh;               // [G*H, H] written
+  T* db_ih;               // [G*H] written, or null
+  T* db_hh;               // [G*H] written, or null
+  T* dh_0;                // [B, H] written
+  T* dc_0;                // [B, H] written, or null
 };
 
 }  // namespace rnnfast

@@ -9,7 +9,7 @@ namespace {
 
 // Cycles, roughly, as seen on AVX-512 server processors of 2020 to 2024.
 constexpr double kBarrierCycles = 600;
-constexpr double kPointwiseCycles = 120;   // a vector of units of one row
+constexpr double kPointwiseCycles = 120;      // a vector of units of one row
 constexpr double kWorthAnotherThread = 60e3;  // of work, before a sleeping worker is woken
 
 double second_level_cache() {

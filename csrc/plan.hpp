@@ -12,8 +12,8 @@ struct Workload {
   int64_t steps, rows;  // T, N
   int64_t batch, input, hidden;
   int gates, directions;
-  int lanes;            // numbers in a vector
-  int stages;           // barriers a step
+  int lanes;             // numbers in a vector
+  int stages;            // barriers a step
   int64_t weight_bytes;  // of one direction's recurrent matrix
 };
 

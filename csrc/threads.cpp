@@ -111,7 +111,8 @@ Pool& the_pool() {
   Pool* found = pool.load(std::memory_order_acquire);
   if (found) return *found;
   static std::once_flag once;
-  // Threads do not survive fork: the child starts with no pool and makes a new one when it needs it.
+  // Threads do not survive fork: the child starts with no pool and makes a new one when it needs
+  // it.
   std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); }); });
   Pool* made = new Pool;
   if (pool.compare_exchange_strong(found, made)) return *made;
@@ -141,8 +142,8 @@ int default_thread_count() {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
     if (end == text || *end || n < 1 || n > 1024)
-      throw std::invalid_argument(
-          "RNNFAST_NUM_THREADS: expected a number from 1 to 1024, got '" + std::string(text) + "'");
+      throw std::invalid_argument("RNNFAST_NUM_THREADS: expected a number from 1 to 1024, got '" +
+                                  std::string(text) + "'");
     return int(n);
   }
 #if defined(__linux__)

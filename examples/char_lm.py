@@ -15,10 +15,15 @@ Shapes: T characters of a window, B strips, V different characters, E embedding,
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+# rnnfast has the threads. NumPy's products here are small, and its own threads, which spin while
+# they wait, would only get in the way.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -268,11 +273,15 @@ def main(argv: Sequence[str] | None = None) -> float:
     add("--backend", default="auto", help="of rnnfast (%(default)s)")
     add("--threads", type=int, help="of rnnfast; all cores if not given")
     args = parser.parse_args(argv)
+    if args.temperature <= 0:
+        parser.error(f"--temperature: expected more than 0, got {args.temperature}")
     if args.threads is not None:
         rnnfast.set_num_threads(args.threads)
 
     characters, source = read_text(args.text)
     text = Text(characters)
+    if len(text.validation) <= args.batch:
+        parser.error(f"{source}: too short, its last {VALIDATION:.0%} must fill --batch strips")
     print(f"text: {source}; {len(characters):,} characters, {len(text.alphabet)} different")
     rng = np.random.default_rng(args.seed)
     sizes = (len(text.alphabet), args.embedding, args.hidden, args.layers)

@@ -2,6 +2,8 @@
 
 import pkgutil
 
+__version__ = "0.1.0"
+
 # From a source checkout, `python -m bench` finds this folder before the installed package; the
 # compiled module stands in the latter.
 __path__ = pkgutil.extend_path(__path__, __name__)
@@ -24,7 +26,6 @@ from .convert import convert
 from .errors import UnsupportedError
 from .weights import Weights, init_weights
 
-__version__ = "0.1.0"
 __all__ = [
     "Packed",
     "UnsupportedError",

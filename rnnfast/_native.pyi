@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+version: str
+
 _Float = NDArray[np.float32] | NDArray[np.float64]
 _Direction = tuple[_Float, _Float, _Float | None, _Float | None]
 

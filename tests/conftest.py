@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from helpers import DTYPES, usable_backends
@@ -76,7 +77,7 @@ def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-NO_NATIVE = pytest.param("", marks=pytest.mark.skip("the native backend is not usable"))
+NO_NATIVE: Any = pytest.param("", marks=pytest.mark.skip("the native backend is not usable"))
 
 
 @pytest.fixture(params=available_isas() or [NO_NATIVE])

@@ -56,17 +56,17 @@ class Case:
 
 @dataclass
 class Problem:
-    """The arguments of a call and of its backward."""
+    """The arguments of a call and of its backward: arrays of any kind, or None."""
 
     spec: Spec
-    x: Array
+    x: Any
     weights: Any
-    h_0: Array | None
-    c_0: Array | None
-    lengths: Array | None
-    dy: Array | None
-    dh_n: Array | None
-    dc_n: Array | None
+    h_0: Any
+    c_0: Any
+    lengths: Any
+    dy: Any
+    dh_n: Any
+    dc_n: Any
 
     @property
     def state(self) -> Any:
@@ -100,6 +100,15 @@ class Problem:
             return value
 
         return replace(self, **{k: walk(v) for k, v in vars(self).items()})
+
+    def rows(self, at: int | slice) -> Problem:
+        """A part of the batch; one row, unbatched, where `at` is a number."""
+        names = ("x", "h_0", "c_0", "dy", "dh_n", "dc_n")
+        part: dict[str, Any] = {k: getattr(self, k) for k in names}
+        part = {k: None if v is None else v[:, at] for k, v in part.items()}
+        if isinstance(at, slice) and self.lengths is not None:
+            part["lengths"] = self.lengths[at]
+        return replace(self, **part)
 
     def astype(self, dtype: Any) -> Problem:
         return self.map(lambda a: a.astype(dtype))

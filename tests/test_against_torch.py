@@ -139,10 +139,7 @@ def test_batch_first(spec: Spec, ragged: bool, target: str) -> None:
 
 @in_torch
 def test_unbatched(spec: Spec, target: str) -> None:
-    p = problem(Case(spec, T=6, B=1, I=3, H=17, L=2, D=2))
-    names = ("h_0", "c_0", "dy", "dh_n", "dc_n")
-    squeezed = {k: None if (v := getattr(p, k)) is None else v[:, 0] for k in names}
-    p = replace(p, x=p.x[:, 0], **squeezed)
+    p = problem(Case(spec, T=6, B=1, I=3, H=17, L=2, D=2)).rows(0)
     assert_close(run(p, target), run_torch(p), TORCH)
 
 

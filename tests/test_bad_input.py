@@ -144,7 +144,7 @@ X = (
     Bad("x is a NumPy scalar", put("x", np.float32(1)), TypeError, ("x:", "float32")),
     Bad("x is a string", put("x", "abc"), TypeError, ("x:", "array", "'abc'")),
     Bad("x is masked", put("x", np.ma.masked_array), TypeError, ("x:", "masked")),
-    Bad("x has 0 axes", put("x", np.float32([1])[0:1].reshape(())), ValueError,
+    Bad("x has 0 axes", put("x", np.array(1, np.float32)), ValueError,
         ("x:", "(T, B, I)", "()")),
     Bad("x has 1 axis", put("x", lambda x: x[0, 0]), ValueError, ("x:", "(T, B, I)", "(5,)")),
     Bad("x has 4 axes", put("x", lambda x: x[None]), ValueError,

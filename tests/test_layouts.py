@@ -11,7 +11,6 @@ import pytest
 from helpers import (
     Array,
     Case,
-    Problem,
     assert_same_bits,
     flatten_weights,
     forward,
@@ -87,21 +86,13 @@ def test_layouts_are_what_they_say() -> None:
 def test_broadcast_inputs(spec: Spec, target: str) -> None:
     """Arrays whose strides are zero."""
     p = problem(Case(spec, T=4, B=5, I=3, H=17))
-    row, state = p.x[:1, :1], None if p.h_0 is None else p.h_0[:, :1]
     spread = replace(
         p,
-        x=np.broadcast_to(row, p.x.shape),
-        h_0=np.broadcast_to(state, p.h_0.shape),
+        x=np.broadcast_to(p.x[:1, :1], p.x.shape),
+        h_0=np.broadcast_to(p.h_0[:, :1], p.h_0.shape),
         dy=np.broadcast_to(p.dy[:1], p.dy.shape),
     )
     assert_same_bits(run(spread, target), run(spread.map(np.ascontiguousarray), target))
-
-
-def squeezed(p: Problem) -> Problem:
-    """A problem of one row, unbatched."""
-    names = ("h_0", "c_0", "dy", "dh_n", "dc_n")
-    parts = {k: None if (v := getattr(p, k)) is None else v[:, 0] for k in names}
-    return replace(p, x=p.x[:, 0], **parts)
 
 
 @pytest.mark.parametrize("directions", [1, 2])
@@ -111,8 +102,8 @@ def test_unbatched(directions: int, spec: Spec, dtype: str, target: str) -> None
     for name in ("y", "h_n", "c_n", "dx", "dh_0", "dc_0"):
         if name in wanted:
             wanted[name] = wanted[name][:, 0]
-    assert_same_bits(run(squeezed(p), target), wanted)
-    assert_same_bits(run(squeezed(p), target, batch_first=True), wanted)
+    assert_same_bits(run(p.rows(0), target), wanted)
+    assert_same_bits(run(p.rows(0), target, batch_first=True), wanted)
 
 
 @pytest.mark.parametrize(("T", "B"), [(4, 5), (5, 5), (1, 5), (5, 1)])
@@ -143,7 +134,7 @@ def test_out(batch_first: bool, ragged: bool, T: int, B: int, spec: Spec, target
 
 
 def test_out_unbatched(spec: Spec, target: str) -> None:
-    p = squeezed(problem(Case(spec, T=4, B=1, I=3, H=17, D=2)))
+    p = problem(Case(spec, T=4, B=1, I=3, H=17, D=2)).rows(0)
     out = np.full((4, 34), np.nan)
     found = run(p, target, out=out)
     assert found["y"] is out
@@ -169,9 +160,7 @@ def test_an_empty_batch(
     ragged: bool, batch_first: bool, spec: Spec, dtype: str, target: str
 ) -> None:
     """B = 0 gives empty results of the right shapes, and gradients of zero for the weights."""
-    p = problem(Case(spec, T=4, B=2, I=3, H=17, L=2, D=2, dtype=dtype))
-    names = ("x", "h_0", "c_0", "dy", "dh_n", "dc_n")
-    p = replace(p, **{k: None if (v := getattr(p, k)) is None else v[:, :0] for k in names})
+    p = problem(Case(spec, T=4, B=2, I=3, H=17, L=2, D=2, dtype=dtype)).rows(slice(0))
     if ragged:
         p.lengths = np.zeros(0, np.int64)
     if batch_first:

@@ -24,12 +24,8 @@ def ragged(spec: Spec, lengths: list[int], directions: int = 2, dtype: str = "fl
 def one_row(p: Problem, b: int) -> Problem:
     """Row b alone, cut at its end."""
     n = int(p.lengths[b])
-    part = {
-        k: v[:, b : b + 1]
-        for k, v in vars(p).items()
-        if k in ("h_0", "c_0", "dh_n", "dc_n") and v is not None
-    }
-    return replace(p, x=p.x[:n, b : b + 1], dy=p.dy[:n, b : b + 1], lengths=None, **part)
+    row = p.rows(slice(b, b + 1))
+    return replace(row, x=row.x[:n], dy=row.dy[:n], lengths=None)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -309,7 +310,8 @@ def test_bad_environment(variable: str, value: str, expected: str) -> None:
         "weights = rnnfast.init_weights('lstm', 2, 3)\n"
         "rnnfast.lstm(np.zeros((1, 1, 2), 'f'), weights)\n"
     )
-    found = python(code, **{variable: value, "RNNFAST_BACKEND": "auto"})
+    environment: Any = {variable: value, "RNNFAST_BACKEND": "auto"}
+    found = python(code, **environment)
     assert found.returncode == 1, found.stdout + found.stderr
     last = found.stderr.strip().splitlines()[-1]
     assert variable in last

@@ -50,7 +50,7 @@ def arguments(dtype: str) -> Array:
         [0.0, -0.0, tiny, -tiny, tiny / 2, np.finfo(kind).smallest_subnormal, 0.5, 1, 2, 20, 44],
     ]
     with np.errstate(over="ignore"):
-        x = np.concatenate([np.asarray(p, kind) for p in parts])
+        x: Array = np.concatenate([np.asarray(p, kind) for p in parts])
     return x[np.isfinite(x)]
 
 

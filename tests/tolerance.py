@@ -70,11 +70,13 @@ def truth(case: Case) -> tuple[dict[str, Any], float]:
     noise = noise_of(exact, wanted if case.dtype == "float32" else None)
     if exact.x.size + sum(a.size for a in wanted.values()) < FEW:
         # A few numbers may round luckily, so look at problems close by as well.
-        noise = max(
-            noise, *(noise_of(exact.map(lambda a, k=k: a * (1 + k / 997))) for k in range(8))
-        )
+        noise = max(noise, *(noise_of(close_by(exact, 1 + k / 997)) for k in range(8)))
     assert noise < 2000, f"{case} is too ill-conditioned to test anything: noise {noise:.0f}"
     return wanted, noise
+
+
+def close_by(p: Problem, factor: float) -> Problem:
+    return p.map(lambda a: a * factor)
 
 
 def noise_of(exact: Problem, wanted: dict[str, Any] | None = None) -> float:
@@ -88,7 +90,8 @@ def noise_of(exact: Problem, wanted: dict[str, Any] | None = None) -> float:
 def allowed(case: Case) -> float:
     """The relative error that a backend may have on this problem."""
     longest = max(case.I, case.D * case.H, case.T * case.B)
-    return (4 * truth(case)[1] + 4 * longest**0.5 + 16) * float(np.finfo(case.dtype).eps)
+    eps = np.finfo(case.dtype).eps
+    return float(eps * (4 * truth(case)[1] + 4 * longest**0.5 + 16))
 
 
 def assert_agrees(case: Case, results: dict[str, Any]) -> None:

@@ -35,10 +35,10 @@ struct Rnn : OneStage<1, 0> {
 
 }  // namespace
 
-#define RNNFAST_DEFINE_RNN(name, phi)                                  \
-  extern const CellKernels<float> name##32;                            \
-  extern const CellKernels<double> name##64;                           \
-  const CellKernels<float> name##32 = kernels_of<Rnn<phi>, float>();   \
+#define RNNFAST_DEFINE_RNN(name, phi)                                \
+  extern const CellKernels<float> name##32;                          \
+  extern const CellKernels<double> name##64;                         \
+  const CellKernels<float> name##32 = kernels_of<Rnn<phi>, float>(); \
   const CellKernels<double> name##64 = kernels_of<Rnn<phi>, double>();
 
 RNNFAST_DEFINE_RNN(rnn_tanh, kTanh)

@@ -50,7 +50,8 @@ void pack(const Panels<T>& p, int groups, int64_t group, const T* src, int64_t r
         const T* from = src + (first + g * group) * column;
         T* to = panel + (g * block.vectors + u) * n;
         if (column == 1) {
-          for (int64_t k = 0; k < count; k++) store(to + k * width, load_tail(from + k * row, columns));
+          for (int64_t k = 0; k < count; k++)
+            store(to + k * width, load_tail(from + k * row, columns));
         } else {
           pack_transposed(from, column, columns, count, to, width);
         }
@@ -81,8 +82,7 @@ void panel_tile(const PanelTask<T>& task, int64_t row) {
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; v++) {
     const int lanes = int(smaller(n, task.columns - v * n));
-    const Vec<T> start =
-        task.resume || !task.bias ? Vec<T>{} : load_tail(task.bias + v * n, lanes);
+    const Vec<T> start = task.resume || !task.bias ? Vec<T>{} : load_tail(task.bias + v * n, lanes);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; m++)
       acc[m][v] = task.resume ? load_tail(c + m * task.c_stride + v * n, lanes) : start;
@@ -107,11 +107,21 @@ void panel_rows(const PanelTask<T>& task, int64_t begin, int64_t end) {
       case 1: panel_tile<T, 1, kVectors>(task, row); break;
       case 2: panel_tile<T, 2, kVectors>(task, row); break;
       case 3: panel_tile<T, 3, kVectors>(task, row); break;
-      case 4: if constexpr (max_rows(kVectors) >= 4) panel_tile<T, 4, kVectors>(task, row); break;
-      case 5: if constexpr (max_rows(kVectors) >= 5) panel_tile<T, 5, kVectors>(task, row); break;
-      case 6: if constexpr (max_rows(kVectors) >= 6) panel_tile<T, 6, kVectors>(task, row); break;
-      case 7: if constexpr (max_rows(kVectors) >= 7) panel_tile<T, 7, kVectors>(task, row); break;
-      case 8: if constexpr (max_rows(kVectors) >= 8) panel_tile<T, 8, kVectors>(task, row); break;
+      case 4:
+        if constexpr (max_rows(kVectors) >= 4) panel_tile<T, 4, kVectors>(task, row);
+        break;
+      case 5:
+        if constexpr (max_rows(kVectors) >= 5) panel_tile<T, 5, kVectors>(task, row);
+        break;
+      case 6:
+        if constexpr (max_rows(kVectors) >= 6) panel_tile<T, 6, kVectors>(task, row);
+        break;
+      case 7:
+        if constexpr (max_rows(kVectors) >= 7) panel_tile<T, 7, kVectors>(task, row);
+        break;
+      case 8:
+        if constexpr (max_rows(kVectors) >= 8) panel_tile<T, 8, kVectors>(task, row);
+        break;
     }
   }
 }
@@ -164,8 +174,8 @@ constexpr int kTnVectors = 2;
 constexpr int64_t kTnPanels = kRegisters == 32 ? 9 : 20;  // of a, packed at a time
 
 template <class T>
-void tn_tile(const T* a, const T* b, int64_t count, T* c, int64_t c_stride, int rows, int64_t columns,
-             bool accumulate) {
+void tn_tile(const T* a, const T* b, int64_t count, T* c, int64_t c_stride, int rows,
+             int64_t columns, bool accumulate) {
   constexpr int n = kLanes<T>;
   Vec<T> acc[kTnRows][kTnVectors] = {};
   multiply<T, kTnRows, kTnVectors>(acc, a, 1, kTnRows, b, count);
@@ -270,36 +280,42 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
   for (int64_t i = 0; i < n; i += kLanes<T>) {
     const int lanes = int(smaller(kLanes<T>, n - i));
     const Vec<T> v = load_tail(x + i, lanes);
-    store_tail(y + i, function == 0 ? exp<T>(v) : function == 1 ? sigmoid<T>(v) : tanh<T>(v), lanes);
+    store_tail(y + i,
+               function == 0   ? exp<T>(v)
+               : function == 1 ? sigmoid<T>(v)
+                               : tanh<T>(v),
+               lanes);
   }
 }
 
 }  // namespace
 
-#define RNNFAST_DEFINE_GEMM(T)                                                                     \
-  void pack_panels(const Panels<T>& p, int groups, int64_t group, const T* src, int64_t row,      \
-                   int64_t column, int64_t k_0, int64_t count, Team team) {                        \
-    pack(p, groups, group, src, row, column, k_0, count, team);                                    \
-  }                                                                                                \
-  void multiply_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& panels,       \
-                       const T* bias, T* c, int64_t c_stride, Team team) {                         \
-    rows_times_panels(a, a_stride, rows, panels, bias, c, c_stride, team);                         \
-  }                                                                                                \
-  void multiply_tn(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,         \
-                   const T* const* b_rows, int64_t n, int64_t rows, T* c, bool accumulate,         \
-                   T* scratch, Team team) {                                                        \
-    transposed_times_rows(a, a_stride, m, b, b_stride, b_rows, n, rows, c, accumulate, scratch,   \
-                          team);                                                                   \
-  }                                                                                                \
-  void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate,  \
-                Team team) {                                                                       \
-    column_sums(a, a_stride, m, rows, sums, accumulate, team);                                     \
-  }                                                                                                \
-  void add(const T* a, const T* b, int64_t n, T* sum, Team team) { sum_of_two(a, b, n, sum, team); } \
-  void evaluate(int function, const T* x, int64_t n, T* y) { evaluate_all(function, x, n, y); }   \
-  int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                             \
-    const int64_t width = kTnVectors * kLanes<T>;                                                  \
-    return (parts(n, width) * width + members * kTnPanels * kTnRows) * rows;                       \
+#define RNNFAST_DEFINE_GEMM(T)                                                                   \
+  void pack_panels(const Panels<T>& p, int groups, int64_t group, const T* src, int64_t row,     \
+                   int64_t column, int64_t k_0, int64_t count, Team team) {                      \
+    pack(p, groups, group, src, row, column, k_0, count, team);                                  \
+  }                                                                                              \
+  void multiply_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& panels,      \
+                       const T* bias, T* c, int64_t c_stride, Team team) {                       \
+    rows_times_panels(a, a_stride, rows, panels, bias, c, c_stride, team);                       \
+  }                                                                                              \
+  void multiply_tn(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,        \
+                   const T* const* b_rows, int64_t n, int64_t rows, T* c, bool accumulate,       \
+                   T* scratch, Team team) {                                                      \
+    transposed_times_rows(a, a_stride, m, b, b_stride, b_rows, n, rows, c, accumulate, scratch,  \
+                          team);                                                                 \
+  }                                                                                              \
+  void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate, \
+                Team team) {                                                                     \
+    column_sums(a, a_stride, m, rows, sums, accumulate, team);                                   \
+  }                                                                                              \
+  void add(const T* a, const T* b, int64_t n, T* sum, Team team) {                               \
+    sum_of_two(a, b, n, sum, team);                                                              \
+  }                                                                                              \
+  void evaluate(int function, const T* x, int64_t n, T* y) { evaluate_all(function, x, n, y); }  \
+  int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                           \
+    const int64_t width = kTnVectors * kLanes<T>;                                                \
+    return (parts(n, width) * width + members * kTnPanels * kTnRows) * rows;                     \
   }
 
 RNNFAST_DEFINE_GEMM(float)

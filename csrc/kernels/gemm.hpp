@@ -8,30 +8,30 @@ namespace rnnfast::RNNFAST_ISA {
 
 constexpr int kWidest = 4;  // vectors of a column block in plain panels
 
-#define RNNFAST_DECLARE_GEMM(T)                                                                   \
+#define RNNFAST_DECLARE_GEMM(T)                                                                  \
   /* Packs rows [k_0, k_0 + count) of a [p.k, p.n] matrix whose element (k, n) is at             \
      src[k * row + n * column]; one of the strides is 1. A block holds `groups` column groups    \
      side by side, `group` columns apart in src: the gates of a unit. p.n counts the columns of  \
-     one group. */                                                                                \
+     one group. */                                                                               \
   void pack_panels(const Panels<T>& p, int groups, int64_t group, const T* src, int64_t row,     \
-                   int64_t column, int64_t k_0, int64_t count, Team team);                        \
-  /* c[m][n] = bias[n] + sum over k of a[m][k] * panels[k][n], divided over the team. */          \
+                   int64_t column, int64_t k_0, int64_t count, Team team);                       \
+  /* c[m][n] = bias[n] + sum over k of a[m][k] * panels[k][n], divided over the team. */         \
   void multiply_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& panels,      \
-                       const T* bias, T* c, int64_t c_stride, Team team);                         \
+                       const T* bias, T* c, int64_t c_stride, Team team);                        \
   /* c[m][n] (+)= sum over r of a[r][m] * b[r][n] for the rows r of a chunk. `b` gives either    \
      the first row and a stride, or, with b_rows, each row. `scratch` is shared by the team and  \
-     holds tn_scratch(...) numbers. Ends with a barrier of the team. */                           \
-  void multiply_tn(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,         \
-                   const T* const* b_rows, int64_t n, int64_t rows, T* c, bool accumulate,        \
-                   T* scratch, Team team);                                                        \
-  /* sums[m] (+)= sum over r of a[r][m] */                                                        \
+     holds tn_scratch(...) numbers. Ends with a barrier of the team. */                          \
+  void multiply_tn(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,        \
+                   const T* const* b_rows, int64_t n, int64_t rows, T* c, bool accumulate,       \
+                   T* scratch, Team team);                                                       \
+  /* sums[m] (+)= sum over r of a[r][m] */                                                       \
   void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate, \
-                Team team);                                                                       \
-  /* sums = a + b over n numbers */                                                               \
-  void add(const T* a, const T* b, int64_t n, T* sum, Team team);                                 \
-  /* y = exp (0), sigmoid (1) or tanh (2) of x, for the tests of accuracy */                       \
-  void evaluate(int function, const T* x, int64_t n, T* y);                                        \
-  /* Numbers of scratch that multiply_tn needs for a b of n columns and a chunk of `rows`. */      \
+                Team team);                                                                      \
+  /* sums = a + b over n numbers */                                                              \
+  void add(const T* a, const T* b, int64_t n, T* sum, Team team);                                \
+  /* y = exp (0), sigmoid (1) or tanh (2) of x, for the tests of accuracy */                     \
+  void evaluate(int function, const T* x, int64_t n, T* y);                                      \
+  /* Numbers of scratch that multiply_tn needs for a b of n columns and a chunk of `rows`. */    \
   int64_t tn_scratch(const T* tag, int64_t n, int64_t rows, int members);
 
 RNNFAST_DECLARE_GEMM(float)

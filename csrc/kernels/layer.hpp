@@ -48,7 +48,8 @@ template <class T>
 RNNFAST_INLINE Share share_of(const Split& split, int id, const Panels<T>& panels, int64_t batch) {
   const int64_t blocks = parts(parts(panels.n, kLanes<T>), panels.widest);
   if (split.rows) return {split.row_begin[id], split.row_begin[id + 1], 0, blocks};
-  return {0, batch, part_begin(blocks, split.members, id), part_begin(blocks, split.members, id + 1)};
+  return {0, batch, part_begin(blocks, split.members, id),
+          part_begin(blocks, split.members, id + 1)};
 }
 
 // The units of a share: all of its rows' columns.
@@ -86,11 +87,21 @@ void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const
       case 1: tile.template run<1, kVectors>(row, unit, panel); break;
       case 2: tile.template run<2, kVectors>(row, unit, panel); break;
       case 3: tile.template run<3, kVectors>(row, unit, panel); break;
-      case 4: if constexpr (most >= 4) tile.template run<4, kVectors>(row, unit, panel); break;
-      case 5: if constexpr (most >= 5) tile.template run<5, kVectors>(row, unit, panel); break;
-      case 6: if constexpr (most >= 6) tile.template run<6, kVectors>(row, unit, panel); break;
-      case 7: if constexpr (most >= 7) tile.template run<7, kVectors>(row, unit, panel); break;
-      case 8: if constexpr (most >= 8) tile.template run<8, kVectors>(row, unit, panel); break;
+      case 4:
+        if constexpr (most >= 4) tile.template run<4, kVectors>(row, unit, panel);
+        break;
+      case 5:
+        if constexpr (most >= 5) tile.template run<5, kVectors>(row, unit, panel);
+        break;
+      case 6:
+        if constexpr (most >= 6) tile.template run<6, kVectors>(row, unit, panel);
+        break;
+      case 7:
+        if constexpr (most >= 7) tile.template run<7, kVectors>(row, unit, panel);
+        break;
+      case 8:
+        if constexpr (most >= 8) tile.template run<8, kVectors>(row, unit, panel);
+        break;
     }
   }
 }
@@ -135,7 +146,7 @@ struct Unit {
   Vec<T> a[4];     // in: pre-activations of the stage's gates
   Vec<T> x_apart;  // in: x part of the gate whose recurrent part stays apart
   Vec<T> h, c;     // in: state before
-  Vec<T> s[4];     // what the backward pass needs; a later stage finds what an earlier one put there
+  Vec<T> s[4];  // what the backward pass needs; a later stage finds what an earlier one put there
   Vec<T> h_next, c_next;  // out, in the last stage
 };
 
@@ -174,8 +185,8 @@ struct ForwardTile {
                                : gx + ((row + m) * Cell::kGates + first + g) * hidden;
           acc[m][g * kVectors + u] = load_tail(start + unit + u * n, lanes);
         }
-    multiply<T, kRows, gates_here * kVectors>(acc, operand + row * operand_stride, operand_stride, 1,
-                                              panel, hidden);
+    multiply<T, kRows, gates_here * kVectors>(acc, operand + row * operand_stride, operand_stride,
+                                              1, panel, hidden);
     // Through memory, so that what follows is one loop and not kRows copies of it.
     T sums[kRows][gates_here * kVectors * n] __attribute__((aligned(64)));
 #pragma GCC unroll 8
@@ -192,13 +203,14 @@ struct ForwardTile {
         Unit<T> x;
         for (int g = 0; g < gates_here; g++) x.a[g] = load(&sums[m][(g * kVectors + u) * n]);
         if constexpr (Cell::kApart >= 0)
-          x.x_apart = load_tail(gx + ((row + m) * Cell::kGates + Cell::kApart) * hidden + unit + u * n,
-                                lanes);
+          x.x_apart = load_tail(
+              gx + ((row + m) * Cell::kGates + Cell::kApart) * hidden + unit + u * n, lanes);
         if constexpr (Cell::kReadsH) x.h = load_tail(h_before + at, lanes);
         if constexpr (Cell::kHasC) x.c = load_tail(c_before + at, lanes);
         if constexpr (kStage > 0)
           for (int q = 0; q < Cell::kSaved; q++)
-            if (Cell::stage_saves(0) >> q & 1) x.s[q] = load_tail(saved + q * hidden + u * n, lanes);
+            if (Cell::stage_saves(0) >> q & 1)
+              x.s[q] = load_tail(saved + q * hidden + u * n, lanes);
         Cell::template forward<T, kStage>(x);
         if (saved)
           for (int q = 0; q < Cell::kSaved; q++)
@@ -304,13 +316,13 @@ void forward_pass(const Forward<T>& p, Team team) {
 // One vector of units of one row on its way back through a step.
 template <class T>
 struct UnitGradient {
-  Vec<T> s[4];               // in: as saved
+  Vec<T> s[4];                // in: as saved
   Vec<T> h_before, c_before;  // in: state before the step
-  Vec<T> h, c;               // in: state after it
-  Vec<T> dh;                 // in: gradient of h after the step; in the second stage, the product
-  Vec<T> dc;                 // in: of c after the step; out: of c before
-  Vec<T> direct;             // out: what dh passes to h before the step without a matrix
-  Vec<T> d[4];               // out: gradients of the pre-activations
+  Vec<T> h, c;                // in: state after it
+  Vec<T> dh;                  // in: gradient of h after the step; in the second stage, the product
+  Vec<T> dc;                  // in: of c after the step; out: of c before
+  Vec<T> direct;              // out: what dh passes to h before the step without a matrix
+  Vec<T> d[4];                // out: gradients of the pre-activations
 };
 
 template <class Cell, class T, int kStage>
@@ -502,17 +514,19 @@ void backward_pass(const Backward<T>& p, Team team) {
       const int64_t row = Cell::weight_row(s) * H, count = Cell::weight_gates(s) * H;
       const T* columns = dgates + Cell::weight_column(s) * H;
       if (Cell::weight_from_saved(s))
-        multiply_tn(columns, width, count, p.gates + (chunk_row * Cell::kSaved + Cell::kStageOperand) * H,
+        multiply_tn(columns, width, count,
+                    p.gates + (chunk_row * Cell::kSaved + Cell::kStageOperand) * H,
                     Cell::kSaved * H, static_cast<const T* const*>(nullptr), H, rows,
                     p.dw_hh + row * H, accumulate, p.pack, team);
       else
-        multiply_tn(columns, width, count, static_cast<const T*>(nullptr), 0, p.before + chunk_row, H,
-                    rows, p.dw_hh + row * H, accumulate, p.pack, team);
+        multiply_tn(columns, width, count, static_cast<const T*>(nullptr), 0, p.before + chunk_row,
+                    H, rows, p.dw_hh + row * H, accumulate, p.pack, team);
       if (p.db_hh) sum_rows(columns, width, count, rows, p.db_hh + row, accumulate, team);
     }
     accumulate = true;
   }
-  if (takes_part) backward_stage<Cell, T, 0>(p, visits, -1, later, static_cast<T*>(nullptr), shares[0]);
+  if (takes_part)
+    backward_stage<Cell, T, 0>(p, visits, -1, later, static_cast<T*>(nullptr), shares[0]);
 }
 
 template <class Cell, class T>

@@ -8,7 +8,7 @@
 
 namespace rnnfast::RNNFAST_ISA {
 
-#define RNNFAST_CELL(name)                 \
+#define RNNFAST_CELL(name)                  \
   extern const CellKernels<float> name##32; \
   extern const CellKernels<double> name##64;
 RNNFAST_CELL(lstm)

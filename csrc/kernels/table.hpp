@@ -9,10 +9,10 @@ enum CellKind { kLstm, kGruAfter, kGruBefore, kRnnTanh, kRnnRelu, kRnnSigmoid, k
 
 template <class T>
 struct CellKernels {
-  int gates;            // G
-  int saved;            // S
-  int written;          // W
-  int stages;           // products of a step that wait for one another: 1 or 2
+  int gates;    // G
+  int saved;    // S
+  int written;  // W
+  int stages;   // products of a step that wait for one another: 1 or 2
   bool has_c;
   int apart;            // gate whose recurrent part gets its own bias, or -1
   int stage_first[2];   // first gate of a stage's rows of w_hh

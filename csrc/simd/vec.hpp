@@ -3,8 +3,8 @@
 // A file that includes this is compiled once per instruction set, with
 //   RNNFAST_ISA           the namespace of everything it defines: baseline, avx2, avx512, neon
 //   RNNFAST_VECTOR_BYTES  the width of a register
-// Everything here has internal linkage: a weak symbol could be merged by the linker with the copy of
-// another instruction set, which an older processor cannot run.
+// Everything here has internal linkage: a weak symbol could be merged by the linker with the copy
+// of another instruction set, which an older processor cannot run.
 #pragma once
 
 #include <cstddef>

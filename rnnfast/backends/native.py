@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from .. import _native
+from .. import __version__, _native
 from ..spec import Spec, Steps
 from ..weights import Layer, Weights
 from . import Array
+
+if _native.version != __version__:
+    raise ImportError(
+        f"the compiled module is of version {_native.version}, the Python files of {__version__}; "
+        f"install rnnfast again"
+    )
 
 
 def _kernel(spec: Spec) -> str:

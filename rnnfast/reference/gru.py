@@ -5,7 +5,7 @@ With gate order r z n, as in PyTorch's `torch.nn.GRU`:
     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)              reset gate
     z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)              update gate
     n = tanh(W_in x + b_in + r * (W_hn h + b_hn))           reset_after=True: cuDNN, PyTorch, Keras
-    n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)           reset_after=False: the paper (v1)
+    n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)           reset_after=False: the paper
     h' = (1 - z) * n + z * h
 """
 
