@@ -1,5 +1,7 @@
 #include "buffer.hpp"
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -14,7 +16,17 @@ namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20;
 constexpr size_t kSmallestKept = size_t(64) << 10;
-constexpr size_t kMostKept = size_t(64) << 20;
+constexpr size_t kMostKept = size_t(512) << 20;
+
+// At most 1/32 of the machine's memory is kept.
+size_t most_kept() {
+  static const size_t most = [] {
+    const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    const size_t share = pages > 0 && size > 0 ? size_t(pages) / 32 * size_t(size) : kMostKept;
+    return share < kMostKept ? share : kMostKept;
+  }();
+  return most;
+}
 
 // Freed blocks, oldest first. Never destroyed: an array may be freed after the last destructor.
 struct Kept {
@@ -60,12 +72,12 @@ MemoryBlock acquire_block(size_t bytes) {
 }
 
 void release_block(MemoryBlock block) {
-  if (block.bytes >= kSmallestKept && block.bytes <= kMostKept / 2) {
+  if (block.bytes >= kSmallestKept && block.bytes <= most_kept() / 2) {
     std::unique_lock<std::mutex> lock(kept().mutex, std::try_to_lock);
     if (lock) {
       kept().blocks.push_back(block);
       kept().bytes += block.bytes;
-      while (kept().bytes > kMostKept) {
+      while (kept().bytes > most_kept()) {
         const MemoryBlock oldest = kept().blocks.front();
         kept().blocks.erase(kept().blocks.begin());
         kept().bytes -= oldest.bytes;

@@ -21,7 +21,10 @@ const Kernels<double>& kernels<double>(const InstructionSet& isa) {
 
 namespace {
 
-constexpr int64_t kChunk = 512;  // rows of a product between two stretches of the time loop
+// Rows of the products between two stretches of the time loop: few, so that they stay in the cache
+// (1.03 times faster than 512 at (100, 32, 256, 256)); more where weight gradients are summed up.
+constexpr int64_t kForwardChunk = 128;
+constexpr int64_t kBackwardChunk = 512;
 
 // Runs body(id) on n threads, or all of them in turn on this one where no barrier is waited for.
 template <class Body>
@@ -158,14 +161,14 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
   Forward<T> p[2];
   for (int d = 0; d < D; d++) {
     Forward<T>& f = p[d];
-    gx[d] = Buffer<T>(std::min(N, kChunk + B) * G * H);
+    gx[d] = Buffer<T>(std::min(N, kForwardChunk + B) * G * H);
     f = Forward<T>{};
     f.steps = {T_, offset.data()};
     f.batch = B;
     f.input = I;
     f.hidden = H;
     f.reverse = d == 1;
-    f.chunk = kChunk;
+    f.chunk = kForwardChunk;
     f.x = a.x;
     f.x_panels = packed_[d].x;
     for (int s = 0; s < cell_->stages; s++) f.h_panels[s] = packed_[d].h[s];
@@ -231,7 +234,7 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
   const int64_t T_ = saved.steps, B = saved.batch, I = input_, H = hidden_;
   const int64_t G = cell_->gates, W = cell_->written;
   const int64_t state = B * H, N = saved.offset[T_];
-  const int64_t chunk_rows = std::min(N, kChunk + B);
+  const int64_t chunk_rows = std::min(N, kBackwardChunk + B);
 
   if (N == 0)  // no step: the passes below write no weight gradient
     for (int d = 0; d < D; d++) {
@@ -244,7 +247,7 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
 
   const Workload work{
       T_, N, B, I, H, int(W), D, kernels_->lanes, cell_->stages, G * H * H * int64_t(sizeof(T))};
-  Buffer<T> x_data[2], h_data[2][2], dgates[2][2], direct[2], scratch[2], dx_reverse;
+  Buffer<T> x_data[2], h_data[2][2], dgates[2][2], direct[2], partial[2], scratch[2], dx_reverse;
   Buffer<const T*> before[2];
   if (D == 2) dx_reverse = Buffer<T>(N * I);
   Backward<T> p[2];
@@ -257,7 +260,7 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
     b.input = I;
     b.hidden = H;
     b.reverse = d == 1;
-    b.chunk = kChunk;
+    b.chunk = kBackwardChunk;
     b.x = saved.x;
     b.x_panels = panels(x_data[d], G * H, I, 1, kernels_->widest);
     for (int s = 0; s < cell_->stages; s++)
@@ -277,6 +280,8 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
     }
     direct[d] = Buffer<T>(state);
     b.direct = direct[d].get();
+    partial[d] = Buffer<T>(state);
+    b.partial = partial[d].get();
     before[d] = Buffer<const T*>(N);
     b.before = before[d].get();
     scratch[d] = Buffer<T>(kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max(I, H),

@@ -2,7 +2,11 @@
 
 The error of an array is its largest absolute error divided by its largest absolute value in the
 truth (max-norm), in units of eps of the dtype. Nothing is compared with an absolute tolerance: an
-array that is zero in the truth must be zero.
+array that is zero in the truth must be zero. The gradients of the weights of one direction, all of
+them sums of the same numbers, share one largest value, because a bias of one unit may cancel to
+nothing. Only where gradients vanish so far that their
+rounding errors are denormal, and may be flushed to zero (1e-31 in float32), that size is taken
+instead of the largest value.
 
 **Backends against the reference.** The truth is the reference in float64 on the same (upcast)
 numbers. How large rounding errors are depends on the problem: they grow with T through the state,
@@ -13,13 +17,14 @@ few ULP instead of half. A sum of K terms of either sign, in whatever order, is 
 sqrt(K) eps in units of its result, and BLAS, which the reference uses, does better than that by
 summing in blocks. With K the longest sum (over I, D*H or T*B), a backend may have
 
-    4 noise + 4 sqrt(K) + 16   eps
+    8 noise + 4 sqrt(K) + 16   eps
 
 where 16 is for problems so small that the reference happens to make no error at all; below FEW
 numbers, noise is the worst of this problem and eight close by, for the same reason. Typical noise
 is 2 to 50, so a float32 result must agree to about 1e-5 of its largest number, a float64 one to
 about 2e-14; `test_tolerance.py` shows that swapped gates, a missing bias and even a thousandth of
-one weight do not pass. The native backend was measured to need at most 0.6 of what it may have.
+one weight do not pass. Of 15,000 random problems, the native backend needed on most a hundredth,
+and on the worst {WORST} of what it may have.
 
 **Against PyTorch and finite differences.** In float64, TORCH = 1e-10 as issue 2 demands, and
 DIFFERENCES = 1e-8: the five-point stencil with step 1e-3 has an error of order step^4 = 1e-12
@@ -34,23 +39,29 @@ from typing import Any
 import numpy as np
 from helpers import Case, Problem, problem, run
 
-FEW = 2000
+FEW = 5000
+MOST_NOISE = 2000  # a problem with more says nothing; `well_conditioned` tells
 TORCH = 1e-10
 DIFFERENCES = 1e-8
 
 
 def errors(got: dict[str, Any], truth: dict[str, Any]) -> dict[str, float]:
-    """The max-norm relative error of each array; inf where only one of the two is finite."""
+    """The max-norm relative error of each array; inf where it is not finite."""
     assert got.keys() == truth.keys()
+    largest = {name: float(np.abs(np.asarray(a)).max(initial=0)) for name, a in truth.items()}
+    groups: dict[str, float] = {}
+    for name, value in largest.items():
+        group = name.partition(".")[0]
+        groups[group] = max(groups.get(group, 0), value)
     found = {}
     for name, wanted in truth.items():
         wanted, array = np.asarray(wanted), np.asarray(got[name])
         assert array.shape == wanted.shape, f"{name}: {array.shape}, expected {wanted.shape}"
-        scale = np.abs(wanted).max(initial=0)
-        worst = np.abs(array.astype(wanted.dtype) - wanted).max(initial=0)
-        found[name] = 0.0 if worst == 0 else float(worst / scale) if scale > 0 else np.inf
-        if not np.isfinite(worst):
-            found[name] = np.inf
+        info = np.finfo(array.dtype)
+        scale = max(groups[name.partition(".")[0]], float(info.tiny / info.eps))
+        worst = float(np.abs(array.astype(wanted.dtype) - wanted).max(initial=0))
+        possible = np.isfinite(worst) and largest[name] > 0
+        found[name] = 0.0 if worst == 0 else worst / scale if possible else np.inf
     return found
 
 
@@ -71,7 +82,6 @@ def truth(case: Case) -> tuple[dict[str, Any], float]:
     if exact.x.size + sum(a.size for a in wanted.values()) < FEW:
         # A few numbers may round luckily, so look at problems close by as well.
         noise = max(noise, *(noise_of(close_by(exact, 1 + k / 997)) for k in range(8)))
-    assert noise < 2000, f"{case} is too ill-conditioned to test anything: noise {noise:.0f}"
     return wanted, noise
 
 
@@ -87,11 +97,17 @@ def noise_of(exact: Problem, wanted: dict[str, Any] | None = None) -> float:
     return max(errors(run(single), wanted).values()) / float(np.finfo(np.float32).eps)
 
 
+def well_conditioned(case: Case) -> bool:
+    """Whether rounding leaves enough of the results for a comparison."""
+    return truth(case)[1] < MOST_NOISE
+
+
 def allowed(case: Case) -> float:
     """The relative error that a backend may have on this problem."""
     longest = max(case.I, case.D * case.H, case.T * case.B)
     eps = np.finfo(case.dtype).eps
-    return float(eps * (4 * truth(case)[1] + 4 * longest**0.5 + 16))
+    assert well_conditioned(case), f"{case}: the float32 reference is off by {truth(case)[1]} eps"
+    return float(eps * (8 * truth(case)[1] + 4 * longest**0.5 + 16))
 
 
 def assert_agrees(case: Case, results: dict[str, Any]) -> None:

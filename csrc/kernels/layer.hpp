@@ -22,6 +22,8 @@ RNNFAST_INLINE void meet(Barrier* barrier, int members) {
   if (members > 1) barrier->wait();
 }
 
+constexpr int64_t kBackwardDepth = 1024;  // of the products that are taken in parts
+
 // Registers limit gates * vectors to four: an LSTM tile is one vector of units wide, an RNN's four.
 constexpr int unit_vectors(int gates) { return gates >= 3 ? 1 : gates == 2 ? 2 : 4; }
 
@@ -75,7 +77,7 @@ void copy_rows(const T* from, T* to, int64_t row_begin, int64_t row_end, int64_t
   }
 }
 
-// Calls tile.run<kRows, kVectors>(row, unit, panel) for even tiles of rows [begin, end).
+// Calls tile.run<kRows, kVectors>(row, unit, panel) for even tiles of rows.
 template <int kGroups, int kVectors, class Tile, class T>
 void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const T* panel) {
   constexpr int most = max_rows(kGroups * kVectors);
@@ -329,6 +331,9 @@ template <class Cell, class T, int kStage>
 struct BackwardTile {
   int64_t hidden, y_stride;
   const T* operand;   // [n, W, H] gradients of pre-activations, or null where there is no product
+  int64_t k_begin, k_end;  // the part of the product that is taken now
+  bool finish;             // and whether it is the last one; until then sums wait in `partial`
+  T* partial;              // [B, H]
   const T* gates;     // [n, S, H]
   const T* h_before;  // [n, H]
   const T* h;         // [n, H]
@@ -349,21 +354,36 @@ struct BackwardTile {
     T sums[kRows][kVectors * n] __attribute__((aligned(64)));
     {
       Vec<T> acc[kRows][kVectors] = {};
+      if (k_begin > 0)
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 4
+          for (int u = 0; u < kVectors; u++)
+            acc[m][u] = load_tail(partial + (row + m) * hidden + unit + u * n,
+                                  int(lesser(n, left - u * n)));
       if (operand) {
         const int64_t stride = Cell::kWritten * hidden;
         int64_t k = 0;
         for (int part = 0; part < Cell::back_parts(kStage); part++) {
-          const int64_t count = Cell::back_gates(kStage, part) * hidden;
-          multiply<T, kRows, kVectors>(
-              acc, operand + row * stride + Cell::back_first(kStage, part) * hidden, stride, 1,
-              panel + k * kVectors * n, count);
-          k += count;
+          const int64_t first = k > k_begin ? k : k_begin;
+          const int64_t column = Cell::back_first(kStage, part) * hidden + first - k;
+          k += Cell::back_gates(kStage, part) * hidden;
+          if (first < lesser(k, k_end))
+            multiply<T, kRows, kVectors>(acc, operand + row * stride + column, stride, 1,
+                                         panel + first * kVectors * n, lesser(k, k_end) - first);
         }
       }
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 4
         for (int u = 0; u < kVectors; u++) store(&sums[m][u * n], acc[m][u]);
+    }
+    if (!finish) {
+      for (int m = 0; m < kRows; m++)
+        for (int u = 0; u < kVectors; u++)
+          store_tail(partial + (row + m) * hidden + unit + u * n, load(&sums[m][u * n]),
+                     int(lesser(n, left - u * n)));
+      return;
     }
 
     for (int m = 0; m < kRows; m++)
@@ -411,8 +431,18 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   tile.hidden = H;
   tile.y_stride = p.y_stride;
   tile.direct = p.direct;
+  tile.partial = p.partial;
+  // A deep product is taken in parts, so that a part of a column block stays in the cache while the
+  // rows pass by.
+  const int64_t depth = p.h_panels[kStage].k;
   const auto run = [&](int64_t begin, int64_t end) {
-    over_tiles<T, 1>(tile, share, p.h_panels[kStage], p.h_panels[kStage].k, begin, end, i % 2 != 0);
+    const bool deep = tile.operand && end - begin > max_rows(kWidest);
+    const int64_t step = deep ? lesser(depth, kBackwardDepth) : depth;
+    for (tile.k_begin = 0; tile.k_begin < depth; tile.k_begin += step) {
+      tile.k_end = lesser(tile.k_begin + step, depth);
+      tile.finish = tile.k_end == depth;
+      over_tiles<T, 1>(tile, share, p.h_panels[kStage], depth, begin, end, i % 2 != 0);
+    }
   };
   const int64_t rows = visits.rows(i), rows_later = visits.rows(i + 1);
   const int64_t continuing = lesser(rows, rows_later);
