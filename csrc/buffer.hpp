@@ -7,9 +7,9 @@
 
 namespace rnnfast {
 
-// A block of at least `bytes`. Freed blocks are kept for the next request, up to 512 MB: clearing the
-// pages of fresh ones took 12 % of a training step at (50, 64, 1024, 1024), and 20 % of a forward
-// pass at (100, 1, 256, 256). Throws std::bad_alloc.
+// A block of at least `bytes`. Freed blocks are kept for the next request, up to 512 MB: clearing
+// the pages of fresh ones took 12 % of a training step at (50, 64, 1024, 1024), and 20 % of a
+// forward pass at (100, 1, 256, 256). Throws std::bad_alloc.
 struct MemoryBlock {
   void* data = nullptr;
   size_t bytes = 0;

@@ -97,7 +97,7 @@ struct Backward {
   const T* dc_n;          // [B, H] or null for zeros
   T* dgates[2];           // [chunk + B, W, H] scratch, in turn
   T* direct;              // [B, H] scratch: what dh passes on without a matrix
-  T* partial;            // [B, H] scratch: sums of a product that is taken in parts
+  T* partial;             // [B, H] scratch: sums of a product that is taken in parts
   const T** before;       // [N] scratch: the row of h that each packed row continues
   T* pack;                // scratch of the weight products, see tn_scratch
   T* dx;                  // [N, I] written

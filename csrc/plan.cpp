@@ -8,9 +8,10 @@ namespace rnnfast {
 namespace {
 
 // Cycles, roughly, as seen on AVX-512 server processors of 2020 to 2024.
+constexpr double kFarLoadCycles = 5;  // a vector of weights from the third-level cache
 constexpr double kBarrierCycles = 600;
-constexpr double kPointwiseCycles = 120;      // a vector of units of one row
-constexpr double kWorthAnotherThread = 60e3;  // of work, before a sleeping worker is woken
+constexpr double kPointwiseCycles = 120;       // a vector of units of one row
+constexpr double kWorthAnotherThread = 100e3;  // of work: to wake a sleeping worker takes as long
 
 double second_level_cache() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -25,7 +26,9 @@ double step_cycles(const Workload& w, double rows, double share) {
   static const double l2 = second_level_cache();
   const double vectors = double(w.gates) * double(w.hidden) * double(w.hidden) / w.lanes * share;
   const double bytes = double(w.weight_bytes) * share;
-  const double load = bytes < 24e3 ? 1 : bytes < 0.8 * l2 ? 2 : 5;  // a vector, for the first tile
+  const double load = bytes < 24e3       ? 1
+                      : bytes < 0.8 * l2 ? 2
+                                         : kFarLoadCycles;  // a vector, for the first tile
   const double tiles = double((int64_t(rows) + 5) / 6);
   return vectors * std::max(rows, load + (tiles - 1) * 2) +
          rows * share * double(w.hidden) / w.lanes * kPointwiseCycles;
@@ -34,7 +37,8 @@ double step_cycles(const Workload& w, double rows, double share) {
 }  // namespace
 
 Plan plan(const Workload& w, int threads) {
-  const double products = double(w.rows) * w.gates * double(w.hidden) * double(w.input) / w.lanes;
+  const double products = w.gates * double(w.hidden) * double(w.input) / w.lanes *
+                          std::max(double(w.rows), kFarLoadCycles);
   const double alone = step_cycles(w, double(w.batch), 1);
   const double total = (double(w.steps) * alone + products) * w.directions;
   Plan p{1, {1, 1}, 1, false};

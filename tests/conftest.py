@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import DTYPES, usable_backends
 from hypothesis import HealthCheck, settings
@@ -59,6 +60,17 @@ def pytest_sessionstart() -> None:
         reason = status.get(name.strip(), "there is no such backend")
         if reason is not None:
             raise pytest.UsageError(f"RNNFAST_REQUIRE_BACKENDS: {name}: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def no_false_alarms() -> Iterator[None]:
+    """NumPy's matmul sometimes warns of invalid values where there are none.
+
+    Seen with OpenBLAS 0.3.31 on AVX-512 for (1, 5) @ (5, 15) in float32, finite numbers and a
+    right result, about once in 20,000 products. NaN that is there is found by the comparisons.
+    """
+    with np.errstate(invalid="ignore"):
+        yield
 
 
 @pytest.fixture(params=usable_backends())

@@ -330,17 +330,17 @@ struct UnitGradient {
 template <class Cell, class T, int kStage>
 struct BackwardTile {
   int64_t hidden, y_stride;
-  const T* operand;   // [n, W, H] gradients of pre-activations, or null where there is no product
+  const T* operand;  // [n, W, H] gradients of pre-activations, or null where there is no product
   int64_t k_begin, k_end;  // the part of the product that is taken now
   bool finish;             // and whether it is the last one; until then sums wait in `partial`
   T* partial;              // [B, H]
-  const T* gates;     // [n, S, H]
-  const T* h_before;  // [n, H]
-  const T* h;         // [n, H]
-  const T* c_before;  // [n, H] or null
-  const T* c;         // [n, H] or null
-  const T* dy;        // [n, y_stride] or null
-  const T* dh_n;      // [B, H] for rows that end here, or null
+  const T* gates;          // [n, S, H]
+  const T* h_before;       // [n, H]
+  const T* h;              // [n, H]
+  const T* c_before;       // [n, H] or null
+  const T* c;              // [n, H] or null
+  const T* dy;             // [n, y_stride] or null
+  const T* dh_n;           // [B, H] for rows that end here, or null
   bool add_direct;
   T* direct;  // [B, H]
   T* dc;      // [B, H] or null
