@@ -17,6 +17,20 @@ namespace py = pybind11;
 namespace rnnfast {
 namespace {
 
+// Releases the GIL. pybind11's own guard ends the process when the interpreter is finalized while a
+// daemon thread is inside: taking the GIL back then unwinds the thread, through a destructor that
+// must be allowed to throw.
+class Released {
+ public:
+  Released() : state_(PyEval_SaveThread()) {}
+  ~Released() noexcept(false) { PyEval_RestoreThread(state_); }
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
 // The API has checked every array. This is the last fence before pointers: dtype, layout, size.
 template <class T>
 T* pointer(const py::array& array, int64_t size, const char* name) {
@@ -87,7 +101,7 @@ class PyLayer {
                              pointer<T>(c_n, state, "c_n")};
     std::unique_ptr<Saved<T>> saved;
     {
-      py::gil_scoped_release release;
+      const Released released;
       saved = layer_.forward(b, a, save);
     }
     if (!save) return std::nullopt;
@@ -124,7 +138,7 @@ class PyLayer {
     py::object dc_0 = py::none();
     if (layer_.cell().has_c) dc_0 = make({D, B, H}, &a.dc_0);
     {
-      py::gil_scoped_release release;
+      const Released released;
       layer_.backward(saved, a);
     }
     return py::make_tuple(dx, dweights, dh_0, dc_0);
@@ -147,7 +161,7 @@ class PyLayer {
       weights.push_back(
           {pointer<const T>(w_ih, rows * I, "w_ih"), pointer<const T>(w_hh, rows * H, "w_hh"),
            pointer<const T>(b_ih, rows, "b_ih"), pointer<const T>(b_hh, rows, "b_hh")});
-    py::gil_scoped_release release;
+    const Released released;
     return Layer<T>(kind, std::move(weights), I, H);
   }
 

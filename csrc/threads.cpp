@@ -138,7 +138,8 @@ void Barrier::wait() {
 }
 
 int default_thread_count() {
-  if (const char* text = std::getenv("RNNFAST_NUM_THREADS")) {
+  const char* text = std::getenv("RNNFAST_NUM_THREADS");
+  if (text && *text) {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
     if (end == text || *end || n < 1 || n > 1024)

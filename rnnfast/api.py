@@ -398,8 +398,6 @@ class _Call:
         self.like = x
         self.weights = weights
         self.batch_first = checks.flag("batch_first", batch_first)
-        if not isinstance(backend, str):
-            raise TypeError(f"backend: expected a str, got {arrays.describe(backend)}")
         if isinstance(weights, Packed):
             self.packed: Packed | None = weights
             self.parsed: list[Layer] = []
@@ -572,7 +570,12 @@ class _Call:
         if lengths is None:
             return None
         if isinstance(lengths, list | tuple):
-            lengths = np.asarray(lengths)
+            try:
+                lengths = np.asarray(lengths)
+            except ValueError:
+                raise ValueError(
+                    f"lengths: expected {self.batch} integers, got {lengths}"
+                ) from None
         array = arrays.take("lengths", lengths)
         if array.dtype.kind not in "iu" and array.size:
             raise TypeError(f"lengths: expected integers, got dtype {array.dtype}")
@@ -622,7 +625,7 @@ class _Call:
 def _spec(cell: str, reset_after: bool, nonlinearity: str) -> Spec:
     info = checks.cell(cell)
     allowed = info.nonlinearities
-    if allowed and nonlinearity not in allowed:
+    if allowed and (not isinstance(nonlinearity, str) or nonlinearity not in allowed):
         raise ValueError(
             f"nonlinearity: expected one of {', '.join(allowed)}, got {nonlinearity!r}"
         )

@@ -124,8 +124,8 @@ def _direction(
     for field in _RESERVED:
         if getattr(entry, field) is not None:
             raise UnsupportedError(f"{name}.{field}: no backend supports {field} yet")
-    w_ih = arrays.contiguous(arrays.floating(f"{name}.w_ih", entry.w_ih, dtype))
-    w_hh = arrays.contiguous(arrays.floating(f"{name}.w_hh", entry.w_hh, w_ih.dtype))
+    w_ih = arrays.floating(f"{name}.w_ih", entry.w_ih, dtype)
+    w_hh = arrays.floating(f"{name}.w_hh", entry.w_hh, w_ih.dtype)
     gates = len(cell.gates)
     if w_hh.ndim != 2 or w_hh.shape[0] != gates * w_hh.shape[1] or w_hh.shape[1] == 0:
         raise ValueError(
@@ -149,11 +149,11 @@ def _direction(
     for field in ("b_ih", "b_hh"):
         bias = getattr(entry, field)
         if bias is not None:
-            bias = arrays.contiguous(arrays.floating(f"{name}.{field}", bias, w_ih.dtype))
+            bias = arrays.floating(f"{name}.{field}", bias, w_ih.dtype)
             if bias.shape != (rows,):
                 raise ValueError(f"{name}.{field}: expected shape ({rows},), got {bias.shape}")
         biases.append(bias)
-    return Weights(w_ih, w_hh, *biases)
+    return Weights(*(None if a is None else arrays.contiguous(a) for a in (w_ih, w_hh, *biases)))
 
 
 def rebuild(template: Any, leaves: Iterator[Weights]) -> Any:

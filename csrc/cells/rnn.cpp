@@ -27,7 +27,7 @@ struct Rnn : OneStage<1, 0> {
     if constexpr (kPhi == kTanh)
       x.d[0] = x.dh * (1 - x.h * x.h);
     else if constexpr (kPhi == kRelu)
-      x.d[0] = x.h > 0 ? x.dh : Vec<T>{};
+      x.d[0] = x.h <= 0 ? Vec<T>{} : x.dh;  // NaN stays
     else
       x.d[0] = x.dh * x.h * (1 - x.h);
   }

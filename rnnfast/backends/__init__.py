@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from ..arrays import describe
 from ..errors import UnsupportedError
 from ..spec import Spec, Steps
 from ..weights import Layer, Weights
@@ -107,6 +108,8 @@ def supporting(spec: Spec) -> tuple[str, ...]:
 
 def get(name: str, spec: Spec) -> Backend:
     """The backend called `name`, or the one that "auto" stands for, for this cell."""
+    if not isinstance(name, str):
+        raise TypeError(f"backend: expected a str, got {describe(name)}")
     if name == "auto":
         name = os.environ.get("RNNFAST_BACKEND") or "auto"
     return _resolve(name, spec)

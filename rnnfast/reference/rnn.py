@@ -32,7 +32,7 @@ def step_vjp(
     if spec.nonlinearity == "tanh":
         da = dh_next * (1 - h_next**2)
     elif spec.nonlinearity == "relu":
-        da = dh_next * (h_next > 0)
+        da = np.where(h_next <= 0, 0, dh_next)  # NaN stays
     else:
         da = dh_next * h_next * (1 - h_next)
     dx, dh, dweights = both_vjp(da, da, x, h, w)
