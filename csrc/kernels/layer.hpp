@@ -79,30 +79,33 @@ void copy_rows(const T* from, T* to, int64_t row_begin, int64_t row_end, int64_t
 
 // Calls tile.run<kRows, kVectors>(row, unit, panel) for even tiles of rows.
 template <int kGroups, int kVectors, class Tile, class T>
-void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const T* panel) {
+void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const T* panel,
+               const T* next, int64_t depth) {
   constexpr int most = max_rows(kGroups * kVectors);
   const int64_t tiles = parts(end - begin, most);
   for (int64_t i = 0; i < tiles; i++) {
     const int64_t row = begin + part_begin(end - begin, tiles, i);
     const int64_t rows = begin + part_begin(end - begin, tiles, i + 1) - row;
+    // While the first tile waits for its block, the later ones fetch a part each of the next.
+    const T* ahead = i >= 1 && i <= kGroups * kVectors ? next + (i - 1) * depth * kLanes<T> : panel;
     switch (rows) {
-      case 1: tile.template run<1, kVectors>(row, unit, panel); break;
-      case 2: tile.template run<2, kVectors>(row, unit, panel); break;
-      case 3: tile.template run<3, kVectors>(row, unit, panel); break;
+      case 1: tile.template run<1, kVectors>(row, unit, panel, ahead); break;
+      case 2: tile.template run<2, kVectors>(row, unit, panel, ahead); break;
+      case 3: tile.template run<3, kVectors>(row, unit, panel, ahead); break;
       case 4:
-        if constexpr (most >= 4) tile.template run<4, kVectors>(row, unit, panel);
+        if constexpr (most >= 4) tile.template run<4, kVectors>(row, unit, panel, ahead);
         break;
       case 5:
-        if constexpr (most >= 5) tile.template run<5, kVectors>(row, unit, panel);
+        if constexpr (most >= 5) tile.template run<5, kVectors>(row, unit, panel, ahead);
         break;
       case 6:
-        if constexpr (most >= 6) tile.template run<6, kVectors>(row, unit, panel);
+        if constexpr (most >= 6) tile.template run<6, kVectors>(row, unit, panel, ahead);
         break;
       case 7:
-        if constexpr (most >= 7) tile.template run<7, kVectors>(row, unit, panel);
+        if constexpr (most >= 7) tile.template run<7, kVectors>(row, unit, panel, ahead);
         break;
       case 8:
-        if constexpr (most >= 8) tile.template run<8, kVectors>(row, unit, panel);
+        if constexpr (most >= 8) tile.template run<8, kVectors>(row, unit, panel, ahead);
         break;
     }
   }
@@ -121,20 +124,23 @@ RNNFAST_INLINE void over_tiles(const Tile& tile, const Share& share, const Panel
     const int64_t i = backwards ? share.block_end - 1 - (j - share.block_begin) : j;
     const Block block = block_of(vectors, panels.widest, i);
     const T* panel = panels.data + block.vector * kGroups * kLanes<T> * depth;
+    const int64_t following = j + 1 < share.block_end ? (backwards ? i - 1 : i + 1) : i;
+    const T* next = panels.data + block_of(vectors, panels.widest, following).vector * kGroups *
+                                      kLanes<T> * depth;
     const int64_t unit = block.vector * kLanes<T>;
     if constexpr (unit_vectors(kGroups) == 1) {
-      over_rows<kGroups, 1>(tile, begin, end, unit, panel);
+      over_rows<kGroups, 1>(tile, begin, end, unit, panel, next, depth);
     } else if constexpr (unit_vectors(kGroups) == 2) {
       if (block.vectors == 1)
-        over_rows<kGroups, 1>(tile, begin, end, unit, panel);
+        over_rows<kGroups, 1>(tile, begin, end, unit, panel, next, depth);
       else
-        over_rows<kGroups, 2>(tile, begin, end, unit, panel);
+        over_rows<kGroups, 2>(tile, begin, end, unit, panel, next, depth);
     } else {
       switch (block.vectors) {
-        case 1: over_rows<kGroups, 1>(tile, begin, end, unit, panel); break;
-        case 2: over_rows<kGroups, 2>(tile, begin, end, unit, panel); break;
-        case 3: over_rows<kGroups, 3>(tile, begin, end, unit, panel); break;
-        case 4: over_rows<kGroups, 4>(tile, begin, end, unit, panel); break;
+        case 1: over_rows<kGroups, 1>(tile, begin, end, unit, panel, next, depth); break;
+        case 2: over_rows<kGroups, 2>(tile, begin, end, unit, panel, next, depth); break;
+        case 3: over_rows<kGroups, 3>(tile, begin, end, unit, panel, next, depth); break;
+        case 4: over_rows<kGroups, 4>(tile, begin, end, unit, panel, next, depth); break;
       }
     }
   }
@@ -167,7 +173,7 @@ struct ForwardTile {
   T* y;               // [n, y_stride]
 
   template <int kRows, int kVectors>
-  void run(int64_t row, int64_t unit, const T* panel) const {
+  void run(int64_t row, int64_t unit, const T* panel, const T* ahead) const {
     constexpr int n = kLanes<T>;
     constexpr int gates_here = Cell::stage_gates(kStage);
     constexpr int first = Cell::stage_first(kStage);
@@ -187,8 +193,8 @@ struct ForwardTile {
                                : gx + ((row + m) * Cell::kGates + first + g) * hidden;
           acc[m][g * kVectors + u] = load_tail(start + unit + u * n, lanes);
         }
-    multiply<T, kRows, gates_here * kVectors>(acc, operand + row * operand_stride, operand_stride,
-                                              1, panel, hidden);
+    multiply<T, kRows, gates_here * kVectors, true>(acc, operand + row * operand_stride,
+                                                    operand_stride, 1, panel, hidden, ahead);
     // Through memory, so that what follows is one loop and not kRows copies of it.
     T sums[kRows][gates_here * kVectors * n] __attribute__((aligned(64)));
 #pragma GCC unroll 8
@@ -348,7 +354,7 @@ struct BackwardTile {
   T* dh_0;    // [B, H]: only the gradient of the initial state is wanted; else null
 
   template <int kRows, int kVectors>
-  void run(int64_t row, int64_t unit, const T* panel) const {
+  void run(int64_t row, int64_t unit, const T* panel, const T* ahead) const {
     constexpr int n = kLanes<T>;
     const int64_t left = hidden - unit;
     T sums[kRows][kVectors * n] __attribute__((aligned(64)));
@@ -369,8 +375,9 @@ struct BackwardTile {
           const int64_t column = Cell::back_first(kStage, part) * hidden + first - k;
           k += Cell::back_gates(kStage, part) * hidden;
           if (first < lesser(k, k_end))
-            multiply<T, kRows, kVectors>(acc, operand + row * stride + column, stride, 1,
-                                         panel + first * kVectors * n, lesser(k, k_end) - first);
+            multiply<T, kRows, kVectors, true>(acc, operand + row * stride + column, stride, 1,
+                                               panel + first * kVectors * n,
+                                               lesser(k, k_end) - first, ahead + first * n);
         }
       }
 #pragma GCC unroll 8

@@ -16,14 +16,17 @@ constexpr int max_rows(int vectors) {
 }
 constexpr int kMaxRows = 8;
 
-// acc[m][v] += sum over k of a[m * row_stride + k * k_stride] * b[k][v]
-template <class T, int kRows, int kVectors>
+// acc[m][v] += sum over k of a[m * row_stride + k * k_stride] * b[k][v]. With
+// `kAhead`, one vector from `ahead` on is brought into the second-level cache with every k.
+template <class T, int kRows, int kVectors, bool kAhead = false>
 RNNFAST_INLINE void multiply(Vec<T> (&acc)[kRows][kVectors], const T* a, int64_t row_stride,
-                             int64_t k_stride, const T* b, int64_t count) {
+                             int64_t k_stride, const T* b, int64_t count,
+                             const T* ahead = nullptr) {
   constexpr int n = kLanes<T>;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < count; k++) {
     Vec<T> row[kVectors];
+    if constexpr (kAhead) __builtin_prefetch(ahead + k * n, 0, 2);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) row[v] = load(b + (k * kVectors + v) * n);
 #pragma GCC unroll 16
