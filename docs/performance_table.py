@@ -17,10 +17,14 @@ BEGIN = "<!-- begin performance table: python -m docs.performance_table --write 
 END = "<!-- end performance table -->\n"
 
 
+def number(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
 def ratio(rows: list[dict[str, Any]], mode: str, peer: str, ours: str) -> str:
     """The peer's time / rnnfast's with each number of threads; below 1 rnnfast is slower."""
     found = [
-        f"{rival['ratios'][ours]['median']:.2g}"
+        number(rival["ratios"][ours]["median"])
         for row in sorted(rows, key=lambda row: row["threads"])
         for rival in row["rivals"]
         if row["mode"] == mode and rival["peer"] == peer
