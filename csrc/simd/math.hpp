@@ -7,8 +7,8 @@
 //   sigmoid(x) = 1 / (1 + exp(-x))
 //   tanh(x)    = sign(x) e / (e + 2),  e = expm1(2 |x|) = 2^n expm1(r) + (2^n - 1)
 //
-// Maximum error over every finite argument, measured by tests/test_native_functions.py (units in the last
-// place, results below the smallest normal number may be flushed to zero):
+// Maximum error over every finite argument, measured by tests/test_native_functions.py (units in
+// the last place, results below the smallest normal number may be flushed to zero):
 //             exp    sigmoid   tanh
 //   float     1.1    2.5       2.6
 //   double    1.0    2.0       2.3
