@@ -68,8 +68,8 @@ struct PySaved {
 template <class T>
 class PyLayer {
  public:
-  PyLayer(const std::string& cell, std::vector<Direction> directions)
-      : arrays_(std::move(directions)), layer_(make(cell, arrays_)) {}
+  PyLayer(const std::string& cell, std::vector<Direction> directions, bool reuse)
+      : arrays_(std::move(directions)), layer_(make(cell, arrays_, reuse)) {}
 
   std::optional<PySaved<T>> forward(const py::array& x, int64_t steps, int64_t batch,
                                     const std::optional<py::array>& sizes,
@@ -147,7 +147,8 @@ class PyLayer {
   int directions() const { return layer_.directions(); }
 
  private:
-  static Layer<T> make(const std::string& cell, const std::vector<Direction>& directions) {
+  static Layer<T> make(const std::string& cell, const std::vector<Direction>& directions,
+                       bool reuse) {
     const CellKind kind = cell_kind(cell);
     const CellKernels<T>& k = *kernels<T>(active_set()).cells[kind];
     if (directions.empty() || directions.size() > 2)
@@ -162,7 +163,7 @@ class PyLayer {
           {pointer<const T>(w_ih, rows * I, "w_ih"), pointer<const T>(w_hh, rows * H, "w_hh"),
            pointer<const T>(b_ih, rows, "b_ih"), pointer<const T>(b_hh, rows, "b_hh")});
     const Released released;
-    return Layer<T>(kind, std::move(weights), I, H);
+    return Layer<T>(kind, std::move(weights), I, H, reuse);
   }
 
   std::vector<Direction> arrays_;  // kept alive for their pointers
@@ -173,7 +174,7 @@ template <class T>
 void register_dtype(py::module_& m, const char* layer, const char* saved) {
   py::class_<PySaved<T>>(m, saved);
   py::class_<PyLayer<T>>(m, layer)
-      .def(py::init<const std::string&, std::vector<Direction>>())
+      .def(py::init<const std::string&, std::vector<Direction>, bool>())
       .def("forward", &PyLayer<T>::forward)
       .def("backward", &PyLayer<T>::backward)
       .def_property_readonly("directions", &PyLayer<T>::directions);

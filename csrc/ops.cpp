@@ -102,12 +102,14 @@ Panels<T> Layer<T>::panels(Buffer<T>& data, int64_t k, int64_t n, int groups, in
 }
 
 template <class T>
-Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden)
+Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden,
+                bool reuse)
     : kernels_(&kernels<T>(active_set())),
       cell_(kernels_->cells[cell]),
       weights_(std::move(weights)),
       input_(input),
-      hidden_(hidden) {
+      hidden_(hidden),
+      reuse_(reuse) {
   const int64_t I = input_, H = hidden_, G = cell_->gates;
   for (int d = 0; d < directions(); d++) {
     const Weights<T>& w = weights_[d];
@@ -126,19 +128,24 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
         p.bias_h.get()[j] = w.b_hh ? w.b_hh[cell_->apart * H + j] : T(0);
     }
   }
-  const auto pack = [&](int id, int size) {
-    const Team team{id, size, nullptr};
-    for (int d = 0; d < directions(); d++) {
-      const Weights<T>& w = weights_[d];
-      kernels_->pack_panels(packed_[d].x, 1, 0, w.w_ih, 1, I, 0, I, team);
-      for (int s = 0; s < cell_->stages; s++)
-        kernels_->pack_panels(packed_[d].h[s], cell_->stage_gates[s], H,
-                              w.w_hh + cell_->stage_first[s] * H * H, 1, H, 0, H, team);
-    }
-  };
+  if (!reuse_) return;
   const int threads = G * H * (I + H) > 200000 ? thread_count() : 1;
-  auto member = [&](int id) { pack(id, threads); };
-  if (!try_parallel(threads, member)) pack(0, 1);
+  const auto pack_all = [&](int id, int size) {
+    for (int d = 0; d < directions(); d++) pack(d, Team{id, size, nullptr});
+  };
+  auto member = [&](int id) { pack_all(id, threads); };
+  if (!try_parallel(threads, member)) pack_all(0, 1);
+}
+
+template <class T>
+void Layer<T>::pack(int direction, Team team) const {
+  const int64_t I = input_, H = hidden_;
+  const Weights<T>& w = weights_[direction];
+  const Packed& p = packed_[direction];
+  kernels_->pack_panels(p.x, 1, 0, w.w_ih, 1, I, 0, I, team);
+  for (int s = 0; s < cell_->stages; s++)
+    kernels_->pack_panels(p.h[s], cell_->stage_gates[s], H, w.w_hh + cell_->stage_first[s] * H * H,
+                          1, H, 0, H, team);
 }
 
 template <class T>
@@ -215,6 +222,10 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     region.each_direction(id, [&](int d, Team team) {
       Forward<T> mine = p[d];
       mine.split = region.split(d);
+      if (!reuse_) {
+        pack(d, team);
+        if (team.size > 1) team.barrier->wait();
+      }
       cell_->forward(mine, team);
     });
   });

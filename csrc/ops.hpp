@@ -57,8 +57,10 @@ struct BackwardArrays {
 template <class T>
 class Layer {
  public:
-  // The arrays behind `weights` must outlive the layer: the backward pass packs them again.
-  Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden);
+  // The arrays behind `weights` must outlive the layer: the backward pass packs them again. Where
+  // the layer is for `reuse`, its weights are packed now; else by each forward pass, in its own
+  // parallel region, which must then not run twice at once.
+  Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden, bool reuse);
 
   std::unique_ptr<Saved<T>> forward(const Batch& batch, const ForwardArrays<T>& a, bool save) const;
   void backward(const Saved<T>& saved, const BackwardArrays<T>& a) const;
@@ -74,12 +76,14 @@ class Layer {
     Buffer<T> x_data, h_data[2], bias, bias_h;
     Panels<T> x, h[2];
   };
+  void pack(int direction, Team team) const;
   Panels<T> panels(Buffer<T>& data, int64_t k, int64_t n, int groups, int widest) const;
 
   const Kernels<T>* kernels_;
   const CellKernels<T>* cell_;
   std::vector<Weights<T>> weights_;
   int64_t input_, hidden_;
+  bool reuse_;
   Packed packed_[2];
 };
 

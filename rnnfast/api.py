@@ -38,7 +38,7 @@ class Packed:
         self.input_size: int = first.w_ih.shape[1]
         self.hidden: int = first.w_hh.shape[1]
         self.directions = len(parsed[0])
-        self.prepared = [backend.prepare(spec, layer) for layer in parsed]
+        self.prepared = [backend.prepare(spec, layer, reuse=True) for layer in parsed]
 
     def __repr__(self) -> str:
         return (
@@ -505,7 +505,7 @@ class _Call:
 
     def _run(self, save: bool) -> tuple[Array, tuple[Array | None, ...], layers.Tape | None]:
         prepared = (
-            [self.backend.prepare(self.spec, layer) for layer in self.parsed]
+            [self.backend.prepare(self.spec, layer, reuse=False) for layer in self.parsed]
             if self.packed is None
             else self.packed.prepared
         )

@@ -29,8 +29,8 @@ class Backend(Protocol):
     def supports(self, spec: Spec) -> bool:
         """Whether this backend has the cell with these options."""
 
-    def prepare(self, spec: Spec, layer: Layer) -> Any:
-        """What `forward` takes for weights: packed, or simply kept."""
+    def prepare(self, spec: Spec, layer: Layer, reuse: bool) -> Any:
+        """What `forward` takes for weights, once or, with `reuse`, any number of times at once."""
 
     def directions(self, prepared: Any) -> int:
         """D."""

@@ -23,7 +23,7 @@ class Reference:
     def supports(self, spec: Spec) -> bool:
         return spec.cell in loop.CELLS
 
-    def prepare(self, spec: Spec, layer: Layer) -> Layer:
+    def prepare(self, spec: Spec, layer: Layer, reuse: bool) -> Layer:
         return layer
 
     def directions(self, prepared: Layer) -> int:
