@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <optional>
 #include <stdexcept>
@@ -17,13 +18,19 @@ namespace py = pybind11;
 namespace rnnfast {
 namespace {
 
-// Releases the GIL. pybind11's own guard ends the process when the interpreter is finalized while a
-// daemon thread is inside: taking the GIL back then unwinds the thread, through a destructor that
-// must be allowed to throw.
+// Releases the GIL. A daemon thread that wants it back while the interpreter is being finalized is
+// ended by unwinding its stack (before Python 3.14), through destructors that touch Python objects.
+// It sleeps here instead, as later versions of Python let it, until the process is gone.
 class Released {
  public:
   Released() : state_(PyEval_SaveThread()) {}
-  ~Released() noexcept(false) { PyEval_RestoreThread(state_); }
+  ~Released() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
   Released(const Released&) = delete;
   Released& operator=(const Released&) = delete;
 
