@@ -26,7 +26,7 @@ namespace {
 constexpr int64_t kForwardChunk = 128;
 constexpr int64_t kBackwardChunk = 512;
 
-// Runs body(id) on n threads, or all of them in turn on this one where no barrier is waited for.
+// Calls body(id) on n threads at once; false, and nothing done, where the pool is taken.
 template <class Body>
 bool try_parallel(int n, Body& body) {
   return run_parallel(n, [](void* b, int id) { (*static_cast<Body*>(b))(id); }, &body);
