@@ -30,6 +30,30 @@ inline void relax() {
 constexpr int kSpinsBeforeYield = 1000;
 constexpr int kSpinsBeforeSleep = 4000;
 
+int this_cpu() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
+// A worker that was woken on the caller's processor would take turns with it, a slice of the
+// scheduler each, at every barrier. Forbids that processor for a moment, so that it has to move.
+void leave_cpu(int cpu) {
+#if defined(__linux__)
+  cpu_set_t allowed, others;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+  others = allowed;
+  CPU_CLR(cpu, &others);
+  if (CPU_COUNT(&others) == 0) return;
+  if (sched_setaffinity(0, sizeof others, &others) == 0)
+    sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+  (void)cpu;
+#endif
+}
+
 void flushed(void (*body)(void*, int), void* context, int id) {
   const FlushDenormals guard;
   body(context, id);
@@ -55,6 +79,7 @@ class Pool {
     body_ = body;
     context_ = context;
     size_ = n;
+    cpu_ = this_cpu();
     running_.store(workers_, std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -87,6 +112,7 @@ class Pool {
         asleep_.fetch_sub(1, std::memory_order_acq_rel);
       }
       seen++;
+      if (cpu_ >= 0 && this_cpu() == cpu_) leave_cpu(cpu_);
       if (id < size_) flushed(body_, context_, id);
       running_.fetch_sub(1, std::memory_order_acq_rel);
     }
@@ -97,6 +123,7 @@ class Pool {
   void (*body_)(void*, int) = nullptr;
   void* context_ = nullptr;
   int size_ = 0;
+  int cpu_ = -1;  // where the caller runs, or -1
   std::atomic<uint32_t> generation_{0};
   std::atomic<int> running_{0};
   std::atomic<int> asleep_{0};
