@@ -4,6 +4,8 @@
 #include <pybind11/stl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -151,6 +153,7 @@ class PyLayer {
     return py::make_tuple(dx, dweights, dh_0, dc_0);
   }
 
+  const Layer<T>& layer() const { return layer_; }
   int directions() const { return layer_.directions(); }
 
  private:
@@ -177,14 +180,138 @@ class PyLayer {
   Layer<T> layer_;
 };
 
+// Packed layers, called in one go where every argument already is as the kernels read it. The
+// checks of the API cost more than the kernels of a small step; here they are a few comparisons,
+// and what does not pass them takes the long way, where it is converted or named in an error.
 template <class T>
-void register_dtype(py::module_& m, const char* layer, const char* saved) {
+class PyStack {
+ public:
+  explicit PyStack(const py::tuple& layers) : kept_(layers) {
+    for (const py::handle layer : layers)
+      layers_.push_back(&layer.cast<const PyLayer<T>&>().layer());
+  }
+
+  // (y, state_n) as the API returns them, or None where it has to be the long way.
+  py::object forward(const py::object& x, const py::object& state, const py::object& out) const {
+    const Layer<T>& first = *layers_.front();
+    const int64_t I = first.input(), H = first.hidden(), D = first.directions();
+    const int64_t L = int64_t(layers_.size());
+    const bool has_c = first.cell().has_c;
+    if (!plain(x)) return py::none();
+    const auto x_array = py::reinterpret_borrow<py::array>(x);
+    const bool batched = x_array.ndim() == 3;
+    if ((!batched && x_array.ndim() != 2) || x_array.shape(batched ? 2 : 1) != I) return py::none();
+    const int64_t steps = x_array.shape(0), batch = batched ? x_array.shape(1) : 1;
+    if (steps < 1 || double(steps) * double(batch * 8 * H * D) * sizeof(T) > double(PTRDIFF_MAX))
+      return py::none();
+    const Shape y_shape = batched ? Shape{steps, batch, D * H} : Shape{steps, D * H};
+    const Shape state_shape = batched ? Shape{L * D, batch, H} : Shape{L * D, H};
+
+    py::object h_0 = state, c_0 = py::none();
+    if (has_c && !state.is_none() && !split(state, h_0, c_0)) return py::none();
+    py::object y = out, state_n, h_n, c_n = py::none();
+    if (PyTuple_CheckExact(out.ptr())) {
+      if (!split(out, y, state_n)) return py::none();
+      h_n = state_n;
+      if (has_c && !split(state_n, h_n, c_n)) return py::none();
+    } else {
+      if (out.is_none()) y = py::array_t<T>(y_shape);
+      h_n = state_n = py::array_t<T>(state_shape);
+      if (has_c) {
+        c_n = py::array_t<T>(state_shape);
+        state_n = py::make_tuple(h_n, c_n);
+      }
+    }
+    if ((!h_0.is_none() && !fits(h_0, state_shape)) || (!c_0.is_none() && !fits(c_0, state_shape)))
+      return py::none();
+    if (!out.is_none()) {
+      if (!fits(y, y_shape, true) || !fits(h_n, state_shape, true) ||
+          (has_c && !fits(c_n, state_shape, true)) || overlap({x, h_0, c_0}, {y, h_n, c_n}))
+        return py::none();
+    }
+    run(x, h_0, c_0, y, h_n, c_n, steps, batch);
+    return py::make_tuple(y, state_n);
+  }
+
+ private:
+  using Shape = std::vector<py::ssize_t>;
+
+  // A NumPy array itself, of this dtype, contiguous and aligned.
+  static bool plain(const py::object& value) {
+    return Py_TYPE(value.ptr()) == py::detail::npy_api::get().PyArray_Type_ &&
+           py::isinstance<py::array_t<T, py::array::c_style>>(value) &&
+           py::reinterpret_borrow<py::array>(value).flags() &
+               py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  }
+  static bool fits(const py::object& value, const Shape& shape, bool writeable = false) {
+    if (!plain(value)) return false;
+    const auto array = py::reinterpret_borrow<py::array>(value);
+    return array.ndim() == int(shape.size()) &&
+           std::equal(shape.begin(), shape.end(), array.shape()) &&
+           (!writeable || array.writeable());
+  }
+  static bool split(const py::object& pair, py::object& first, py::object& second) {
+    if (!PyTuple_CheckExact(pair.ptr()) || PyTuple_GET_SIZE(pair.ptr()) != 2) return false;
+    PyObject* items[] = {PyTuple_GET_ITEM(pair.ptr(), 0), PyTuple_GET_ITEM(pair.ptr(), 1)};
+    first = py::reinterpret_borrow<py::object>(items[0]);
+    second = py::reinterpret_borrow<py::object>(items[1]);
+    return true;
+  }
+  static T* data(const py::object& array) {
+    if (array.is_none()) return nullptr;
+    return static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(array).data()));
+  }
+
+  // Whether anything written (y, h_n, c_n) meets anything else. A state may be updated in place.
+  static bool overlap(std::array<py::object, 3> read, std::array<py::object, 3> written) {
+    const T *begin[6], *end[6];
+    for (int k = 0; k < 6; k++) {
+      const py::object& array = k < 3 ? read[k] : written[k - 3];
+      begin[k] = data(array);
+      end[k] = begin[k] ? begin[k] + py::reinterpret_borrow<py::array>(array).size() : nullptr;
+    }
+    for (int w = 3; w < 6; w++)
+      for (int k = 0; k < 6; k++) {
+        const bool in_place = k + 3 == w && k > 0 && begin[k] == begin[w];
+        if (k != w && !in_place && begin[k] < end[w] && begin[w] < end[k]) return true;
+      }
+    return false;
+  }
+
+  void run(const py::object& x, const py::object& h_0, const py::object& c_0, const py::object& y,
+           const py::object& h_n, const py::object& c_n, int64_t steps, int64_t batch) const {
+    const int64_t H = layers_.front()->hidden(), D = layers_.front()->directions();
+    const int64_t state = D * batch * H;
+    ForwardArrays<T> a{data(x), data(h_0), data(c_0), nullptr, data(h_n), data(c_n)};
+    T* const last = data(y);
+    const Released released;
+    Buffer<T> between[2];
+    for (size_t k = 0; k < layers_.size(); k++) {
+      a.y = k + 1 == layers_.size() ? last : between[k % 2].grow(steps * batch * D * H);
+      layers_[k]->forward({steps, batch, nullptr}, a, false);
+      a.x = a.y;
+      for (const T** array : {&a.h_0, &a.c_0})
+        if (*array) *array += state;
+      a.h_n += state;
+      if (a.c_n) a.c_n += state;
+    }
+  }
+
+  py::tuple kept_;
+  std::vector<const Layer<T>*> layers_;
+};
+
+template <class T>
+void register_dtype(py::module_& m, const char* layer, const char* saved, const char* stack) {
   py::class_<PySaved<T>>(m, saved);
   py::class_<PyLayer<T>>(m, layer)
       .def(py::init<const std::string&, std::vector<Direction>, bool>())
       .def("forward", &PyLayer<T>::forward)
       .def("backward", &PyLayer<T>::backward)
       .def_property_readonly("directions", &PyLayer<T>::directions);
+  py::class_<PyStack<T>>(m, stack)
+      .def(py::init<const py::tuple&>())
+      .def("forward", &PyStack<T>::forward);
 }
 
 template <class T>
@@ -204,8 +331,8 @@ PYBIND11_MODULE(_native, m) {
   m.attr("version") = RNNFAST_VERSION;
   active_set();
   set_thread_count(default_thread_count());
-  register_dtype<float>(m, "LayerF32", "SavedF32");
-  register_dtype<double>(m, "LayerF64", "SavedF64");
+  register_dtype<float>(m, "LayerF32", "SavedF32", "StackF32");
+  register_dtype<double>(m, "LayerF64", "SavedF64", "StackF64");
   m.def("set_num_threads", &set_thread_count);
   m.def("get_num_threads", &thread_count);
   m.def("available_isas", [] {

@@ -34,6 +34,15 @@ class Buffer {
 
   T* get() const { return static_cast<T*>(block_.data); }
 
+  // At least `count` numbers; what was there is lost when it has to grow.
+  T* grow(int64_t count) {
+    if (block_.bytes < byte_count(count)) {
+      *this = Buffer();
+      *this = Buffer(count);
+    }
+    return get();
+  }
+
  private:
   static size_t byte_count(int64_t count) {
     size_t bytes;

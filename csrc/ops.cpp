@@ -32,11 +32,17 @@ bool try_parallel(int n, Body& body) {
   return run_parallel(n, [](void* b, int id) { (*static_cast<Body*>(b))(id); }, &body);
 }
 
-std::vector<int64_t> offsets(const Batch& b) {
-  std::vector<int64_t> offset(b.steps + 1);
+void count_rows(const Batch& b, std::vector<int64_t>& offset) {
+  offset.resize(b.steps + 1);
+  offset[0] = 0;
   for (int64_t t = 0; t < b.steps; t++)
     offset[t + 1] = offset[t] + (b.sizes ? b.sizes[t] : b.batch);
-  return offset;
+}
+
+template <class T>
+const T* copy(const T* from, int64_t count, Buffer<T>& to) {
+  std::copy_n(from, count, to.grow(count));
+  return to.get();
 }
 
 // Barriers and shares of a plan, and the calls of every member of every team.
@@ -156,19 +162,21 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
   const int64_t G = cell_->gates, S = cell_->saved;
   const int64_t state = B * H;
   std::unique_ptr<Saved<T>> saved(save ? new Saved<T> : nullptr);
-  std::vector<int64_t> offset = offsets(batch);
+  std::unique_ptr<Workspace<T>> space(spare_.exchange(nullptr, std::memory_order_acquire));
+  if (!space) space.reset(new Workspace<T>);
+  std::vector<int64_t>& offset = save ? saved->offset : space->offset;
+  count_rows(batch, offset);
   const int64_t N = offset[T_];
 
-  Buffer<T> zeros;
+  const T* zeros = nullptr;
   if (!a.h_0 || (cell_->has_c && !a.c_0)) {
-    zeros = Buffer<T>(state);
-    std::fill_n(zeros.get(), state, T(0));
+    zeros = space->zeros.grow(state);
+    std::fill_n(space->zeros.get(), state, T(0));
   }
-  Buffer<T> gx[2], scratch_h[2], scratch_gates[2];
   Forward<T> p[2];
   for (int d = 0; d < D; d++) {
+    auto& own = space->directions[d];
     Forward<T>& f = p[d];
-    gx[d] = Buffer<T>(std::min(N, kForwardChunk + B) * G * H);
     f = Forward<T>{};
     f.steps = {T_, offset.data()};
     f.batch = B;
@@ -181,9 +189,9 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     for (int s = 0; s < cell_->stages; s++) f.h_panels[s] = packed_[d].h[s];
     f.bias = packed_[d].bias.get();
     f.bias_h = packed_[d].bias_h.get();
-    f.h_0 = a.h_0 ? a.h_0 + d * state : zeros.get();
-    f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros.get();
-    f.gx = gx[d].get();
+    f.h_0 = a.h_0 ? a.h_0 + d * state : zeros;
+    f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros;
+    f.gx = own.gx.grow(std::min(N, kForwardChunk + B) * G * H);
     f.save = save;
     f.y = a.y + d * H;
     f.y_stride = D * H;
@@ -191,28 +199,18 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     f.c_n = cell_->has_c ? a.c_n + d * state : nullptr;
     if (save) {
       auto& kept = saved->directions[d];
-      const auto copy = [&](const T* from) {
-        Buffer<T> to(state);
-        std::copy_n(from, state, to.get());
-        return to;
-      };
-      kept.h_0 = copy(f.h_0);
-      kept.gates = Buffer<T>(N * S * H);
-      kept.h = Buffer<T>(N * H);
+      f.h_0 = copy(f.h_0, state, kept.h_0);
+      f.gates = kept.gates.grow(N * S * H);
+      f.h = kept.h.grow(N * H);
       if (cell_->has_c) {
-        kept.c_0 = copy(f.c_0);
-        kept.c = Buffer<T>(N * H);
+        f.c_0 = copy(f.c_0, state, kept.c_0);
+        f.c = kept.c.grow(N * H);
       }
-      f.gates = kept.gates.get();
-      f.h = kept.h.get();
-      f.c = kept.c.get();
     } else {
-      scratch_h[d] = Buffer<T>(2 * state);
-      f.h = scratch_h[d].get();
-      if (cell_->stages > 1) {
-        scratch_gates[d] = Buffer<T>(S * state);
-        f.gates = scratch_gates[d].get();
-      }
+      if (a.h_0 == a.h_n) f.h_0 = copy(f.h_0, state, own.h_0);
+      if (cell_->has_c && a.c_0 == a.c_n) f.c_0 = copy(f.c_0, state, own.c_0);
+      f.h = own.h.grow(2 * state);
+      if (cell_->stages > 1) f.gates = own.gates.grow(S * state);
     }
   }
 
@@ -233,9 +231,9 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
   if (save) {
     saved->steps = T_;
     saved->batch = B;
-    saved->offset = std::move(offset);
     saved->x = a.x;
   }
+  if (reuse_) space.reset(spare_.exchange(space.release(), std::memory_order_acq_rel));
   return saved;
 }
 

@@ -1,6 +1,7 @@
 // A layer with its prepared weights, and its forward and backward pass over plain pointers.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -54,6 +55,17 @@ struct BackwardArrays {
   T* dc_0;  // [D, B, H] or null
 };
 
+// Scratch of a forward pass. A layer for reuse keeps it, so that its next call allocates nothing.
+template <class T>
+struct Workspace {
+  std::vector<int64_t> offset;  // [T + 1]
+  Buffer<T> zeros;              // [B, H]
+  struct Direction {
+    Buffer<T> gx, h, gates;  // see Forward
+    Buffer<T> h_0, c_0;      // [B, H] where the caller's are overwritten
+  } directions[2];
+};
+
 template <class T>
 class Layer {
  public:
@@ -61,7 +73,11 @@ class Layer {
   // the layer is for `reuse`, its weights are packed now; else by each forward pass, in its own
   // parallel region, which must then not run twice at once.
   Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden, bool reuse);
+  ~Layer() { delete spare_.load(); }
+  Layer(const Layer&) = delete;
+  Layer& operator=(const Layer&) = delete;
 
+  // h_n and c_n may be h_0 and c_0.
   std::unique_ptr<Saved<T>> forward(const Batch& batch, const ForwardArrays<T>& a, bool save) const;
   void backward(const Saved<T>& saved, const BackwardArrays<T>& a) const;
 
@@ -85,6 +101,7 @@ class Layer {
   int64_t input_, hidden_;
   bool reuse_;
   Packed packed_[2];
+  mutable std::atomic<Workspace<T>*> spare_{nullptr};  // of the last call that has ended
 };
 
 }  // namespace rnnfast

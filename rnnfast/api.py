@@ -15,11 +15,12 @@ from numpy.typing import DTypeLike, NDArray
 from . import arrays, checks, layers
 from .backends import Backend, get
 from .errors import UnsupportedError
-from .spec import Spec
+from .spec import CELLS, Spec
 from .weights import Layer, Weights, parse, rebuild
 
 _LSTM, _GATED = Spec("lstm"), Spec("gated")
 _GRU = {reset_after: Spec("gru", reset_after) for reset_after in (False, True)}
+_RNN = {name: Spec("rnn", nonlinearity=name) for name in CELLS["rnn"].nonlinearities}
 
 Array = NDArray[Any]
 Backward = Callable[..., tuple[Any, Any, Any]]
@@ -28,7 +29,16 @@ Backward = Callable[..., tuple[Any, Any, Any]]
 class Packed:
     """Weights prepared once for many inference calls. Made by `rnnfast.pack`; opaque."""
 
-    __slots__ = ("backend", "directions", "dtype", "hidden", "input_size", "prepared", "spec")
+    __slots__ = (
+        "backend",
+        "directions",
+        "dtype",
+        "hidden",
+        "input_size",
+        "prepared",
+        "shortcut",
+        "spec",
+    )
 
     def __init__(self, spec: Spec, backend: Backend, parsed: list[Layer]) -> None:
         first = parsed[0][0]
@@ -39,6 +49,7 @@ class Packed:
         self.hidden: int = first.w_hh.shape[1]
         self.directions = len(parsed[0])
         self.prepared = [backend.prepare(spec, layer, reuse=True) for layer in parsed]
+        self.shortcut = backend.shortcut(self.prepared)
 
     def __repr__(self) -> str:
         return (
@@ -138,8 +149,9 @@ def lstm(
         Source or seed of the dropout masks.
     backend : {"auto", "native", "reference", "numba", "cuda"}
         "auto" is "native", or what RNNFAST_BACKEND names.
-    out : array like y, or None
-        Where to write y. C-contiguous, and apart from every input.
+    out : array like y, pair (y, state_n) of all that is returned, or None
+        Where to write the results. C-contiguous, apart from every input and from one another,
+        except that h_n and c_n may be h_0 and c_0 themselves, which are then updated in place.
 
     Returns
     -------
@@ -164,8 +176,7 @@ def lstm(
     >>> y.shape, h_n.shape, c_n.shape
     ((5, 3, 16), (2, 3, 16), (2, 3, 16))
     """
-    call = _Call(_LSTM, x, weights, state, lengths, batch_first, dropout, rng, backend, out)
-    return call.forward()
+    return _forward(_LSTM, x, weights, state, lengths, batch_first, dropout, rng, backend, out)
 
 
 def lstm_vjp(
@@ -245,7 +256,7 @@ def gru(
         As `rnnfast.lstm` does.
     """
     spec = _GRU[checks.flag("reset_after", reset_after)]
-    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).forward()
+    return _forward(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out)
 
 
 def gru_vjp(
@@ -303,7 +314,7 @@ def rnn(
         As `rnnfast.lstm` does.
     """
     spec = _spec("rnn", True, nonlinearity)
-    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).forward()
+    return _forward(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out)
 
 
 def rnn_vjp(
@@ -357,8 +368,7 @@ def gated(
     ValueError, TypeError, UnsupportedError
         As `rnnfast.lstm` does.
     """
-    spec = _GATED
-    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).forward()
+    return _forward(_GATED, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out)
 
 
 def gated_vjp(
@@ -376,6 +386,36 @@ def gated_vjp(
     """`gated`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _GATED
     return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
+
+
+def _forward(
+    spec: Spec,
+    x: Any,
+    weights: Any,
+    state: Any,
+    lengths: Any,
+    batch_first: bool,
+    dropout: float,
+    rng: Any,
+    backend: str,
+    out: Any,
+) -> tuple[Any, Any]:
+    if (
+        type(weights) is Packed
+        and weights.spec is spec
+        and weights.shortcut is not None
+        and lengths is None
+        and batch_first is False
+        and type(dropout) is float
+        and dropout == 0.0
+        and rng is None
+        and (backend == "auto" or backend == weights.backend.name)
+    ):
+        done = weights.shortcut(x, state, out)
+        if done is not None:
+            return done
+    call = _Call(spec, x, weights, state, lengths, batch_first, dropout, rng, backend, out)
+    return call.forward()
 
 
 class _Call:
@@ -465,8 +505,9 @@ class _Call:
         self.dropout = _rate(dropout)
         self.rng = checks.generator(rng) if dropout or rng is not None else None
         self.y_shape = (self.num_steps, self.batch, self.directions * self.hidden)
-        self.given_out = out
-        self.out = None if out is None else self._out(out)
+        self.given_y, self.given_state = _parts_of(out)
+        self.out = None if self.given_y is None else self._out(self.given_y)
+        self.state_out = self._state_out()
         # (T, B, D*H) to be written in place; out of another layout is copied to at the end.
         self.into = self.out
         if self.out is not None:
@@ -477,7 +518,7 @@ class _Call:
 
     def forward(self) -> tuple[Any, Any]:
         y, state_n, _ = self._run(save=False)
-        return self._give_y(y), self._give_state(state_n)
+        return self._give_y(y), self._give_state_n(state_n)
 
     def vjp(self) -> tuple[Any, Any, Backward]:
         if self.packed is not None:
@@ -501,7 +542,7 @@ class _Call:
                 self._give_state(dinitial),
             )
 
-        return self._give_y(y), self._give_state(state_n), backward
+        return self._give_y(y), self._give_state_n(state_n), backward
 
     def _run(self, save: bool) -> tuple[Array, tuple[Array | None, ...], layers.Tape | None]:
         prepared = (
@@ -521,6 +562,7 @@ class _Call:
             self.dropout,
             self.rng,
             self.into,
+            self.state_out,
             save,
         )
 
@@ -535,7 +577,10 @@ class _Call:
             return arrays.give(self._layout(y), self.like)
         if self.into is None:
             self.out[...] = self._layout(y)
-        return self.given_out
+        return self.given_y
+
+    def _give_state_n(self, state: tuple[Array | None, ...]) -> Any:
+        return self._give_state(state) if self.given_state is None else self.given_state
 
     def _give_state(self, state: tuple[Array | None, ...]) -> Any:
         given = [
@@ -560,11 +605,14 @@ class _Call:
         if value is None:
             return None
         array = arrays.floating(name, value, self.dtype)
-        count = self.num_layers * self.directions
-        wanted = (count, self.hidden) if self.unbatched else (count, self.batch, self.hidden)
+        wanted = self._state_shape()
         if array.shape != wanted:
             raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
-        return arrays.contiguous(array.reshape(count, self.batch, self.hidden))
+        return arrays.contiguous(array.reshape(wanted[0], self.batch, self.hidden))
+
+    def _state_shape(self) -> tuple[int, ...]:
+        count = self.num_layers * self.directions
+        return (count, self.hidden) if self.unbatched else (count, self.batch, self.hidden)
 
     def _lengths(self, lengths: Any) -> NDArray[np.int64] | None:
         if lengths is None:
@@ -595,14 +643,49 @@ class _Call:
         wanted = self._layout(np.broadcast_to(array.dtype.type(0), self.y_shape)).shape
         if array.shape != wanted:
             raise ValueError(f"out: expected shape {wanted}, got {array.shape}")
-        if not array.flags.c_contiguous or not array.flags.writeable:
-            raise ValueError("out: expected a C-contiguous, writable array")
-        inputs = [("x", self.x), ("h_0", self.state[0]), ("c_0", self.state[1])]
-        inputs += [("weights", a) for layer in self.parsed for w in layer for a in w]
-        for name, value in inputs:
-            if value is not None and np.may_share_memory(array, value):
-                raise ValueError(f"out: expected memory apart from {name}'s, got an overlap")
+        self._check_written("out", array)
+        for name, value in zip(("h_0", "c_0"), self.state, strict=True):
+            _check_apart("out", array, name, value)
         return array
+
+    def _state_out(self) -> layers.State:
+        """Where h_n and c_n are to be written, (L*D, B, H) each; or (None, None)."""
+        if self.given_state is None:
+            return None, None
+        given = (self.given_state,)
+        if self.spec.info.has_c:
+            given = self.given_state
+            if not isinstance(given, tuple) or len(given) != 2:
+                raise TypeError(
+                    f"out: expected (y, (h_n, c_n)), got {arrays.describe(given)} in second place"
+                )
+        made: list[Array] = []
+        for name, value in zip(("out h_n", "out c_n"), given, strict=False):
+            array = arrays.floating(name, value, self.dtype)
+            wanted = self._state_shape()
+            if array.shape != wanted:
+                raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
+            self._check_written(name, array)
+            _check_apart(name, array, "out y", self.out)
+            for other in made:
+                _check_apart(name, array, "out h_n", other)
+            made.append(array.reshape(-1, self.batch, self.hidden))
+        # An initial state that is updated in place is read after h_n is written.
+        h_0, c_0 = (
+            s.copy() if s is not None and any(np.may_share_memory(s, m) for m in made) else s
+            for s in self.state
+        )
+        self.state = h_0, c_0
+        return made[0], made[1] if self.spec.info.has_c else None
+
+    def _check_written(self, name: str, array: Array) -> None:
+        if not array.flags.c_contiguous or not array.flags.aligned or not array.flags.writeable:
+            raise ValueError(f"{name}: expected a C-contiguous, aligned, writable array")
+        _check_apart(name, array, "x", self.x)
+        for layer in self.parsed:
+            for direction in layer:
+                for value in direction:
+                    _check_apart(name, array, "weights", value)
 
     def _dy(self, dy: Any) -> Array | None:
         if dy is None:
@@ -630,11 +713,28 @@ def _spec(cell: str, reset_after: bool, nonlinearity: str) -> Spec:
             f"nonlinearity: expected one of {', '.join(allowed)}, got {nonlinearity!r}"
         )
     reset_after = checks.flag("reset_after", reset_after)
-    return Spec(
-        cell,
-        reset_after if info.has_reset_after else Spec.reset_after,
-        nonlinearity if allowed else Spec.nonlinearity,
-    )
+    if info.has_reset_after:
+        return _GRU[reset_after]
+    if allowed:
+        return _RNN[nonlinearity]
+    return _LSTM if info.has_c else _GATED
+
+
+def _parts_of(out: Any) -> tuple[Any, Any]:
+    """out as (y, state_n), None for what is not given."""
+    if not isinstance(out, tuple):
+        return out, None
+    if len(out) != 2 or out[0] is None or out[1] is None:
+        raise TypeError(
+            f"out: expected an array like y, or a pair (y, state_n) of arrays, got a tuple of "
+            f"{len(out)}: {', '.join(map(arrays.describe, out))}"
+        )
+    return out
+
+
+def _check_apart(name: str, array: Array, other: str, value: Array | None) -> None:
+    if value is not None and np.may_share_memory(array, value):
+        raise ValueError(f"{name}: expected memory apart from {other}'s, got an overlap")
 
 
 def _rate(dropout: Any) -> float:

@@ -48,8 +48,9 @@ class Ragged:
     def sort(self, state: Array) -> Array:
         return np.take(state, self.order, axis=1)
 
-    def unsort(self, state: Array) -> Array:
-        out = np.empty_like(state)
+    def unsort(self, state: Array, out: Array | None = None) -> Array:
+        if out is None:
+            out = np.empty_like(state)
         out[:, self.order] = state
         return out
 
@@ -81,6 +82,7 @@ def forward(
     dropout: float,
     rng: np.random.Generator | None,
     out: Array | None,
+    state_out: State,
     save: bool,
 ) -> tuple[Array, State, Tape | None]:
     """Run every layer. x is (T, B, I), C-contiguous and checked; so is everything else."""
@@ -97,8 +99,11 @@ def forward(
         c_0 = None if c_0 is None else ragged.sort(c_0)
 
     count, width = len(prepared), directions * hidden
-    h_n = np.empty((count * directions, batch, hidden), x.dtype)
-    c_n = np.empty_like(h_n) if spec.info.has_c else None
+    h_n, c_n = state_out if ragged is None else (None, None)
+    if h_n is None:
+        h_n = np.empty((count * directions, batch, hidden), x.dtype)
+    if c_n is None and spec.info.has_c:
+        c_n = np.empty_like(h_n)
     layers: list[tuple[Any, Any]] = []
     masks: list[Array | None] = []
     for k, weights in enumerate(prepared):
@@ -130,8 +135,8 @@ def forward(
         padded: Array = rows.reshape(num_steps, batch, width)
     else:
         padded = ragged.pad(rows, num_steps)
-        h_n = ragged.unsort(h_n)
-        c_n = None if c_n is None else ragged.unsort(c_n)
+        h_n = ragged.unsort(h_n, state_out[0])
+        c_n = None if c_n is None else ragged.unsort(c_n, state_out[1])
         if out is not None:
             out[...] = padded
     tape = None

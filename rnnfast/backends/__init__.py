@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 
@@ -15,6 +16,11 @@ from ..spec import Spec, Steps
 from ..weights import Layer, Weights
 
 Array = NDArray[Any]
+
+# (x, state, out) -> what the API returns, or None where an argument is not a NumPy array that the
+# kernels can read or write as it is. It makes no error and no copy: the caller then goes the long
+# way through every check.
+Shortcut = Callable[[Any, Any, Any], "tuple[Any, Any] | None"]
 
 
 class Backend(Protocol):
@@ -34,6 +40,9 @@ class Backend(Protocol):
 
     def directions(self, prepared: Any) -> int:
         """D."""
+
+    def shortcut(self, prepared: list[Any]) -> Shortcut | None:
+        """For layers prepared for `reuse`: see `Shortcut`. None where there is none."""
 
     def forward(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 from .. import __version__, _native
 from ..spec import Spec, Steps
 from ..weights import Layer, Weights
-from . import Array
+from . import Array, Shortcut
 
 if _native.version != __version__:
     raise ImportError(
@@ -36,6 +36,11 @@ class Native:
 
     def directions(self, prepared: Any) -> int:
         return int(prepared.directions)
+
+    def shortcut(self, prepared: list[Any]) -> Shortcut | None:
+        single = isinstance(prepared[0], _native.LayerF32)
+        stack = _native.StackF32 if single else _native.StackF64
+        return stack(tuple(prepared)).forward
 
     def forward(
         self,

@@ -29,6 +29,9 @@ class Reference:
     def directions(self, prepared: Layer) -> int:
         return len(prepared)
 
+    def shortcut(self, prepared: list[Any]) -> None:
+        return None
+
     def forward(
         self,
         spec: Spec,
