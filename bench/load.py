@@ -34,12 +34,14 @@ def is_loaded(others: float | None) -> bool:
 
 
 def _snapshot() -> tuple[float, float, float] | None:
-    """Seconds: of the clock, busy on all cores together, and busy in this process."""
+    """Seconds: of the clock, busy on all cores together, and busy in this process.
+
+    Processes that it started and that have ended count as its own.
+    """
     try:
         fields = Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
     except OSError:
         return None
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
     ticks = user + nice + system + irq + softirq + steal
-    own = os.times()
-    return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system
+    return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), sum(os.times()[:4])

@@ -238,7 +238,7 @@ class OnnxRuntime(Peer):
         how = onnxruntime.SessionOptions()
         how.intra_op_num_threads, how.inter_op_num_threads = threads, 1
         session = onnxruntime.InferenceSession(
-            _onnx_model(problem).SerializeToString(), how, providers=["CPUExecutionProvider"]
+            onnx_model(problem).SerializeToString(), how, providers=["CPUExecutionProvider"]
         )
         inputs = {"x": problem.x}
         if problem.lengths is not None:
@@ -262,8 +262,12 @@ class OnnxRuntime(Peer):
         return Contender(partial(session.run_with_iobinding, binding), results)
 
 
-def _onnx_model(problem: Problem) -> Any:
-    """One recurrent node a layer; outputs Y of the last (T, D, B, H), then the states of each."""
+def onnx_model(problem: Problem, stream: bool = False) -> Any:
+    """One recurrent node a layer; outputs Y of the last (T, D, B, H), then the states of each.
+
+    With `stream` the states h and, for an LSTM, c of the one layer are inputs too, and the new
+    states, h0 and c0, are all that is returned.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     spec, shape = problem.spec, problem.shape
@@ -288,14 +292,17 @@ def _onnx_model(problem: Problem) -> Any:
     inputs = [tensor("x", problem.x.shape)]
     if shape.ragged:
         inputs.append(tensor("lengths", (shape.B,), TensorProto.INT32))
+    old = ["h", "c"][: 1 + spec.info.has_c] if stream else []
+    inputs += [tensor(name, (1, shape.B, shape.H)) for name in old]
     nodes, states, data = [], [], "x"
     constants: list[Any] = []
     for k, arrays in enumerate(layers):
         own = [f"W{k}", f"R{k}", f"B{k}"]
         constants += map(numpy_helper.from_array, arrays, own)
         kept = [f"h{k}", f"c{k}"][: 1 + spec.info.has_c]
-        given = [data, *own, "lengths" if shape.ragged else ""]
-        nodes.append(helper.make_node(spec.cell.upper(), given, [f"y{k}", *kept], **shared))
+        given = [data, *own, "lengths" if shape.ragged else "", *old]
+        made = ["" if stream else f"y{k}", *kept]
+        nodes.append(helper.make_node(spec.cell.upper(), given, made, **shared))
         states += [tensor(name, (shape.D, shape.B, shape.H)) for name in kept]
         if k + 1 < shape.L:
             nodes.append(helper.make_node("Transpose", [f"y{k}"], [f"t{k}"], perm=(0, 2, 1, 3)))
@@ -304,7 +311,8 @@ def _onnx_model(problem: Problem) -> Any:
     if shape.L > 1:
         constants.append(numpy_helper.from_array(np.array([0, 0, -1], np.int64), "flat"))
     y = tensor(f"y{shape.L - 1}", (shape.T, shape.D, shape.B, shape.H))
-    graph = helper.make_graph(nodes, spec.cell, inputs, [y, *states], constants)
+    outputs = states if stream else [y, *states]
+    graph = helper.make_graph(nodes, spec.cell, inputs, outputs, constants)
     return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import math
 import os
 import platform
@@ -51,7 +52,7 @@ _MEAN = {
 
 
 def row_header() -> list[str]:
-    return _header(_ROW)
+    return header(_ROW)
 
 
 def row_lines(row: Row) -> list[str]:
@@ -59,13 +60,13 @@ def row_lines(row: Row) -> list[str]:
     where = [row["threads"], row["mode"], row["cell"], row["name"], row["shape"]["kind"]]
     lines = []
     for name, reason in row["failed"].items():
-        lines.append(f"{_line(_ROW, [*where, name])} FAILED: {reason}")
+        lines.append(f"{line(_ROW, [*where, name])} FAILED: {reason}")
     for rival in row["rivals"]:
         if rival["ratios"]:
-            lines.append(_line(_ROW, [*where, *_comparison(row, rival)]))
+            lines.append(line(_ROW, [*where, *_comparison(row, rival)]))
     if not row["rivals"] and row["times_ms"]:
         times = [_ms(row, PLAIN), "", _ms(row, PACKED), ""]
-        lines.append(_line(_ROW, [*where, "none", "", *times, "LOADED" * row["loaded"]]))
+        lines.append(line(_ROW, [*where, "none", "", *times, "LOADED" * row["loaded"]]))
     return lines
 
 
@@ -116,23 +117,42 @@ def means(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def mean_lines(rows: Iterable[Row]) -> list[str]:
-    lines = _header(_MEAN)
+    lines = header(_MEAN)
     for mean in means(rows):
         ratios = (mean["ratios"].get(name) for name in (PLAIN, PACKED))
         cells = [mean["threads"], mean["mode"], mean["peer"], f"{mean['rows']} ({mean['count']})"]
         cells += ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-        lines.append(_line(_MEAN, [*cells, mean["slower"], mean["loaded"]]))
+        lines.append(line(_MEAN, [*cells, mean["slower"], mean["loaded"]]))
     return lines
 
 
-def _header(columns: dict[str, int]) -> list[str]:
+def header(columns: dict[str, int]) -> list[str]:
     rule = "|".join("-" * (width + 2) for width in columns.values())
-    return [_line(columns, list(columns)), f"|{rule}|"]
+    return [line(columns, list(columns)), f"|{rule}|"]
 
 
-def _line(columns: dict[str, int], cells: Sequence[object]) -> str:
+def line(columns: dict[str, int], cells: Sequence[object]) -> str:
     padded = itertools.zip_longest(map(str, cells), columns.values(), fillvalue="")
     return "| " + " | ".join(f"{cell:<{width}}" for cell, width in padded) + " |"
+
+
+def size(count: float) -> str:
+    """Bytes, for people."""
+    units = ("B", "KiB", "MiB", "GiB")
+    power = min(int(math.log2(max(count, 1)) / 10), len(units) - 1)
+    return f"{count / 1024**power:.4g} {units[power]}"
+
+
+def newest(label: str, folder: Path = RESULTS) -> dict[str, Any] | None:
+    """The document that was saved last under this label, if there is one."""
+    paths = sorted(folder.glob(f"*-{label}.json"))
+    return json.loads(paths[-1].read_text(encoding="utf-8")) if paths else None
+
+
+def limits(folder: Path = RESULTS) -> list[Row]:
+    """The rows of `python -m bench limits` that were saved last, if on a processor of this name."""
+    saved = newest("limits", folder)
+    return saved["rows"] if saved and saved["cpu"] == cpu() else []
 
 
 def document(rows: list[Row], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -140,12 +160,12 @@ def document(rows: list[Row], arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "arguments": arguments,
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": os.cpu_count(),
         "commit": _commit(),
         "versions": _versions(),
         "config": _config(),
-        "means": means(rows),
+        "limits": limits(),
         "rows": rows,
     }
 
@@ -154,7 +174,7 @@ def default_path(label: str) -> Path:
     return RESULTS / f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}-{label}.json"
 
 
-def _cpu() -> str:
+def cpu() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

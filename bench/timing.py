@@ -44,6 +44,9 @@ class Timing:
     def milliseconds(self) -> Spread:
         return Spread.of(np.concatenate(self.rounds) / 1e6)
 
+    def milliseconds_at(self, quantile: float) -> float:
+        return float(np.quantile(np.concatenate(self.rounds), quantile) / 1e6)
+
     def calls(self) -> int:
         return sum(map(len, self.rounds))
 
