@@ -91,11 +91,13 @@ class Region {
 // thread has the pool.
 template <class Body>
 void run(const Workload& work, const std::vector<int64_t>& offset, Body body) {
+  const bool ready = called_lately();
   for (int threads : {thread_count(), 1}) {
-    Region region(plan(work, threads), work.directions, offset, work.batch);
+    Region region(plan(work, threads, ready), work.directions, offset, work.batch);
     auto member = [&](int id) { body(region, id); };
-    if (try_parallel(region.threads(), member)) return;
+    if (try_parallel(region.threads(), member)) break;
   }
+  note_call();
 }
 
 }  // namespace

@@ -11,7 +11,8 @@ namespace {
 constexpr double kFarLoadCycles = 5;  // a vector of weights from the third-level cache
 constexpr double kBarrierCycles = 600;
 constexpr double kPointwiseCycles = 120;       // a vector of units of one row
-constexpr double kWorthAnotherThread = 100e3;  // of work: to wake a sleeping worker takes as long
+constexpr double kWorthWaking = 100e3;  // of work: to wake a sleeping worker takes as long
+constexpr double kWorthAnother = 8e3;   // of work, where the worker is awake
 
 double second_level_cache() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -36,13 +37,14 @@ double step_cycles(const Workload& w, double rows, double share) {
 
 }  // namespace
 
-Plan plan(const Workload& w, int threads) {
+Plan plan(const Workload& w, int threads, bool ready) {
+  const double worth = ready ? kWorthAnother : kWorthWaking;
   const double products = w.gates * double(w.hidden) * double(w.input) / w.lanes *
                           std::max(double(w.rows), kFarLoadCycles);
   const double alone = step_cycles(w, double(w.batch), 1);
   const double total = (double(w.steps) * alone + products) * w.directions;
   Plan p{1, {1, 1}, 1, false};
-  const int most = int(std::min<double>(threads, total / kWorthAnotherThread));
+  const int most = int(std::min<double>(threads, total / worth));
   if (most < 2) return p;
   if (w.directions == 2) {
     p.teams = 2;
@@ -73,7 +75,7 @@ Plan plan(const Workload& w, int threads) {
       }
     }
   }
-  if (p.members == 1 && products < 2 * kWorthAnotherThread) p.size[0] = p.size[1] = 1;
+  if (p.members == 1 && products < 2 * worth) p.size[0] = p.size[1] = 1;
   return p;
 }
 

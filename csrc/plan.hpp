@@ -24,7 +24,8 @@ struct Plan {
   bool by_rows;
 };
 
-Plan plan(const Workload& work, int threads);
+// `ready`: whether other threads would start at once, not from their sleep.
+Plan plan(const Workload& work, int threads, bool ready);
 
 // Boundaries of the batch rows of each of `members`, so that each has as many row steps.
 std::vector<int64_t> divide_rows(const std::vector<int64_t>& offset, int64_t batch, int members);

@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -29,6 +30,7 @@ inline void relax() {
 
 constexpr int kSpinsBeforeYield = 1000;
 constexpr int kSpinsBeforeSleep = 4000;
+constexpr int64_t kLately = 50'000;  // nanoseconds: about as long as a worker spins
 
 int this_cpu() {
 #if defined(__linux__)
@@ -133,6 +135,12 @@ class Pool {
 
 std::atomic<Pool*> pool{nullptr};
 std::atomic<int> threads{0};
+std::atomic<int64_t> last_call{0};  // nanoseconds
+
+int64_t nanoseconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
 
 Pool& the_pool() {
   Pool* found = pool.load(std::memory_order_acquire);
@@ -190,6 +198,11 @@ bool run_parallel(int n, void (*body)(void*, int), void* context) {
   flushed(body, context, 0);
   return true;
 }
+
+bool called_lately() {
+  return nanoseconds() - last_call.load(std::memory_order_relaxed) < kLately;
+}
+void note_call() { last_call.store(nanoseconds(), std::memory_order_relaxed); }
 
 #if defined(__SSE2__)
 FlushDenormals::FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(uint32_t(saved_) | 0x8040); }
