@@ -11,13 +11,12 @@ import numpy as np
 import rnnfast
 
 from . import report
-from .load import Load, is_loaded
 from .problem import CELLS, Array, Problem, draw, options
-from .rows import Row
+from .rows import Row, timed
 from .shapes import Shape
 from .streams import OURS, THEIRS, Stream
 from .suite import Suite
-from .timing import Call, interleave
+from .timing import Call
 
 SIZES = (16, 32, 64, 128, 256, 512, 1024)
 PEERS = {
@@ -58,18 +57,15 @@ def measured(cell: str, size: int, threads: int, budget: float) -> Row:
             failed[name] = f"{type(error).__name__}: {error}"
         else:
             streams[name] = stream
-    load = Load()
     calls: dict[str, Call] = {name: stream.step for name, stream in streams.items()}
     calls["nothing"] = lambda: None  # what reading the clock costs
-    timings = interleave(calls, budget) if "rnnfast" in calls else {}
-    others = load.others()
+    timings, load = timed(calls if "rnnfast" in calls else {}, budget)
     ours = [name for name in OURS if name in timings and name != "kernel"]
     return {
         "threads": threads,
         "cell": cell,
         "H": size,
-        "other_cores": others,
-        "loaded": is_loaded(others),
+        **load,
         "failed": failed,
         "absent": absent,
         "times_us": {

@@ -231,15 +231,17 @@ class OnnxRuntime(Peer):
     def supports(self, spec: Spec, shape: Shape, mode: Mode) -> bool:
         return mode == "forward" and spec.cell != "gated"
 
+    def model(self, problem: Problem) -> Any:
+        return onnx_model(problem)
+
     def make(self, problem: Problem, threads: int) -> Contender:
         import onnxruntime  # type: ignore[import-untyped]
 
         shape, spec = problem.shape, problem.spec
         how = onnxruntime.SessionOptions()
         how.intra_op_num_threads, how.inter_op_num_threads = threads, 1
-        session = onnxruntime.InferenceSession(
-            onnx_model(problem).SerializeToString(), how, providers=["CPUExecutionProvider"]
-        )
+        model = self.model(problem).SerializeToString()
+        session = onnxruntime.InferenceSession(model, how, providers=["CPUExecutionProvider"])
         inputs = {"x": problem.x}
         if problem.lengths is not None:
             inputs["lengths"] = problem.lengths.astype(np.int32)

@@ -99,11 +99,11 @@ def errors(problem: Problem, got: dict[str, Array]) -> dict[str, float]:
 
     The truth is the NumPy reference in float64. Only the final state may be left out.
     """
-    truth = _truth(problem.spec, problem.shape, problem.mode)
-    missing = truth.keys() - got.keys() - {"h_n", "c_n"}
+    true = truth(problem.spec, problem.shape, problem.mode)
+    missing = true.keys() - got.keys() - {"h_n", "c_n"}
     found = dict.fromkeys(missing, float("inf"))
     for name, array in got.items():
-        wanted = truth[name]
+        wanted = true[name]
         if array.shape != wanted.shape or not np.isfinite(array).all():
             found[name] = float("inf")
             continue
@@ -113,7 +113,8 @@ def errors(problem: Problem, got: dict[str, Array]) -> dict[str, float]:
 
 
 @lru_cache(maxsize=1)
-def _truth(spec: Spec, shape: Shape, mode: Mode) -> dict[str, Array]:
+def truth(spec: Spec, shape: Shape, mode: Mode) -> dict[str, Array]:
+    """The results of the NumPy reference in float64, by name, for what `draw` gives."""
     problem = draw(spec, shape, mode)
     weights = [
         tuple(map(_double, layer)) if shape.D == 2 else _double(layer) for layer in problem.weights

@@ -10,7 +10,7 @@ from . import peers
 from .load import Load, is_loaded
 from .problem import CELLS, Mode, Problem, draw, errors, tolerance
 from .shapes import TABLE, Shape
-from .timing import Call, interleave
+from .timing import Call, Timing, interleave
 
 Row = dict[str, Any]  # see README.md; of JSON's types, because it crosses processes
 
@@ -37,9 +37,7 @@ def row(
         else:
             calls[peer.name] = outcome
     own = [peer.name for peer in peers.OURS if peer.supports(spec, shape, mode)]
-    load = Load()
-    timings = {} if failed.keys() & own else interleave(calls, budget)
-    others = load.others() if timings else None
+    timings, load = timed({} if failed.keys() & own else calls, budget)
     return {
         "threads": threads,
         "mode": mode,
@@ -47,8 +45,7 @@ def row(
         "shape": dataclasses.asdict(shape),
         "name": str(shape),
         "in_table": shape in TABLE,
-        "other_cores": others,
-        "loaded": is_loaded(others),
+        **load,
         "failed": failed,
         "times_ms": {
             name: {**t.milliseconds()._asdict(), "rounds": len(t.rounds), "calls": t.calls()}
@@ -67,6 +64,14 @@ def row(
             for peer in rivals
         ],
     }
+
+
+def timed(calls: dict[str, Call], budget: float) -> tuple[dict[str, Timing], dict[str, Any]]:
+    """Time them in turns, and tell what other processes used meanwhile."""
+    load = Load()
+    timings = interleave(calls, budget) if calls else {}
+    others = load.others() if calls else None
+    return timings, {"other_cores": others, "loaded": is_loaded(others)}
 
 
 def _checked(peer: peers.Peer, problem: Problem, threads: int) -> Call | str:

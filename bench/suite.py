@@ -24,7 +24,7 @@ _POOLS = (
 )
 
 
-def _nothing(_: Any) -> Any:
+def _nothing(*_: Any) -> Any:
     return {}
 
 
@@ -40,6 +40,7 @@ class Suite:
     arguments: Callable[[Any], None] = _nothing  # given parser.add_argument
     summary: Callable[[list[Row]], list[str]] = lambda rows: []
     more: Callable[[list[Row]], dict[str, Any]] = _nothing  # of the JSON document
+    finish: Callable[[argparse.Namespace, dict[str, Any], Path], None] = _nothing
     budget: float = 1.0  # seconds for each row
     label: str = ""  # in the names of files, instead of the name
     epilog: str = ""
@@ -66,10 +67,11 @@ class Suite:
             print("--quick is for seeing that it works: these numbers are not measurements.")
         label = self.label or self.name
         path = options.json or report.default_path(f"{label}-quick" if options.quick else label)
-        arguments = {name: value for name, value in vars(options).items() if name != "json"}
+        arguments = {k: v for k, v in vars(options).items() if not isinstance(v, Path)}
         document = report.document(rows, arguments) | self.more(rows)
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         print(f"saved to {path}")
+        self.finish(options, document, path)
         wrong = sum(bool(found.get("failed")) for found in rows)
         if wrong:
             print(f"{wrong} rows FAILED", file=sys.stderr)

@@ -17,7 +17,7 @@ def _arguments(add: Any) -> None:
     add(
         "--shapes",
         nargs="+",
-        type=_shapes,
+        type=shape_name,
         metavar="SHAPE",
         help="table, extra, all, quick, a class, an index, or T,B,I,H",
     )
@@ -25,7 +25,8 @@ def _arguments(add: Any) -> None:
     add("--peers", nargs="+", choices=peers.FAMILIES, default=peers.FAMILIES)
 
 
-def _shapes(name: str) -> str:
+def shape_name(name: str) -> str:
+    """The name, where `shapes.select` takes it."""
     try:
         shapes.select([name])
     except ValueError as error:
