@@ -17,6 +17,7 @@ import numpy as np
 
 from . import report
 from .load import Load, is_loaded
+from .problem import CELLS
 from .rows import Row
 from .shapes import Shape
 from .suite import Suite
@@ -43,35 +44,43 @@ class Limits:
         sizes, rates = np.transpose(self._rows[threads]["read"])
         return float(np.interp(math.log(size), np.log(sizes), rates)) * 1e9
 
-    def share_of_flops(self, threads: int, work: float, seconds: float) -> float:
-        return work / seconds / self.flops(threads)
 
-    def share_of_bandwidth(
-        self, threads: int, traffic: float, size: float, seconds: float
-    ) -> float:
-        return traffic / seconds / self.bandwidth(threads, size)
-
-
-def flops(gates: int, shape: Shape, mode: str) -> float:
+def work(row: Row) -> float:
     """Operations of the products with w_ih and w_hh; training has three for each of forward."""
-    inputs = shape.I
-    total = 0
+    gates, shape = _problem(row)
+    inputs, total = shape.I, 0
     for _ in range(shape.L):
         total += gates * shape.H * (inputs + shape.H) * shape.D
         inputs = shape.D * shape.H
-    valid = (1 + shape.T) / 2 if shape.ragged else shape.T
-    return 2.0 * valid * shape.B * total * (3 if mode == "training" else 1)
+    steps = (1 + shape.T) / 2 if shape.ragged else shape.T  # of a row, on average
+    return 2.0 * steps * shape.B * total * (3 if row["mode"] == "training" else 1)
 
 
-def recurrent_bytes(gates: int, shape: Shape) -> int:
-    """The size of w_hh in float32, of one layer and direction."""
-    return 4 * gates * shape.H**2
-
-
-def traffic(gates: int, shape: Shape, mode: str) -> float:
+def traffic(row: Row) -> float:
     """Bytes of weights that must be read: w_hh at every step, w_ih once; training twice that."""
-    steps = shape.T * recurrent_bytes(gates, shape) + 4 * gates * shape.H * shape.I
-    return float(steps * shape.L * shape.D * (2 if mode == "training" else 1))
+    gates, shape = _problem(row)
+    inputs, total = shape.I, 0
+    for _ in range(shape.L):
+        total += 4 * gates * shape.H * (shape.T * shape.H + inputs) * shape.D
+        inputs = shape.D * shape.H
+    return float(total * (2 if row["mode"] == "training" else 1))
+
+
+def working_set(row: Row) -> int:
+    """Bytes that are read again and again: w_hh at each step; of a stream all weights."""
+    gates, shape = _problem(row)
+    return 4 * gates * shape.H * (shape.H + (shape.I if shape.T == 1 else 0)) * shape.D
+
+
+def bounds(limits: Limits, row: Row) -> tuple[float, float]:
+    """Seconds that a row of the table takes at least: to calculate, and to read its weights."""
+    threads = row["threads"]
+    rate = limits.bandwidth(threads, working_set(row))
+    return work(row) / limits.flops(threads), traffic(row) / rate
+
+
+def _problem(row: Row) -> tuple[int, Shape]:
+    return len(CELLS[row["cell"]].info.gates), Shape(**row["shape"])
 
 
 def _arguments(add: Any) -> None:

@@ -183,12 +183,12 @@ class TorchPacked(Torch):
 
 
 class TorchLoop(_Torch):
-    """The gated cell as one writes it in torch: one input product, then a Python loop of steps."""
+    """What torch.nn has not, as one writes it: one input product, then a Python loop of steps."""
 
     name = "torch-loop"
 
     def supports(self, spec: Spec, shape: Shape, mode: Mode) -> bool:
-        return spec.cell == "gated"
+        return spec.cell == "gated" or (spec.cell == "gru" and not spec.reset_after)
 
     def layers(self, problem: Problem) -> tuple[Callable[[Any], Any], list[Any]]:
         import torch
@@ -197,13 +197,23 @@ class TorchLoop(_Torch):
         count, batch, hidden = problem.shape.D, problem.shape.B, problem.shape.H
         parameters = [torch.tensor(array) for array in flat(problem.weights)]
 
+        def gated(a: Any, h: Any, w_hh: Any) -> Any:
+            i, f, u = torch.sigmoid(a + linear(h, w_hh)).chunk(3, dim=-1)
+            return f * h + i * u
+
+        def gru_before(a: Any, h: Any, w_hh: Any) -> Any:
+            r, z = torch.sigmoid(a[:, : 2 * hidden] + linear(h, w_hh[: 2 * hidden])).chunk(2, -1)
+            n = torch.tanh(a[:, 2 * hidden :] + linear(r * h, w_hh[2 * hidden :]))
+            return n + z * (h - n)
+
+        step = gated if problem.spec.cell == "gated" else gru_before
+
         def one(x: Any, weights: list[Any], reverse: bool) -> Any:
             w_ih, w_hh, b_ih, b_hh = weights
             projected = linear(x, w_ih, b_ih + b_hh).unbind()
             h, ys = x.new_zeros(batch, hidden), []
             for a in reversed(projected) if reverse else projected:
-                i, f, u = torch.sigmoid(a + linear(h, w_hh)).chunk(3, dim=-1)
-                h = f * h + i * u
+                h = step(a, h, w_hh)
                 ys.append(h)
             return torch.stack(ys[::-1] if reverse else ys), h
 

@@ -192,6 +192,7 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     f.bias = packed_[d].bias.get();
     f.bias_h = packed_[d].bias_h.get();
     f.h_0 = a.h_0 ? a.h_0 + d * state : zeros;
+    f.zero_h = !a.h_0;
     f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros;
     f.gx = own.gx.grow(std::min(N, kForwardChunk + B) * G * H);
     f.save = save;

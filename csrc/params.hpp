@@ -64,6 +64,7 @@ struct Forward {
   const T* bias;          // [G*H] added to x w_ih^T
   const T* bias_h;        // [H] added to the recurrent part that stays apart (GRU), or null
   const T* h_0;           // [B, H]
+  bool zero_h;            // whether h_0 is zero, so that its product is
   const T* c_0;           // [B, H] or null for a cell without c
   T* gx;                  // [chunk + B, G*H] scratch
   T* gates;               // [N, S, H] when saving, else [B, S, H] scratch or null

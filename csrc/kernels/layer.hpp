@@ -163,7 +163,7 @@ struct ForwardTile {
   int64_t hidden, y_stride;
   const T* gx;       // [n, G, H] of this step
   const T* bias_h;   // [H] or null
-  const T* operand;  // [n, operand_stride] what the recurrent matrix multiplies
+  const T* operand;  // [n, operand_stride] what the recurrent matrix multiplies; null for zeros
   int64_t operand_stride;
   const T* h_before;  // [n, H]
   const T* c_before;  // [n, H] or null
@@ -177,7 +177,6 @@ struct ForwardTile {
     constexpr int n = kLanes<T>;
     constexpr int gates_here = Cell::stage_gates(kStage);
     constexpr int first = Cell::stage_first(kStage);
-    constexpr bool last = kStage + 1 == Cell::kStages;
     const int64_t left = hidden - unit;
 
     Vec<T> acc[kRows][gates_here * kVectors];
@@ -193,23 +192,35 @@ struct ForwardTile {
                                : gx + ((row + m) * Cell::kGates + first + g) * hidden;
           acc[m][g * kVectors + u] = load_tail(start + unit + u * n, lanes);
         }
-    multiply<T, kRows, gates_here * kVectors, true>(acc, operand + row * operand_stride,
-                                                    operand_stride, 1, panel, hidden, ahead);
-    // Through memory, so that what follows is one loop and not kRows copies of it.
-    T sums[kRows][gates_here * kVectors * n] __attribute__((aligned(64)));
+    if (operand)
+      multiply<T, kRows, gates_here * kVectors, true>(acc, operand + row * operand_stride,
+                                                      operand_stride, 1, panel, hidden, ahead);
+    T sums[kRows * gates_here * kVectors * n] __attribute__((aligned(64)));
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 4
-      for (int v = 0; v < gates_here * kVectors; v++) store(&sums[m][v * n], acc[m][v]);
+      for (int v = 0; v < gates_here * kVectors; v++)
+        store(&sums[(m * gates_here * kVectors + v) * n], acc[m][v]);
+    finish<kVectors>(row, kRows, unit, sums);
+  }
 
-    for (int m = 0; m < kRows; m++) {
+  // From the sums [rows, gates of the stage * kVectors vectors] to what the step leaves. Through
+  // memory, so that there is one copy of this for every number of rows.
+  template <int kVectors>
+  __attribute__((noinline)) void finish(int64_t row, int rows, int64_t unit, const T* sums) const {
+    constexpr int n = kLanes<T>;
+    constexpr int gates_here = Cell::stage_gates(kStage);
+    constexpr bool last = kStage + 1 == Cell::kStages;
+    const int64_t left = hidden - unit;
+    for (int m = 0; m < rows; m++) {
       const int64_t at_row = (row + m) * hidden + unit;
       T* saved = gates ? gates + (row + m) * Cell::kSaved * hidden + unit : nullptr;
       for (int u = 0; u < kVectors; u++) {
         const int lanes = int(lesser(n, left - u * n));
         const int64_t at = at_row + u * n;
         Unit<T> x;
-        for (int g = 0; g < gates_here; g++) x.a[g] = load(&sums[m][(g * kVectors + u) * n]);
+        for (int g = 0; g < gates_here; g++)
+          x.a[g] = load(sums + ((m * gates_here + g) * kVectors + u) * n);
         if constexpr (Cell::kApart >= 0)
           x.x_apart = load_tail(
               gx + ((row + m) * Cell::kGates + Cell::kApart) * hidden + unit + u * n, lanes);
@@ -261,7 +272,9 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
       tile.h_before = p.save ? p.h + before * H : p.h + (i - 1) % 2 * p.batch * H;
       tile.c_before = p.save ? p.c + before * H : p.c_n;
     }
-    tile.operand = kStage == 0 ? tile.h_before : tile.gates + Cell::kStageOperand * H;
+    tile.operand = starting && p.zero_h ? nullptr
+                   : kStage == 0        ? tile.h_before
+                                        : tile.gates + Cell::kStageOperand * H;
     tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
     over_tiles<T, Cell::stage_gates(kStage)>(tile, share, p.h_panels[kStage], H, begin, end,
                                              i % 2 != 0);
@@ -357,7 +370,7 @@ struct BackwardTile {
   void run(int64_t row, int64_t unit, const T* panel, const T* ahead) const {
     constexpr int n = kLanes<T>;
     const int64_t left = hidden - unit;
-    T sums[kRows][kVectors * n] __attribute__((aligned(64)));
+    T sums[kRows * kVectors * n] __attribute__((aligned(64)));
     {
       Vec<T> acc[kRows][kVectors] = {};
       if (k_begin > 0)
@@ -383,22 +396,31 @@ struct BackwardTile {
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 4
-        for (int u = 0; u < kVectors; u++) store(&sums[m][u * n], acc[m][u]);
+        for (int u = 0; u < kVectors; u++) store(&sums[(m * kVectors + u) * n], acc[m][u]);
     }
+    finish_rows<kVectors>(row, kRows, unit, sums);
+  }
+
+  // From the sums [rows, kVectors vectors] of the product to what the step leaves.
+  template <int kVectors>
+  __attribute__((noinline)) void finish_rows(int64_t row, int rows, int64_t unit,
+                                             const T* sums) const {
+    constexpr int n = kLanes<T>;
+    const int64_t left = hidden - unit;
     if (!finish) {
-      for (int m = 0; m < kRows; m++)
+      for (int m = 0; m < rows; m++)
         for (int u = 0; u < kVectors; u++)
-          store_tail(partial + (row + m) * hidden + unit + u * n, load(&sums[m][u * n]),
-                     int(lesser(n, left - u * n)));
+          store_tail(partial + (row + m) * hidden + unit + u * n,
+                     load(sums + (m * kVectors + u) * n), int(lesser(n, left - u * n)));
       return;
     }
 
-    for (int m = 0; m < kRows; m++)
+    for (int m = 0; m < rows; m++)
       for (int u = 0; u < kVectors; u++) {
         const int lanes = int(lesser(n, left - u * n));
         const int64_t at = (row + m) * hidden + unit + u * n;
         UnitGradient<T> x;
-        x.dh = load(&sums[m][u * n]);
+        x.dh = load(sums + (m * kVectors + u) * n);
         if (kStage > 0 || add_direct) x.direct = load_tail(direct + at, lanes);
         if constexpr (kStage == 0) {
           if (add_direct) x.dh += x.direct;
