@@ -37,6 +37,7 @@ def _everything(options: list[str]) -> int:
     """Run every subject in a process of its own, with these options; all even where one fails."""
     words = [[name, *options] for name in SUBJECTS]
     if "--quick" not in options:
+        words[list(SUBJECTS).index("table")] += ["--shapes", "all"]
         words.append(["page"])
     failed = []
     for word in words:

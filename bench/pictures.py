@@ -49,10 +49,10 @@ def panels(rows: int, columns: int, width: float, height: float, **how: Any) -> 
     return figure, figure.subplots(rows, columns, squeeze=False, **how)
 
 
-def logarithmic(axis: Any, base: int = 10) -> None:
-    """Powers of the base, written as numbers."""
+def logarithmic(axis: Any, base: int = 10, subs: tuple[float, ...] = (1.0,)) -> None:
+    """Powers of the base and their multiples by `subs`, written as numbers."""
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=base)
-    axis.set_major_locator(LogLocator(base, numticks=8))
+    axis.set_major_locator(LogLocator(base, subs, numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -157,9 +157,9 @@ def limits(document: dict[str, Any]) -> dict[str, Figure]:
 
 
 _BARS = (
-    ("PyTorch / rnnfast, forward", "forward", ("torch", "torch-loop"), "rnnfast"),
-    ("ONNX Runtime / rnnfast, packed", "forward", ("onnxruntime",), "rnnfast-packed"),
-    ("PyTorch / rnnfast, training", "training", ("torch", "torch-loop"), "rnnfast"),
+    ("PyTorch / rnnfast, forward", "forward", ("torch", "torch-loop")),
+    ("ONNX Runtime / rnnfast, packed", "forward", ("onnxruntime",)),
+    ("PyTorch / rnnfast, training", "training", ("torch", "torch-loop")),
 )
 
 
@@ -167,39 +167,41 @@ _BARS = (
 def ratios(document: dict[str, Any]) -> dict[str, Figure]:
     """Bars for each shape of the table: dark with the most threads; a short line is the target."""
     rows = [row for row in document["rows"] if row["in_table"]]
+    if not rows:
+        return {}
     cells, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("cell", "name"))
     threads = sorted({row["threads"] for row in rows})
     figure, axes = panels(len(cells), len(_BARS), 3.1, 1.7, sharex="col", sharey=True)
     for line, cell in zip(axes, cells, strict=True):
-        for ax, (title, mode, peers, ours) in zip(line, _BARS, strict=True):
+        for ax, (title, mode, peers) in zip(line, _BARS, strict=True):
             for row in rows:
                 if (row["cell"], row["mode"]) == (cell, mode):
                     for rival in row["rivals"]:
                         if rival["peer"] in peers and rival["ratios"]:
                             at = (names.index(row["name"]), threads.index(row["threads"]))
-                            _bar(ax, row, rival, at, len(threads), ours)
+                            _bar(ax, row, rival, at, len(threads))
             ax.axvline(1, color="#222222", linewidth=0.8)
-            logarithmic(ax.xaxis)
-            ax.set_title(f"{cell}: {title}")
+            logarithmic(ax.xaxis, subs=(1, 2, 5))
+            ax.set_title(title if cell == cells[0] else "")
             ax.set_yticks(range(len(names)), names)
             ax.grid(visible=False, axis="y")
         line[0].set_ylim(len(names) - 0.4, -0.6)
+        line[0].set_ylabel(cell)
     return {"ratios": figure}
 
 
-def _bar(
-    ax: Axes, row: Row, rival: dict[str, Any], at: tuple[int, int], count: int, ours: str
-) -> None:
+def _bar(ax: Axes, row: Row, rival: dict[str, Any], at: tuple[int, int], count: int) -> None:
     shape, thread = at
     height = 0.8 / count
     middle = shape + (thread - (count - 1) / 2) * height
-    ratio = rival["ratios"][ours]["median"]
+    found = reached(row, rival)
+    assert found is not None
+    ratio, asked = found
     strong = thread == count - 1
     color = _COLORS["rnnfast" if ratio >= 1 else "torch"]
     ax.barh(middle, ratio - 1, height, left=1, color=color, alpha=1 if strong else 0.5)
-    found = reached(row, rival)
-    if strong and found and found[1] and found[1] != 1:
-        ax.plot([found[1]] * 2, [shape - 0.4, shape + 0.4], color="#222222", linewidth=1)
+    if strong and asked and asked != 1:
+        ax.plot([asked] * 2, [shape - 0.4, shape + 0.4], color="#222222", linewidth=1)
 
 
 _CELL_COLORS = ("#1f6fb4", "#e4682a", "#c9a227", "#4a9b4a", "#8c5ba8")
@@ -218,7 +220,7 @@ def roofline(document: dict[str, Any]) -> dict[str, Figure]:
     figure, axes = panels(1, len(threads), 4.2, 3.2, sharey=True)
     for ax, count in zip(axes[0], threads, strict=True):
         peak = limits.flops(count) / 1e9
-        ends = (0.3, 1e4)
+        ends = (0.3, 200)
         for size in _WORKING_SETS:
             rate = limits.bandwidth(count, size) / 1e9
             ax.plot([ends[0], peak / rate], [ends[0] * rate, peak], color="#555555", linewidth=0.8)
@@ -255,6 +257,8 @@ _STREAMS = (
 @_styled
 def latency(document: dict[str, Any]) -> dict[str, Figure]:
     rows = [row for row in document["rows"] if row["times_us"]]
+    if not rows:
+        return {}
     cells, threads = (list(dict.fromkeys(r[key] for r in rows)) for key in ("cell", "threads"))
     figure, axes = panels(len(threads), len(cells), 2.9, 2.3, sharex=True, sharey="row")
     for line, count in zip(axes, threads, strict=True):

@@ -14,7 +14,23 @@ from helpers import ROOT, command
 
 sys.path.append(str(ROOT))  # at the end, so that an installed rnnfast stays the one in use
 
-from bench import load, peers, problem, report, rows, shapes, timing
+from bench import (
+    latency,
+    limits,
+    load,
+    memory,
+    page,
+    peers,
+    precision,
+    problem,
+    products,
+    report,
+    rows,
+    shapes,
+    streams,
+    targets,
+    timing,
+)
 
 
 class FakeTime:
@@ -210,10 +226,10 @@ def test_means_and_marks() -> None:
 
 
 def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
+    path = tmp_path / "made-up-bench.json"
     arguments = "--quick --shapes 5,2,8,8 --cells lstm gated --threads 1 --budget 0.01 --json"
     done = command([sys.executable, "-m", "bench", *arguments.split(), str(path)], timeout=120)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "these numbers are not measurements" in done.stdout
     saved = json.loads(path.read_text())
     assert len(saved["rows"]) == 4
@@ -226,9 +242,174 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
         assert all(rival["ratios"].keys() <= row["times_ms"].keys() for rival in row["rivals"])
         assert f"| {row['cell']} " in done.stdout
     assert str(ROOT) not in json.dumps(saved)
+    text = written_page(tmp_path)
+    assert "| gated | 5, 2, 8, 8 | small |" in text
+    assert "targets are met" in text
 
 
 def test_wrong_arguments_are_refused() -> None:
     done = command([sys.executable, "-m", "bench", "--shapes", "huge"])
     assert done.returncode == 2
     assert "shapes: expected one of table" in done.stderr
+    done = command([sys.executable, "-m", "bench", "nonsense"])
+    assert done.returncode == 2
+
+
+def written_page(results: Path) -> str:
+    """docs/performance.md from the results in a folder; its pictures are there."""
+    pytest.importorskip("matplotlib")
+    docs = results / "docs"
+    docs.mkdir()
+    (docs / page.NOTES).write_text("A note | verbatim.\n")
+    assert page.main(["--results", str(results), "--docs", str(docs)]) == 0
+    text = (docs / "performance.md").read_text()
+    pictures = {line.partition("(")[2].rstrip(")") for line in text.splitlines() if "![" in line}
+    assert all((docs / picture).read_text().startswith("<?xml") for picture in pictures)
+    assert "Not measured yet." in text
+    return text
+
+
+def test_a_quick_run_of_a_subject(tmp_path: Path) -> None:
+    path = tmp_path / "made-up-latency.json"
+    arguments = "latency --quick --sizes 8 16 --cells rnn --threads 1 --budget 0.01 --json"
+    done = command([sys.executable, "-m", "bench", *arguments.split(), str(path)], timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "these numbers are not measurements" in done.stdout
+    saved = json.loads(path.read_text())
+    for row in saved["rows"]:
+        assert {"rnnfast", "kernel", "nothing"} <= row["times_us"].keys()
+        assert all(time["median"] <= time["p99"] for time in row["times_us"].values())
+    assert "| rnn | 8 | 1 |" in written_page(tmp_path)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("name", streams.OURS | streams.THEIRS)
+def test_streams_carry_the_state(name: str, cell: str) -> None:
+    if name in streams.THEIRS:
+        pytest.importorskip(name.partition("-")[0])
+    inputs = problem.draw(problem.CELLS[cell], shapes.Shape("custom", 1, 1, 12, 12), "forward")
+    try:
+        latency._checked((streams.OURS | streams.THEIRS)[name], inputs, 1)
+    finally:
+        if name == "torch":
+            pytest.importorskip("torch").set_grad_enabled(True)
+
+
+def test_the_faster_way_of_a_peer_counts() -> None:
+    times = {"onnxruntime": {"median": 5.0}, "onnxruntime-bound": {"median": 4.0}}
+    ratios = {
+        "onnxruntime": {"rnnfast": {"median": 2.5}},
+        "onnxruntime-bound": {"rnnfast": {"median": 2.0}, "rnnfast-out": {"median": 4.0}},
+    }
+    row = {"times_us": times, "ratios": ratios}
+    assert latency.best(row, "onnxruntime") == "onnxruntime-bound"
+    assert latency.ratio(row, "onnxruntime") == 4
+    assert latency.ratio(row, "numba") is None
+
+
+def row_of(cell: str, mode: str, *sizes: int, **how: Any) -> rows.Row:
+    shape = vars(shapes.Shape("custom", *sizes, **how))
+    return {"cell": cell, "mode": mode, "shape": shape, "threads": 2}
+
+
+def test_limits_of_a_row() -> None:
+    read = [[1024, 100.0], [4096, 50.0]]
+    machine = limits.Limits([{"threads": 2, "fma_gflops": 10.0, "read": read}])
+    rates = [machine.bandwidth(2, size) / 1e9 for size in (1, 1024, 2048, 4096, 1 << 30)]
+    assert rates == pytest.approx([100, 100, 75, 50, 50])
+    row = row_of("gru", "training", 7, 5, 4, 8)
+    assert limits.work(row) == 3 * 2 * 7 * 5 * 24 * (4 + 8)
+    assert limits.traffic(row) == 2 * 4 * 24 * (7 * 8 + 4)
+    assert limits.working_set(row) == 4 * 24 * 8
+    assert limits.working_set(row_of("gru", "forward", 1, 1, 4, 8)) == 4 * 24 * 12
+    assert limits.work(row_of("rnn", "forward", 2, 1, 4, 8, L=2, D=2)) == 2 * 2 * 16 * (12 + 24)
+    calculating, reading = limits.bounds(machine, row)
+    assert calculating == pytest.approx(limits.work(row) / 10e9)
+    assert reading == pytest.approx(limits.traffic(row) / 100e9)
+
+
+def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SystemExit, match="no C\\+\\+ compiler: 'no-such-compiler'"):
+        limits.compiled(tmp_path)
+
+
+def test_every_shape_of_the_table_has_the_targets_of_its_class() -> None:
+    assert [targets.kind(shape) for shape in shapes.TABLE] == [s.kind for s in shapes.TABLE]
+    assert targets.target(row_of("lstm", "forward", 100, 1, 32, 32), "torch") == 5
+    assert targets.target(row_of("rnn", "training", 100, 1, 32, 32), "torch") == 10
+    assert targets.target(row_of("lstm", "training", 1, 1, 256, 256), "torch") is None
+    assert targets.target(row_of("lstm", "forward", 1, 1, 256, 256), "onnxruntime") == 2.5
+    both_ways = row_of("lstm", "forward", 128, 64, 512, 512, D=2)
+    assert targets.target(both_ways, "torch") == pytest.approx(1.2 * 1.3)
+    assert targets.target(row_of("gru", "forward", 50, 16, 8, 8, ragged=True), "torch-packed") == 8
+
+
+def test_a_stream_is_held_to_its_target_with_packed_weights() -> None:
+    ratios = {"rnnfast": {"median": 2.0}, "rnnfast-packed": {"median": 12.0}}
+    rival = {"peer": "torch", "against": "rnnfast", "ratios": ratios}
+    assert targets.reached(row_of("lstm", "forward", 1, 1, 256, 256), rival) == (12, 10)
+    assert targets.reached(row_of("lstm", "forward", 100, 1, 256, 256), rival) == (2, 2)
+    assert targets.reached(row_of("lstm", "forward", 1, 1, 8, 8), rival | {"ratios": {}}) is None
+
+
+def test_products_of_a_training_step() -> None:
+    found = products.products(4, shapes.Shape("custom", 5, 3, 2, 8))
+    assert [str(product) for product in found] == ["nn 15,32,2", "tn 32,2,15", "nn 15,2,32"]
+    assert {product.flops() for product in found} == {2 * 15 * 32 * 2}
+    for product, use in found.items():
+        row = products.measured(product, use, 1, 0)
+        assert row["failed"] == {}
+        assert row["gflops"]["numpy"]["q1"] <= row["gflops"]["numpy"]["median"]
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_precisions_are_measured(cell: str) -> None:
+    row = precision.measured(cell, shapes.Shape("custom", 6, 3, 16, 16), 1, 0)
+    assert row["failed"] == {}
+    assert row["errors"].keys() == row["times_ms"].keys()
+    assert row["errors"]["rnnfast-float32"]["rms"] < 1e-6
+    y = np.array([3.0, 4.0])
+    assert precision.errors(y, y + 5) == pytest.approx({"max": 5, "rms": 5 / 72.5**0.5})
+
+
+@pytest.mark.parametrize("way", memory.WAYS)
+def test_ways_of_training_have_the_same_gradients(way: str) -> None:
+    if way.startswith("torch"):
+        pytest.importorskip("torch")
+    shape = shapes.Shape("custom", 210, 2, 8, 8)
+    step = memory.WAYS[way](problem.draw(problem.CELLS["gru"], shape, "training"))
+    inputs = problem.draw(problem.CELLS["gru"], shape, "training")
+    try:
+        gradients = step(inputs.x, inputs.dy)
+    except TypeError:
+        assert "=" in way  # not all of these arguments are there yet
+        return
+    y = problem.truth(inputs.spec, shape, "training")["y"]
+    found = problem.errors(inputs, problem.named(y, (), gradients))
+    assert max(found.values()) <= problem.tolerance(shape), found
+
+
+def test_memory_is_counted_in_numbers_a_row_and_step() -> None:
+    row = row_of("lstm", "training", 10, 2, 8, 8, L=2) | {"peak_bytes": 4 * 10 * 2 * 8 * 2 * 6}
+    assert memory.numbers(row) == 6
+
+
+def test_sizes_for_people_and_the_newest_document(tmp_path: Path) -> None:
+    assert [report.size(b) for b in (0, 512, 1536, 3 << 20, 5 << 40)] == [
+        "0 B",
+        "512 B",
+        "1.5 KiB",
+        "3 MiB",
+        "5120 GiB",
+    ]
+    assert report.newest("limits", tmp_path) is None
+    for date in ("2026-01-02", "2026-01-01"):
+        (tmp_path / f"{date}-limits.json").write_text(json.dumps({"date": date}))
+    (tmp_path / "2026-01-03-limits-quick.json").write_text("{}")
+    assert report.newest("limits", tmp_path) == {"date": "2026-01-02"}
+
+
+def test_a_page_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert page.main(["--results", str(tmp_path), "--docs", str(tmp_path)]) == 1
+    assert "no results" in capsys.readouterr().err
