@@ -170,8 +170,8 @@ def document(rows: list[Row], arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def default_path(label: str) -> Path:
-    return RESULTS / f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}-{label}.json"
+def default_path(label: str, folder: Path) -> Path:
+    return folder / f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}-{label}.json"
 
 
 def cpu() -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,8 @@ class Suite:
             )
         if options.quick:
             print("--quick is for seeing that it works: these numbers are not measurements.")
-        label = self.label or self.name
-        path = options.json or report.default_path(f"{label}-quick" if options.quick else label)
+        folder = Path(tempfile.gettempdir()) if options.quick else report.RESULTS
+        path = options.json or report.default_path(self.label or self.name, folder)
         arguments = {k: v for k, v in vars(options).items() if not isinstance(v, Path)}
         document = report.document(rows, arguments) | self.more(rows)
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -89,7 +90,12 @@ class Suite:
         cores = os.cpu_count() or 1
         add("--threads", nargs="+", type=positive, default=sorted({1, min(2, cores)}), metavar="N")
         add("--budget", type=float, metavar="SECONDS", help="time for each row, checks apart")
-        add("--json", type=Path, metavar="PATH", help="default: a new file in bench/results")
+        add(
+            "--json",
+            type=Path,
+            metavar="PATH",
+            help="default: a new file in bench/results, of --quick a temporary one",
+        )
         add("--quick", action="store_true", help="small and few, to see that it works")
         add("--worker", type=int, help=argparse.SUPPRESS)
         options = parser.parse_args(argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from helpers import ROOT, command
 
 sys.path.append(str(ROOT))  # at the end, so that an installed rnnfast stays the one in use
 
+from bench import __main__ as entry
 from bench import (
     latency,
     limits,
@@ -406,8 +408,28 @@ def test_sizes_for_people_and_the_newest_document(tmp_path: Path) -> None:
     assert report.newest("limits", tmp_path) is None
     for date in ("2026-01-02", "2026-01-01"):
         (tmp_path / f"{date}-limits.json").write_text(json.dumps({"date": date}))
-    (tmp_path / "2026-01-03-limits-quick.json").write_text("{}")
+    (tmp_path / "2026-01-03-bench.json").write_text("{}")
     assert report.newest("limits", tmp_path) == {"date": "2026-01-02"}
+
+
+def test_everything_runs_every_subject_then_the_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        ran.append(command[3:])
+        return subprocess.CompletedProcess(command, returncode=int(command[3] == "memory"))
+
+    monkeypatch.setattr(entry.subprocess, "run", run)
+    assert entry.main(["everything", "--budget", "2"]) == 1
+    assert capsys.readouterr().err == "failed: memory\n"
+    assert [words[0] for words in ran] == [*entry.SUBJECTS, "page"]
+    assert ran[1] == ["table", "--budget", "2", "--shapes", "all"]
+    assert ran[-1] == ["page"]
+    ran.clear()
+    entry.main(["everything", "--quick"])
+    assert ran == [[name, "--quick"] for name in entry.SUBJECTS]
 
 
 def test_a_page_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
