@@ -77,8 +77,9 @@ struct PySaved {
 template <class T>
 class PyLayer {
  public:
-  PyLayer(const std::string& cell, std::vector<Direction> directions, bool reuse)
-      : arrays_(std::move(directions)), layer_(make(cell, arrays_, reuse)) {}
+  PyLayer(const std::string& cell, std::vector<Direction> directions, bool reuse,
+          const std::string& precision)
+      : arrays_(std::move(directions)), layer_(make(cell, arrays_, reuse, precision)) {}
 
   std::optional<PySaved<T>> forward(const py::array& x, int64_t steps, int64_t batch,
                                     const std::optional<py::array>& sizes,
@@ -158,8 +159,13 @@ class PyLayer {
 
  private:
   static Layer<T> make(const std::string& cell, const std::vector<Direction>& directions,
-                       bool reuse) {
+                       bool reuse, const std::string& precision) {
     const CellKind kind = cell_kind(cell);
+    const Precision p = precision == "bfloat16" ? Precision::kBfloat16
+                        : precision == "int8"   ? Precision::kInt8
+                                                : Precision::kFull;
+    if (p != Precision::kFull && (sizeof(T) != sizeof(float) || !reuse))
+      throw std::invalid_argument("precision: " + precision + " is for reuse and float32");
     const CellKernels<T>& k = *kernels<T>(active_set()).cells[kind];
     if (directions.empty() || directions.size() > 2)
       throw std::invalid_argument("directions: expected one or two");
@@ -173,7 +179,7 @@ class PyLayer {
           {pointer<const T>(w_ih, rows * I, "w_ih"), pointer<const T>(w_hh, rows * H, "w_hh"),
            pointer<const T>(b_ih, rows, "b_ih"), pointer<const T>(b_hh, rows, "b_hh")});
     const Released released;
-    return Layer<T>(kind, std::move(weights), I, H, reuse);
+    return Layer<T>(kind, std::move(weights), I, H, reuse, p);
   }
 
   std::vector<Direction> arrays_;  // kept alive for their pointers
@@ -305,7 +311,7 @@ template <class T>
 void register_dtype(py::module_& m, const char* layer, const char* saved, const char* stack) {
   py::class_<PySaved<T>>(m, saved);
   py::class_<PyLayer<T>>(m, layer)
-      .def(py::init<const std::string&, std::vector<Direction>, bool>())
+      .def(py::init<const std::string&, std::vector<Direction>, bool, const std::string&>())
       .def("forward", &PyLayer<T>::forward)
       .def("backward", &PyLayer<T>::backward)
       .def_property_readonly("directions", &PyLayer<T>::directions);

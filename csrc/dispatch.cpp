@@ -16,6 +16,12 @@ namespace rnnfast {
 RNNFAST_SETS(RNNFAST_DECLARE)
 #undef RNNFAST_DECLARE
 
+#if defined(RNNFAST_HAS_AVX512BF16)
+namespace avx512bf16 {
+extern const LowKernels low_kernels;
+}
+#endif
+
 namespace {
 
 bool processor_has(const char* name) {
@@ -26,6 +32,9 @@ bool processor_has(const char* name) {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("fma");
+  if (!std::strcmp(name, "avx512bf16"))
+    return processor_has("avx512") && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512vnni");
 #endif
   return !std::strcmp(name, "baseline") || !std::strcmp(name, "neon");
 }
@@ -50,6 +59,12 @@ std::vector<const InstructionSet*> available_sets() {
   if (processor_has(#name)) sets.push_back(&name::instruction_set);
   RNNFAST_SETS(RNNFAST_ADD)
 #undef RNNFAST_ADD
+#if defined(RNNFAST_HAS_AVX512BF16)
+  // AVX-512 with other products of 16 and 8 bits.
+  static const InstructionSet with_bf16{"avx512bf16", avx512::instruction_set.f32,
+                                        avx512::instruction_set.f64, &avx512bf16::low_kernels};
+  if (processor_has("avx512bf16")) sets.push_back(&with_bf16);
+#endif
   return sets;
 }
 

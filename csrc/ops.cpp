@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <type_traits>
 
 #include "dispatch.hpp"
 #include "plan.hpp"
@@ -90,9 +91,9 @@ class Region {
 // Calls body(region, id) on every thread of the plan; on this one alone where another Python
 // thread has the pool.
 template <class Body>
-void run(const Workload& work, const std::vector<int64_t>& offset, Body body) {
+void run(const Workload& work, int most, const std::vector<int64_t>& offset, Body body) {
   const bool ready = called_lately();
-  for (int threads : {thread_count(), 1}) {
+  for (int threads : {most, 1}) {
     Region region(plan(work, threads, ready), work.directions, offset, work.batch);
     auto member = [&](int id) { body(region, id); };
     if (try_parallel(region.threads(), member)) break;
@@ -109,22 +110,36 @@ Panels<T> Layer<T>::panels(Buffer<T>& data, int64_t k, int64_t n, int groups, in
   return {data.get(), k, n, widest};
 }
 
+// Panels for weights of the layer's precision.
+template <class T>
+Panels<T> Layer<T>::weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, int64_t n,
+                                  int groups, int widest) const {
+  if (precision_ == Precision::kFull) return panels(data, k, n, groups, widest);
+  const int64_t columns = (n + kernels_->lanes - 1) / kernels_->lanes * kernels_->lanes * groups;
+  low.scale = Buffer<float>(columns);
+  low.correction = Buffer<int32_t>(columns);
+  return panels(data, words_of(precision_, k), n, groups, widest);
+}
+
 template <class T>
 Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden,
-                bool reuse)
+                bool reuse, Precision precision)
     : kernels_(&kernels<T>(active_set())),
       cell_(kernels_->cells[cell]),
       weights_(std::move(weights)),
       input_(input),
       hidden_(hidden),
-      reuse_(reuse) {
+      reuse_(reuse),
+      precision_(precision),
+      low_(active_set().low) {
   const int64_t I = input_, H = hidden_, G = cell_->gates;
   for (int d = 0; d < directions(); d++) {
     const Weights<T>& w = weights_[d];
     Packed& p = packed_[d];
-    p.x = panels(p.x_data, I, G * H, 1, kernels_->widest);
+    p.x = weight_panels(p.x_data, p.x_low, I, G * H, 1, kernels_->widest);
     for (int s = 0; s < cell_->stages; s++)
-      p.h[s] = panels(p.h_data[s], H, H, cell_->stage_gates[s], cell_->unit_vectors[s]);
+      p.h[s] = weight_panels(p.h_data[s], p.h_low[s], H, H, cell_->stage_gates[s],
+                             cell_->unit_vectors[s]);
     p.bias = Buffer<T>(G * H);
     for (int64_t j = 0; j < G * H; j++) {
       const bool apart = j / H == cell_->apart;
@@ -150,10 +165,34 @@ void Layer<T>::pack(int direction, Team team) const {
   const int64_t I = input_, H = hidden_;
   const Weights<T>& w = weights_[direction];
   const Packed& p = packed_[direction];
+  if constexpr (std::is_same_v<T, float>)
+    if (precision_ != Precision::kFull) {
+      low_->pack(precision_, p.x, p.x_low.columns(), 1, 0, w.w_ih, I, team);
+      for (int s = 0; s < cell_->stages; s++)
+        low_->pack(precision_, p.h[s], p.h_low[s].columns(), cell_->stage_gates[s], H,
+                   w.w_hh + cell_->stage_first[s] * H * H, H, team);
+      return;
+    }
   kernels_->pack_panels(p.x, 1, 0, w.w_ih, 1, I, 0, I, team);
   for (int s = 0; s < cell_->stages; s++)
     kernels_->pack_panels(p.h[s], cell_->stage_gates[s], H, w.w_hh + cell_->stage_first[s] * H * H,
                           1, H, 0, H, team);
+}
+
+template <class T>
+void Layer<T>::fill_low(LowForward& low, int direction, typename Workspace<T>::Direction& space,
+                        int64_t rows, int64_t batch, int threads) const {
+  const Packed& p = packed_[direction];
+  low.kernels = low_;
+  low.precision = precision_;
+  low.x = p.x_low.columns();
+  for (int s = 0; s < cell_->stages; s++) low.h[s] = p.h_low[s].columns();
+  low.x_words = low_->operand_words(precision_, input_);
+  low.h_words = low_->operand_words(precision_, hidden_);
+  low.x_operand = space.x_operand.grow(rows * low.x_words);
+  low.x_scale = space.x_scale.grow(rows);
+  low.h_operand = space.h_operand.grow(threads * batch * low.h_words);
+  low.h_scale = space.h_scale.grow(threads * batch);
 }
 
 template <class T>
@@ -163,6 +202,7 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
   const int64_t T_ = batch.steps, B = batch.batch, I = input_, H = hidden_;
   const int64_t G = cell_->gates, S = cell_->saved;
   const int64_t state = B * H;
+  const int threads = thread_count();
   std::unique_ptr<Saved<T>> saved(save ? new Saved<T> : nullptr);
   std::unique_ptr<Workspace<T>> space(spare_.exchange(nullptr, std::memory_order_acquire));
   if (!space) space.reset(new Workspace<T>);
@@ -195,6 +235,10 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     f.zero_h = !a.h_0;
     f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros;
     f.gx = own.gx.grow(std::min(N, kForwardChunk + B) * G * H);
+    if (precision_ != Precision::kFull) {
+      fill_low(space->low[d], d, own, std::min(N, kForwardChunk + B), B, threads);
+      f.low = &space->low[d];
+    }
     f.save = save;
     f.y = a.y + d * H;
     f.y_stride = D * H;
@@ -217,9 +261,18 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     }
   }
 
-  const Workload work{
-      T_, N, B, I, H, int(G), D, kernels_->lanes, cell_->stages, G * H * H * int64_t(sizeof(T))};
-  run(work, offset, [&](Region& region, int id) {
+  const int part = precision_ == Precision::kFull ? 1 : precision_ == Precision::kInt8 ? 4 : 2;
+  const Workload work{T_,
+                      N,
+                      B,
+                      I,
+                      H,
+                      int(G),
+                      D,
+                      kernels_->lanes,
+                      cell_->stages,
+                      G * H * H * int64_t(sizeof(T)) / part};
+  run(work, threads, offset, [&](Region& region, int id) {
     region.each_direction(id, [&](int d, Team team) {
       Forward<T> mine = p[d];
       mine.split = region.split(d);
@@ -247,6 +300,7 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
   const int64_t G = cell_->gates, W = cell_->written;
   const int64_t state = B * H, N = saved.offset[T_];
   const int64_t chunk_rows = std::min(N, kBackwardChunk + B);
+  const int threads = thread_count();
 
   if (N == 0)  // no step: the passes below write no weight gradient
     for (int d = 0; d < D; d++) {
@@ -296,8 +350,8 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
     b.partial = partial[d].get();
     before[d] = Buffer<const T*>(N);
     b.before = before[d].get();
-    scratch[d] = Buffer<T>(kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max(I, H),
-                                                chunk_rows, thread_count()));
+    scratch[d] = Buffer<T>(
+        kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max(I, H), chunk_rows, threads));
     b.pack = scratch[d].get();
     b.dx = d == 0 ? a.dx : dx_reverse.get();
     b.dw_ih = a.dweights[d].w_ih;
@@ -308,7 +362,7 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
     b.dc_0 = cell_->has_c ? a.dc_0 + d * state : nullptr;
   }
 
-  run(work, saved.offset, [&](Region& region, int id) {
+  run(work, threads, saved.offset, [&](Region& region, int id) {
     region.each_direction(id, [&](int d, Team team) {
       Backward<T> mine = p[d];
       mine.split = region.split(d);

@@ -60,9 +60,12 @@ template <class T>
 struct Workspace {
   std::vector<int64_t> offset;  // [T + 1]
   Buffer<T> zeros;              // [B, H]
+  LowForward low[2];
   struct Direction {
-    Buffer<T> gx, h, gates;  // see Forward
-    Buffer<T> h_0, c_0;      // [B, H] where the caller's are overwritten
+    Buffer<T> gx, h, gates;                 // see Forward
+    Buffer<T> h_0, c_0;                     // [B, H] where the caller's are overwritten
+    Buffer<uint32_t> x_operand, h_operand;  // see LowForward
+    Buffer<float> x_scale, h_scale;
   } directions[2];
 };
 
@@ -71,8 +74,10 @@ class Layer {
  public:
   // The arrays behind `weights` must outlive the layer: the backward pass packs them again. Where
   // the layer is for `reuse`, its weights are packed now; else by each forward pass, in its own
-  // parallel region, which must then not run twice at once.
-  Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden, bool reuse);
+  // parallel region, which must then not run twice at once. Weights of another precision than
+  // kFull are for reuse and float alone, and have no backward pass.
+  Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden, bool reuse,
+        Precision precision = Precision::kFull);
   ~Layer() { delete spare_.load(); }
   Layer(const Layer&) = delete;
   Layer& operator=(const Layer&) = delete;
@@ -88,18 +93,30 @@ class Layer {
   const Weights<T>& weights(int d) const { return weights_[d]; }
 
  private:
+  struct LowBuffers {
+    Buffer<float> scale;
+    Buffer<int32_t> correction;
+    LowColumns columns() const { return {scale.get(), correction.get()}; }
+  };
   struct Packed {
     Buffer<T> x_data, h_data[2], bias, bias_h;
     Panels<T> x, h[2];
+    LowBuffers x_low, h_low[2];
   };
   void pack(int direction, Team team) const;
   Panels<T> panels(Buffer<T>& data, int64_t k, int64_t n, int groups, int widest) const;
+  Panels<T> weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, int64_t n, int groups,
+                          int widest) const;
+  void fill_low(LowForward& low, int direction, typename Workspace<T>::Direction& space,
+                int64_t rows, int64_t batch, int threads) const;
 
   const Kernels<T>* kernels_;
   const CellKernels<T>* cell_;
   std::vector<Weights<T>> weights_;
   int64_t input_, hidden_;
   bool reuse_;
+  Precision precision_;
+  const LowKernels* low_;
   Packed packed_[2];
   mutable std::atomic<Workspace<T>*> spare_{nullptr};  // of the last call that has ended
 };

@@ -10,6 +10,9 @@
 namespace rnnfast {
 
 struct Barrier;
+struct LowForward;
+
+enum class Precision { kFull, kBfloat16, kInt8 };  // of packed weights
 
 // The threads that work on one direction; all of them call the same functions.
 struct Team {
@@ -71,10 +74,11 @@ struct Forward {
   T* h;                   // [N, H] when saving, else [2, B, H] scratch
   T* c;                   // [N, H] when saving, else null: c_n is the running state
   bool save;
-  T* y;              // [N, D*H], at this direction's first column
-  int64_t y_stride;  // D*H
-  T* h_n;            // [B, H] written
-  T* c_n;            // [B, H] written, or null
+  const LowForward* low;  // where the panels hold words of 16 or 8 bits (kernels/low.hpp), or null
+  T* y;                   // [N, D*H], at this direction's first column
+  int64_t y_stride;       // D*H
+  T* h_n;                 // [B, H] written
+  T* c_n;                 // [B, H] written, or null
 };
 
 template <class T>

@@ -10,9 +10,9 @@ namespace {
 // Cycles, roughly, as seen on AVX-512 server processors of 2020 to 2024.
 constexpr double kFarLoadCycles = 5;  // a vector of weights from the third-level cache
 constexpr double kBarrierCycles = 600;
-constexpr double kPointwiseCycles = 120;       // a vector of units of one row
-constexpr double kWorthWaking = 100e3;  // of work: to wake a sleeping worker takes as long
-constexpr double kWorthAnother = 8e3;   // of work, where the worker is awake
+constexpr double kPointwiseCycles = 120;  // a vector of units of one row
+constexpr double kWorthWaking = 100e3;    // of work: to wake a sleeping worker takes as long
+constexpr double kWorthAnother = 8e3;     // of work, where the worker is awake
 
 double second_level_cache() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)

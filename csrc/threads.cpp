@@ -199,9 +199,7 @@ bool run_parallel(int n, void (*body)(void*, int), void* context) {
   return true;
 }
 
-bool called_lately() {
-  return nanoseconds() - last_call.load(std::memory_order_relaxed) < kLately;
-}
+bool called_lately() { return nanoseconds() - last_call.load(std::memory_order_relaxed) < kLately; }
 void note_call() { last_call.store(nanoseconds(), std::memory_order_relaxed); }
 
 #if defined(__SSE2__)

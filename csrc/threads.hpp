@@ -35,8 +35,8 @@ int default_thread_count();
 // false and has done nothing.
 bool run_parallel(int n, void (*body)(void* context, int id), void* context);
 
-// Whether a call ended so lately that the workers still spin, or soon will if calls go on like that.
-// `note_call` tells that one has ended.
+// Whether a call ended so lately that the workers still spin, or soon will if calls go on like
+// that. `note_call` tells that one has ended.
 bool called_lately();
 void note_call();
 

@@ -14,13 +14,15 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import arrays, checks, layers
 from .backends import Backend, get
-from .errors import UnsupportedError
 from .spec import CELLS, Spec
 from .weights import Layer, Weights, parse, rebuild
 
 _LSTM, _GATED = Spec("lstm"), Spec("gated")
 _GRU = {reset_after: Spec("gru", reset_after) for reset_after in (False, True)}
 _RNN = {name: Spec("rnn", nonlinearity=name) for name in CELLS["rnn"].nonlinearities}
+
+PRECISIONS = ("bfloat16", "int8")
+_LONGEST_INT8 = 65536  # times 255 * 127 is below 2^31
 
 Array = NDArray[Any]
 Backward = Callable[..., tuple[Any, Any, Any]]
@@ -35,27 +37,33 @@ class Packed:
         "dtype",
         "hidden",
         "input_size",
+        "precision",
         "prepared",
         "shortcut",
         "spec",
     )
 
-    def __init__(self, spec: Spec, backend: Backend, parsed: list[Layer]) -> None:
+    def __init__(
+        self, spec: Spec, backend: Backend, parsed: list[Layer], precision: str | None
+    ) -> None:
         first = parsed[0][0]
         self.spec = spec
         self.backend = backend
+        self.precision = precision
         self.dtype: np.dtype[Any] = first.w_hh.dtype
         self.input_size: int = first.w_ih.shape[1]
         self.hidden: int = first.w_hh.shape[1]
         self.directions = len(parsed[0])
-        self.prepared = [backend.prepare(spec, layer, reuse=True) for layer in parsed]
+        self.prepared = [
+            backend.prepare(spec, layer, reuse=True, precision=precision) for layer in parsed
+        ]
         self.shortcut = backend.shortcut(self.prepared)
 
     def __repr__(self) -> str:
         return (
             f"<rnnfast.Packed {self.spec.variants()}, {len(self.prepared)} layer(s), "
             f"{self.directions} direction(s), I={self.input_size}, H={self.hidden}, "
-            f"{self.dtype}, backend {self.backend.name!r}>"
+            f"{self.precision or self.dtype}, backend {self.backend.name!r}>"
         )
 
 
@@ -78,9 +86,13 @@ def pack(
     weights : Weights, tuple of arrays, or list with one entry per layer
         As `rnnfast.lstm` takes them.
     cell : {"lstm", "gru", "rnn", "gated"}
-    dtype : float32, float64 or None
-        Convert the weights to this dtype, which x must then have; None keeps theirs. "bfloat16"
-        and "int8" are reserved.
+    dtype : float32, float64, "bfloat16", "int8" or None
+        Convert the weights to this dtype, which x must then have; None keeps theirs. With
+        "bfloat16" and "int8" x has float32, and so have states and results: w_ih and w_hh alone
+        are stored in 16 or 8 bits (int8 with one scale for each of their rows, symmetric), which
+        is faster where memory is the limit, and less exact. The native backend rounds what they
+        are multiplied with in the same way, row by row: x and h to int8, and to bfloat16 on
+        processors with AVX512-BF16. docs/performance.md has errors and speeds.
     reset_after, nonlinearity
         The variant of the cell, as `rnnfast.gru` and `rnnfast.rnn` take it.
     backend : str
@@ -94,20 +106,28 @@ def pack(
     Raises
     ------
     ValueError, TypeError
-        For weights that do not fit the cell.
+        For weights that do not fit the cell, or rows of int8 longer than 65536.
     UnsupportedError
         For a dtype or a cell that the backend does not have.
     """
     spec = _spec(cell, reset_after, nonlinearity)
     parsed = parse(weights, spec.info, None)
-    if isinstance(dtype, str) and dtype in ("bfloat16", "int8"):
-        raise UnsupportedError(f"dtype: no backend packs {dtype} yet; float32 and float64 can")
-    kind = parsed[0][0].w_hh.dtype if dtype is None else arrays.dtype("dtype", dtype)
+    precision = dtype if isinstance(dtype, str) and dtype in PRECISIONS else None
+    if precision is not None:
+        kind = np.dtype(np.float32)
+        longest = max(a.shape[1] for layer in parsed for w in layer for a in w[:2])
+        if precision == "int8" and longest > _LONGEST_INT8:
+            raise ValueError(
+                f"weights: expected rows of at most {_LONGEST_INT8} numbers for int8, whose sums "
+                f"have 32 bits, got {longest}"
+            )
+    else:
+        kind = parsed[0][0].w_hh.dtype if dtype is None else arrays.dtype("dtype", dtype)
     copied = [
         tuple(Weights(*(None if a is None else a.astype(kind) for a in w)) for w in layer)
         for layer in parsed
     ]
-    return Packed(spec, get(backend, spec), copied)
+    return Packed(spec, get(backend, spec), copied, precision)
 
 
 def lstm(

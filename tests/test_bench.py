@@ -126,6 +126,7 @@ def test_shapes_are_found_by_every_kind_of_name() -> None:
 
 
 TINY = [
+    shapes.Shape("custom", 1, 3, 5, 8),  # a stream: has states
     shapes.Shape("custom", 6, 3, 5, 8),
     shapes.Shape("custom", 6, 3, 5, 8, L=2, D=2),
     shapes.Shape("custom", 9, 4, 5, 8, L=2, ragged=True),
@@ -175,7 +176,7 @@ def test_a_wrong_peer_fails_and_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, wrong: peers.Peer
 ) -> None:
     monkeypatch.setattr(peers, "THEIRS", (wrong,))
-    row = rows.row("lstm", TINY[0], "training", 1, ["torch"], 0)
+    row = rows.row("lstm", TINY[1], "training", 1, ["torch"], 0)
     assert row["failed"].keys() == {"torch-wrong"}
     assert row["times_ms"].keys() == {"rnnfast"}
     assert row["rivals"][0]["ratios"] == {}
@@ -187,7 +188,7 @@ def test_a_wrong_peer_fails_and_is_not_timed(
 def test_where_rnnfast_is_wrong_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "OURS", (Wrong("rnnfast"),))
     monkeypatch.setattr(peers, "THEIRS", ())
-    row = rows.row("gru", TINY[0], "forward", 1, [], 0)
+    row = rows.row("gru", TINY[1], "forward", 1, [], 0)
     assert row["failed"].keys() == {"rnnfast"}
     assert row["times_ms"] == {}
     assert "FAILED" in report.row_lines(row)[0]

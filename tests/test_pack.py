@@ -61,12 +61,6 @@ def test_another_dtype(spec: Spec, dtype: str, target: str) -> None:
     assert_same_bits(forward(converted, target, weights=packed), forward(converted, target))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_reserved_dtypes(dtype: str, spec: Spec, target: str) -> None:
-    with pytest.raises(rnnfast.UnsupportedError, match=dtype):
-        pack(problem(Case(spec)), target, dtype=dtype)
-
-
 def test_not_for_training(spec: Spec, target: str) -> None:
     p = problem(Case(spec))
     with pytest.raises(TypeError, match=r"weights: packed weights are for inference"):

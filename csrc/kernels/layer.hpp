@@ -11,6 +11,7 @@
 #include "../simd/math.hpp"
 #include "../threads.hpp"
 #include "gemm.hpp"
+#include "low.hpp"
 #include "table.hpp"
 #include "tile.hpp"
 
@@ -86,6 +87,11 @@ void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const
   for (int64_t i = 0; i < tiles; i++) {
     const int64_t row = begin + part_begin(end - begin, tiles, i);
     const int64_t rows = begin + part_begin(end - begin, tiles, i + 1) - row;
+    if constexpr (Tile::kMayBeLow)
+      if (tile.low) {
+        tile.template run_low<kVectors>(row, int(rows), unit, panel);
+        continue;
+      }
     // While the first tile waits for its block, the later ones fetch a part each of the next.
     const T* ahead = i >= 1 && i <= kGroups * kVectors ? next + (i - 1) * depth * kLanes<T> : panel;
     switch (rows) {
@@ -160,6 +166,7 @@ struct Unit {
 
 template <class Cell, class T, int kStage>
 struct ForwardTile {
+  static constexpr bool kMayBeLow = sizeof(T) == sizeof(float);
   int64_t hidden, y_stride;
   const T* gx;       // [n, G, H] of this step
   const T* bias_h;   // [H] or null
@@ -171,13 +178,22 @@ struct ForwardTile {
   T* h;               // [n, H]
   T* c;               // [n, H] or null
   T* y;               // [n, y_stride]
+  const LowForward* low;
+  const uint32_t* low_operand;  // [n, low->h_words] the operand, converted
+  const float* low_scale;       // [n]
+
+  // Where the sums of a gate start.
+  RNNFAST_INLINE Vec<T> start(int64_t row, int gate, int64_t unit) const {
+    constexpr int first = Cell::stage_first(kStage);
+    const T* from =
+        first + gate == Cell::kApart ? bias_h : gx + (row * Cell::kGates + first + gate) * hidden;
+    return load_tail(from + unit, int(lesser(kLanes<T>, hidden - unit)));
+  }
 
   template <int kRows, int kVectors>
   void run(int64_t row, int64_t unit, const T* panel, const T* ahead) const {
     constexpr int n = kLanes<T>;
     constexpr int gates_here = Cell::stage_gates(kStage);
-    constexpr int first = Cell::stage_first(kStage);
-    const int64_t left = hidden - unit;
 
     Vec<T> acc[kRows][gates_here * kVectors];
 #pragma GCC unroll 8
@@ -185,13 +201,8 @@ struct ForwardTile {
 #pragma GCC unroll 4
       for (int g = 0; g < gates_here; g++)
 #pragma GCC unroll 4
-        for (int u = 0; u < kVectors; u++) {
-          const int lanes = int(lesser(n, left - u * n));
-          const T* start = first + g == Cell::kApart
-                               ? bias_h
-                               : gx + ((row + m) * Cell::kGates + first + g) * hidden;
-          acc[m][g * kVectors + u] = load_tail(start + unit + u * n, lanes);
-        }
+        for (int u = 0; u < kVectors; u++)
+          acc[m][g * kVectors + u] = start(row + m, g, unit + u * n);
     if (operand)
       multiply<T, kRows, gates_here * kVectors, true>(acc, operand + row * operand_stride,
                                                       operand_stride, 1, panel, hidden, ahead);
@@ -202,6 +213,31 @@ struct ForwardTile {
       for (int v = 0; v < gates_here * kVectors; v++)
         store(&sums[(m * gates_here * kVectors + v) * n], acc[m][v]);
     finish<kVectors>(row, kRows, unit, sums);
+  }
+
+  template <int kVectors>
+  void run_low(int64_t row, int rows, int64_t unit, const T* panel) const {
+    constexpr int n = kLanes<T>;
+    constexpr int vectors = Cell::stage_gates(kStage) * kVectors;
+    T sums[max_rows(vectors) * vectors * n] __attribute__((aligned(64)));
+    for (int m = 0; m < rows; m++)
+      for (int g = 0; g < Cell::stage_gates(kStage); g++)
+        for (int u = 0; u < kVectors; u++)
+          store(&sums[(m * vectors + g * kVectors + u) * n], start(row + m, g, unit + u * n));
+    if (operand) {
+      const LowColumns& columns = low->h[kStage];
+      const int64_t column = unit * Cell::stage_gates(kStage);
+      low->kernels->multiply(low->precision, {low_operand + row * low->h_words,
+                                              low_scale + row,
+                                              low->h_words,
+                                              rows,
+                                              reinterpret_cast<const uint32_t*>(panel),
+                                              words_of(low->precision, hidden),
+                                              vectors,
+                                              {columns.scale + column, columns.correction + column},
+                                              reinterpret_cast<float*>(sums)});
+    }
+    finish<kVectors>(row, rows, unit, sums);
   }
 
   // From the sums [rows, gates of the stage * kVectors vectors] to what the step leaves. Through
@@ -245,9 +281,26 @@ struct ForwardTile {
   }
 };
 
+// Converts the rows of the operand that a member multiplies, for itself alone.
+template <class T, class Tile>
+void convert_operand(const Forward<T>& p, Tile& tile, const Share& share, int member, int64_t begin,
+                     int64_t end) {
+  const LowForward& low = *p.low;
+  begin = begin > share.row_begin ? begin : share.row_begin;
+  end = lesser(end, share.row_end);
+  uint32_t* operand = low.h_operand + member * p.batch * low.h_words;
+  float* scale = low.h_scale + member * p.batch;
+  if (begin < end && share.block_begin < share.block_end)
+    low.kernels->convert(low.precision, tile.operand + begin * tile.operand_stride,
+                         tile.operand_stride, end - begin, p.hidden, operand + begin * low.h_words,
+                         scale + begin);
+  tile.low_operand = operand;
+  tile.low_scale = scale;
+}
+
 template <class Cell, class T, int kStage>
 void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t chunk_row,
-                   const Share& share) {
+                   const Share& share, int member) {
   const int64_t H = p.hidden;
   const int64_t row = visits.row(i), rows = visits.rows(i);
   const int64_t continuing = lesser(rows, visits.rows(i - 1));
@@ -260,6 +313,7 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
   tile.h = p.save ? p.h + row * H : p.h + i % 2 * p.batch * H;
   tile.c = p.save ? p.c + row * H : p.c_n;
   tile.y = p.y + row * p.y_stride;
+  tile.low = p.low;
   for (const bool starting : {false, true}) {
     const int64_t begin = starting ? continuing : 0;
     const int64_t end = starting ? rows : continuing;
@@ -276,9 +330,30 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
                    : kStage == 0        ? tile.h_before
                                         : tile.gates + Cell::kStageOperand * H;
     tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
-    over_tiles<T, Cell::stage_gates(kStage)>(tile, share, p.h_panels[kStage], H, begin, end,
-                                             i % 2 != 0);
+    if constexpr (tile.kMayBeLow)
+      if (p.low && tile.operand) convert_operand(p, tile, share, member, begin, end);
+    over_tiles<T, Cell::stage_gates(kStage)>(tile, share, p.h_panels[kStage], p.h_panels[kStage].k,
+                                             begin, end, i % 2 != 0);
   }
+}
+
+// gx = x w_ih^T + bias for the rows of a chunk.
+template <class T>
+void project(const Forward<T>& p, int64_t chunk_row, int64_t rows, int64_t width, Team team) {
+  const T* x = p.x + chunk_row * p.input;
+  if constexpr (sizeof(T) == sizeof(float))
+    if (p.low) {
+      const LowForward& low = *p.low;
+      const int64_t begin = part_begin(rows, team.size, team.id);
+      const int64_t end = part_begin(rows, team.size, team.id + 1);
+      low.kernels->convert(low.precision, x + begin * p.input, p.input, end - begin, p.input,
+                           low.x_operand + begin * low.x_words, low.x_scale + begin);
+      meet(team.barrier, team.size);
+      low.kernels->multiply_panels(low.precision, low.x_operand, low.x_scale, low.x_words, rows,
+                                   p.x_panels, low.x, p.bias, p.gx, width, team);
+      return;
+    }
+  multiply_panels(x, p.input, rows, p.x_panels, p.bias, p.gx, width, team);
 }
 
 template <class Cell, class T>
@@ -305,15 +380,14 @@ void forward_pass(const Forward<T>& p, Team team) {
     int64_t rows = 0;
     while (i < T_ && (i == begin || rows < p.chunk)) rows += visits.rows(i++);
     const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
-    multiply_panels(p.x + chunk_row * p.input, p.input, rows, p.x_panels, p.bias, p.gx,
-                    Cell::kGates * H, team);
+    project(p, chunk_row, rows, Cell::kGates * H, team);
     meet(team.barrier, team.size);
     if (takes_part) {
       for (int64_t j = begin; j < i; j++) {
-        forward_stage<Cell, T, 0>(p, visits, j, chunk_row, shares[0]);
+        forward_stage<Cell, T, 0>(p, visits, j, chunk_row, shares[0], team.id);
         if constexpr (Cell::kStages > 1) {
           if (!p.split.rows) meet(p.split.barrier, p.split.members);
-          forward_stage<Cell, T, 1>(p, visits, j, chunk_row, shares[1]);
+          forward_stage<Cell, T, 1>(p, visits, j, chunk_row, shares[1], team.id);
         }
         // Rows whose last step this is.
         const int64_t row_end = lesser(visits.rows(j), own.row_end);
@@ -348,6 +422,7 @@ struct UnitGradient {
 
 template <class Cell, class T, int kStage>
 struct BackwardTile {
+  static constexpr bool kMayBeLow = false;
   int64_t hidden, y_stride;
   const T* operand;  // [n, W, H] gradients of pre-activations, or null where there is no product
   int64_t k_begin, k_end;  // the part of the product that is taken now

@@ -20,6 +20,7 @@ RNNFAST_CELL(rnn_sigmoid)
 RNNFAST_CELL(gated)
 #undef RNNFAST_CELL
 
+extern const LowKernels low_kernels;
 extern const InstructionSet instruction_set;
 const InstructionSet instruction_set = {
     RNNFAST_TEXT(RNNFAST_ISA),
@@ -36,6 +37,7 @@ const InstructionSet instruction_set = {
      pack_panels,
      add,
      tn_scratch,
-     evaluate}};
+     evaluate},
+    &low_kernels};
 
 }  // namespace rnnfast::RNNFAST_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../params.hpp"
+#include "low.hpp"
 
 namespace rnnfast {
 
@@ -38,6 +39,7 @@ struct InstructionSet {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  const LowKernels* low;
 };
 
 template <class T>

@@ -35,8 +35,12 @@ class Backend(Protocol):
     def supports(self, spec: Spec) -> bool:
         """Whether this backend has the cell with these options."""
 
-    def prepare(self, spec: Spec, layer: Layer, reuse: bool) -> Any:
-        """What `forward` takes for weights, once or, with `reuse`, any number of times at once."""
+    def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Any:
+        """What `forward` takes for weights, once or, with `reuse`, any number of times at once.
+
+        With precision "bfloat16" or "int8" (and reuse, and float32) w_ih and w_hh are rounded as
+        `rnnfast.reference.precision` says; there is no backward pass then.
+        """
 
     def directions(self, prepared: Any) -> int:
         """D."""

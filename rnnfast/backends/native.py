@@ -30,9 +30,9 @@ class Native:
     def supports(self, spec: Spec) -> bool:
         return True
 
-    def prepare(self, spec: Spec, layer: Layer, reuse: bool) -> Any:
+    def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Any:
         kind = _native.LayerF32 if layer[0].w_hh.dtype == np.float32 else _native.LayerF64
-        return kind(_kernel(spec), [w[:4] for w in layer], reuse)
+        return kind(_kernel(spec), [w[:4] for w in layer], reuse, precision or "")
 
     def directions(self, prepared: Any) -> int:
         return int(prepared.directions)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..reference import loop
+from ..reference.precision import ROUNDED
 from ..spec import Spec, Steps
 from ..weights import Layer, Weights
 from . import Array
@@ -23,8 +24,11 @@ class Reference:
     def supports(self, spec: Spec) -> bool:
         return spec.cell in loop.CELLS
 
-    def prepare(self, spec: Spec, layer: Layer, reuse: bool) -> Layer:
-        return layer
+    def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Layer:
+        if precision is None:
+            return layer
+        rounded = ROUNDED[precision]
+        return tuple(w._replace(w_ih=rounded(w.w_ih), w_hh=rounded(w.w_hh)) for w in layer)
 
     def directions(self, prepared: Layer) -> int:
         return len(prepared)
