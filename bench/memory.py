@@ -71,7 +71,7 @@ def _torch(problem: Problem, chunk: int | None = None) -> _Step:
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    module, parameters = Torch().layers(problem)
+    module, parameters = Torch().module(problem)
 
     def in_chunks(x: Any) -> Any:
         ys, state = [], None

@@ -65,15 +65,20 @@ class Rnnfast(Peer):
 
     def make(self, problem: Problem, threads: int) -> Contender:
         rnnfast.set_num_threads(threads)
-        cell, x, weights = problem.spec.cell, problem.x, self.weights(problem)
+        cell, x, weights, state_0 = (
+            problem.spec.cell,
+            problem.x,
+            self.weights(problem),
+            problem.state,
+        )
         how: dict[str, Any] = {**options(problem.spec), "lengths": problem.lengths}
         if problem.mode == "forward":
-            call = partial(getattr(rnnfast, cell), x, weights, **how)
+            call = partial(getattr(rnnfast, cell), x, weights, state_0, **how)
             return Contender(call, lambda got: named(*got))
         function = getattr(rnnfast, f"{cell}_vjp")
 
         def train() -> Any:
-            y, state, backward = function(x, weights, **how)
+            y, state, backward = function(x, weights, state_0, **how)
             return y, state, backward(problem.dy)
 
         def results(got: Any) -> dict[str, Array]:
@@ -147,6 +152,14 @@ class Torch(_Torch):
     def layers(self, problem: Problem) -> tuple[Callable[[Any], Any], list[Any]]:
         import torch
 
+        module, parameters = self.module(problem)
+        states = [torch.from_numpy(array) for array in problem.states or ()]
+        state = tuple(states) if len(states) > 1 else states[0] if states else None
+        return (lambda x: module(x, state)), parameters
+
+    def module(self, problem: Problem) -> tuple[Any, list[Any]]:
+        import torch
+
         spec, shape = problem.spec, problem.shape
         how: dict[str, Any] = {"num_layers": shape.L, "bidirectional": shape.D == 2}
         if spec.cell == "rnn":
@@ -172,7 +185,7 @@ class TorchPacked(Torch):
         import torch
         from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-        module, parameters = super().layers(problem)
+        module, parameters = self.module(problem)
         lengths, total = torch.from_numpy(problem.lengths), problem.shape.T
 
         def apply(x: Any) -> Any:
@@ -196,6 +209,7 @@ class TorchLoop(_Torch):
 
         count, batch, hidden = problem.shape.D, problem.shape.B, problem.shape.H
         parameters = [torch.tensor(array) for array in flat(problem.weights)]
+        h_0 = torch.from_numpy(problem.states[0]) if problem.states else None
 
         def gated(a: Any, h: Any, w_hh: Any) -> Any:
             i, f, u = torch.sigmoid(a + linear(h, w_hh)).chunk(3, dim=-1)
@@ -208,10 +222,12 @@ class TorchLoop(_Torch):
 
         step = gated if problem.spec.cell == "gated" else gru_before
 
-        def one(x: Any, weights: list[Any], reverse: bool) -> Any:
+        def one(x: Any, weights: list[Any], direction: int) -> Any:
             w_ih, w_hh, b_ih, b_hh = weights
+            reverse = direction == 1
             projected = linear(x, w_ih, b_ih + b_hh).unbind()
-            h, ys = x.new_zeros(batch, hidden), []
+            h = x.new_zeros(batch, hidden) if h_0 is None else h_0[direction]
+            ys = []
             for a in reversed(projected) if reverse else projected:
                 h = step(a, h, w_hh)
                 ys.append(h)
@@ -220,10 +236,7 @@ class TorchLoop(_Torch):
         def apply(y: Any) -> Any:
             state = []
             for k in range(0, len(parameters), 4 * count):
-                found = [
-                    one(y, parameters[k + 4 * d : k + 4 * d + 4], reverse=d == 1)
-                    for d in range(count)
-                ]
+                found = [one(y, parameters[k + 4 * d : k + 4 * d + 4], d) for d in range(count)]
                 y = torch.cat([f[0] for f in found], dim=-1) if count > 1 else found[0][0]
                 state += [f[1] for f in found]
             return y, torch.stack(state)
@@ -252,7 +265,7 @@ class OnnxRuntime(Peer):
         how.intra_op_num_threads, how.inter_op_num_threads = threads, 1
         model = self.model(problem).SerializeToString()
         session = onnxruntime.InferenceSession(model, how, providers=["CPUExecutionProvider"])
-        inputs = {"x": problem.x}
+        inputs = {"x": problem.x, **dict(zip("hc", problem.states or (), strict=False))}
         if problem.lengths is not None:
             inputs["lengths"] = problem.lengths.astype(np.int32)
         outputs = {o.name: np.empty(o.shape, np.float32) for o in session.get_outputs()}
@@ -277,8 +290,8 @@ class OnnxRuntime(Peer):
 def onnx_model(problem: Problem, stream: bool = False) -> Any:
     """One recurrent node a layer; outputs Y of the last (T, D, B, H), then the states of each.
 
-    With `stream` the states h and, for an LSTM, c of the one layer are inputs too, and the new
-    states, h0 and c0, are all that is returned.
+    Where the problem has states, h and perhaps c are inputs too. With `stream` they are as well,
+    and the new ones, h0 and c0, are all that is returned.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -304,8 +317,8 @@ def onnx_model(problem: Problem, stream: bool = False) -> Any:
     inputs = [tensor("x", problem.x.shape)]
     if shape.ragged:
         inputs.append(tensor("lengths", (shape.B,), TensorProto.INT32))
-    old = ["h", "c"][: 1 + spec.info.has_c] if stream else []
-    inputs += [tensor(name, (1, shape.B, shape.H)) for name in old]
+    old = ["h", "c"][: 1 + spec.info.has_c] if stream or problem.states else []
+    inputs += [tensor(name, (shape.D, shape.B, shape.H)) for name in old]
     nodes, states, data = [], [], "x"
     constants: list[Any] = []
     for k, arrays in enumerate(layers):

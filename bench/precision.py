@@ -6,7 +6,7 @@ import argparse
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ class _TorchQuantized(Torch):
     def supports(self, spec: Spec, shape: Shape, mode: Mode) -> bool:
         return spec.cell != "rnn" and super().supports(spec, shape, mode)
 
-    def layers(self, problem: Problem) -> tuple[Callable[[Any], Any], list[Any]]:
+    def module(self, problem: Problem) -> tuple[Any, list[Any]]:
         import torch
 
-        module: Any = super().layers(problem)[0]
+        module, _ = super().module(problem)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated in favour of a package of its own
             quantize: Any = torch.ao.quantization.quantize_dynamic

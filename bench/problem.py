@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -42,6 +42,12 @@ class Problem:
     weights: list[Any]  # as rnnfast takes them
     lengths: NDArray[np.int64] | None
     dy: Array  # (T, B, D*H), zero past the end of each row
+    states: tuple[Array, ...] | None  # of a stream, which carries them: h_0 and perhaps c_0
+
+    @property
+    def state(self) -> Any:
+        """The states as rnnfast and torch.nn take them, whatever the cell."""
+        return self.states[0] if self.states and len(self.states) == 1 else self.states
 
 
 def draw(spec: Spec, shape: Shape, mode: Mode) -> Problem:
@@ -56,7 +62,11 @@ def draw(spec: Spec, shape: Shape, mode: Mode) -> Problem:
     if shape.ragged:
         lengths = rng.integers(1, shape.T + 1, shape.B)
         dy = within(dy, lengths)
-    return Problem(spec, shape, mode, x, weights, lengths, dy)
+    states = None
+    if shape.T == 1 and shape.L == 1:  # without them half of the work of a step might be left out
+        size, count = (shape.D, shape.B, shape.H), 1 + spec.info.has_c
+        states = tuple(rng.uniform(-0.9, 0.9, size).astype(np.float32) for _ in range(count))
+    return Problem(spec, shape, mode, x, weights, lengths, dy, states)
 
 
 def within(y: Array, lengths: Array | None) -> Array:
@@ -120,10 +130,12 @@ def truth(spec: Spec, shape: Shape, mode: Mode) -> dict[str, Array]:
         tuple(map(_double, layer)) if shape.D == 2 else _double(layer) for layer in problem.weights
     ]
     x, dy = problem.x.astype(np.float64), problem.dy.astype(np.float64)
+    if problem.states:
+        problem = replace(problem, states=tuple(s.astype(np.float64) for s in problem.states))
     how: dict[str, Any] = {**options(spec), "lengths": problem.lengths, "backend": "reference"}
     if mode == "forward":
-        return named(*getattr(rnnfast, spec.cell)(x, weights, **how))
-    y, state, backward = getattr(rnnfast, f"{spec.cell}_vjp")(x, weights, **how)
+        return named(*getattr(rnnfast, spec.cell)(x, weights, problem.state, **how))
+    y, state, backward = getattr(rnnfast, f"{spec.cell}_vjp")(x, weights, problem.state, **how)
     dx, dweights, _ = backward(dy)
     return named(y, state, [dx, *flat(dweights)])
 
