@@ -12,7 +12,7 @@ import rnnfast
 
 from . import report
 from .problem import CELLS, Array, Problem, draw, options
-from .rows import Row, timed
+from .rows import Row, said, timed
 from .shapes import Shape
 from .streams import OURS, THEIRS, Stream
 from .suite import Suite
@@ -54,7 +54,7 @@ def measured(cell: str, size: int, threads: int, budget: float) -> Row:
         except ImportError as error:
             absent[name] = str(error)
         except Exception as error:
-            failed[name] = f"{type(error).__name__}: {error}"
+            failed[name] = said(error)
         else:
             streams[name] = stream
     calls: dict[str, Call] = {name: stream.step for name, stream in streams.items()}

@@ -19,7 +19,7 @@ from rnnfast.spec import Spec
 from . import report
 from .peers import OnnxRuntime, Peer, Rnnfast, Torch, missing
 from .problem import CELLS, Array, Mode, Problem, draw, options, truth
-from .rows import Row, timed
+from .rows import Row, said, timed
 from .shapes import Shape, select
 from .suite import Suite
 from .table import shape_name
@@ -135,7 +135,7 @@ def measured(cell: str, shape: Shape, threads: int, budget: float) -> Row:
         except rnnfast.UnsupportedError as error:
             absent[peer.name] = f"not there yet: {error}"
         except Exception as error:
-            failed[peer.name] = f"{type(error).__name__}: {error}"
+            failed[peer.name] = said(error)
         else:
             calls[peer.name] = contender.run
     timings, load = timed(calls, budget)

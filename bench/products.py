@@ -14,7 +14,7 @@ import rnnfast
 from . import report
 from .limits import Limits
 from .problem import CELLS, Array
-from .rows import Row, timed
+from .rows import Row, said, timed
 from .shapes import Shape, select
 from .suite import Suite
 from .table import shape_name
@@ -135,7 +135,7 @@ def measured(product: Product, use: str, threads: int, budget: float) -> Row:
         except (ImportError, LookupError) as error:
             absent[name] = str(error)
         except Exception as error:
-            failed[name] = f"{type(error).__name__}: {error}"
+            failed[name] = said(error)
         else:
             calls[name] = call
     timings, load = timed(calls, budget)

@@ -74,13 +74,18 @@ def timed(calls: dict[str, Call], budget: float) -> tuple[dict[str, Timing], dic
     return timings, {"other_cores": others, "loaded": is_loaded(others)}
 
 
+def said(error: Exception) -> str:
+    """Its kind and first line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
 def _checked(peer: peers.Peer, problem: Problem, threads: int) -> Call | str:
     """The call to time, or why it may not be."""
     try:
         contender = peer.make(problem, threads)
         found = errors(problem, contender.results(contender.run()))
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return said(error)
     worst = max(found, key=found.__getitem__)
     allowed = tolerance(problem.shape)
     if found[worst] <= allowed:
