@@ -86,7 +86,7 @@ class PyLayer {
                                     const std::optional<py::array>& h_0,
                                     const std::optional<py::array>& c_0, const py::array& y,
                                     const py::array& h_n, const std::optional<py::array>& c_n,
-                                    bool save) const {
+                                    const std::string& save) const {
     const int64_t D = layer_.directions(), H = layer_.hidden();
     Batch b{steps, batch, pointer<const int64_t>(sizes, steps, "batch_sizes")};
     int64_t rows = steps * batch;
@@ -109,12 +109,15 @@ class PyLayer {
                              pointer<T>(y, rows * D * H, "y"),
                              pointer<T>(h_n, state, "h_n"),
                              pointer<T>(c_n, state, "c_n")};
+    const Save how = save == "all"         ? Save::kAll
+                     : save == "recompute" ? Save::kRecompute
+                                           : Save::kNothing;
     std::unique_ptr<Saved<T>> saved;
     {
       const Released released;
-      saved = layer_.forward(b, a, save);
+      saved = layer_.forward(b, a, how);
     }
-    if (!save) return std::nullopt;
+    if (!saved) return std::nullopt;
     return PySaved<T>{std::move(saved), x};
   }
 
@@ -294,7 +297,7 @@ class PyStack {
     Buffer<T> between[2];
     for (size_t k = 0; k < layers_.size(); k++) {
       a.y = k + 1 == layers_.size() ? last : between[k % 2].grow(steps * batch * D * H);
-      layers_[k]->forward({steps, batch, nullptr}, a, false);
+      layers_[k]->forward({steps, batch, nullptr}, a, Save::kNothing);
       a.x = a.y;
       for (const T** array : {&a.h_0, &a.c_0})
         if (*array) *array += state;

@@ -180,6 +180,18 @@ void Layer<T>::pack(int direction, Team team) const {
 }
 
 template <class T>
+void Layer<T>::fill_weights(Forward<T>& f, int direction) const {
+  const Packed& p = packed_[direction];
+  f.input = input_;
+  f.hidden = hidden_;
+  f.reverse = direction == 1;
+  f.x_panels = p.x;
+  for (int s = 0; s < cell_->stages; s++) f.h_panels[s] = p.h[s];
+  f.bias = p.bias.get();
+  f.bias_h = p.bias_h.get();
+}
+
+template <class T>
 void Layer<T>::fill_low(LowForward& low, int direction, typename Workspace<T>::Direction& space,
                         int64_t rows, int64_t batch, int threads) const {
   const Packed& p = packed_[direction];
@@ -197,16 +209,16 @@ void Layer<T>::fill_low(LowForward& low, int direction, typename Workspace<T>::D
 
 template <class T>
 std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArrays<T>& a,
-                                            bool save) const {
+                                            Save save) const {
   const int D = directions();
   const int64_t T_ = batch.steps, B = batch.batch, I = input_, H = hidden_;
   const int64_t G = cell_->gates, S = cell_->saved;
   const int64_t state = B * H;
   const int threads = thread_count();
-  std::unique_ptr<Saved<T>> saved(save ? new Saved<T> : nullptr);
+  std::unique_ptr<Saved<T>> saved(save == Save::kNothing ? nullptr : new Saved<T>);
   std::unique_ptr<Workspace<T>> space(spare_.exchange(nullptr, std::memory_order_acquire));
   if (!space) space.reset(new Workspace<T>);
-  std::vector<int64_t>& offset = save ? saved->offset : space->offset;
+  std::vector<int64_t>& offset = saved ? saved->offset : space->offset;
   count_rows(batch, offset);
   const int64_t N = offset[T_];
 
@@ -222,15 +234,9 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     f = Forward<T>{};
     f.steps = {T_, offset.data()};
     f.batch = B;
-    f.input = I;
-    f.hidden = H;
-    f.reverse = d == 1;
     f.chunk = kForwardChunk;
     f.x = a.x;
-    f.x_panels = packed_[d].x;
-    for (int s = 0; s < cell_->stages; s++) f.h_panels[s] = packed_[d].h[s];
-    f.bias = packed_[d].bias.get();
-    f.bias_h = packed_[d].bias_h.get();
+    fill_weights(f, d);
     f.h_0 = a.h_0 ? a.h_0 + d * state : zeros;
     f.zero_h = !a.h_0;
     f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros;
@@ -239,15 +245,16 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
       fill_low(space->low[d], d, own, std::min(N, kForwardChunk + B), B, threads);
       f.low = &space->low[d];
     }
-    f.save = save;
+    f.save = bool(saved);
+    f.save_gates = save == Save::kAll;
     f.y = a.y + d * H;
     f.y_stride = D * H;
     f.h_n = a.h_n + d * state;
     f.c_n = cell_->has_c ? a.c_n + d * state : nullptr;
-    if (save) {
+    if (saved) {
       auto& kept = saved->directions[d];
       f.h_0 = copy(f.h_0, state, kept.h_0);
-      f.gates = kept.gates.grow(N * S * H);
+      if (save == Save::kAll) f.gates = kept.gates.grow(N * S * H);
       f.h = kept.h.grow(N * H);
       if (cell_->has_c) {
         f.c_0 = copy(f.c_0, state, kept.c_0);
@@ -257,8 +264,8 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
       if (a.h_0 == a.h_n) f.h_0 = copy(f.h_0, state, own.h_0);
       if (cell_->has_c && a.c_0 == a.c_n) f.c_0 = copy(f.c_0, state, own.c_0);
       f.h = own.h.grow(2 * state);
-      if (cell_->stages > 1) f.gates = own.gates.grow(S * state);
     }
+    if (cell_->stages > 1 && save != Save::kAll) f.gates = own.gates.grow(S * state);
   }
 
   const int part = precision_ == Precision::kFull ? 1 : precision_ == Precision::kInt8 ? 4 : 2;
@@ -284,7 +291,8 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     });
   });
 
-  if (save) {
+  if (saved) {
+    saved->zero_h = !a.h_0;
     saved->steps = T_;
     saved->batch = B;
     saved->x = a.x;
@@ -315,6 +323,8 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
       T_, N, B, I, H, int(W), D, kernels_->lanes, cell_->stages, G * H * H * int64_t(sizeof(T))};
   Buffer<T> x_data[2], h_data[2][2], dgates[2][2], direct[2], partial[2], scratch[2], dx_reverse;
   Buffer<const T*> before[2];
+  Buffer<T> gx[2], gates[2];
+  Forward<T> again[2];
   if (D == 2) dx_reverse = Buffer<T>(N * I);
   Backward<T> p[2];
   for (int d = 0; d < D; d++) {
@@ -334,6 +344,18 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
     b.h_0 = kept.h_0.get();
     b.c_0 = kept.c_0.get();
     b.gates = kept.gates.get();
+    if (!b.gates && cell_->saved > 0) {
+      Forward<T>& f = again[d];
+      f = Forward<T>{};
+      f.x = saved.x;
+      f.zero_h = saved.zero_h;
+      fill_weights(f, d);
+      gx[d] = Buffer<T>(chunk_rows * G * H);
+      gates[d] = Buffer<T>(chunk_rows * cell_->saved * H);
+      f.gx = gx[d].get();
+      f.gates = gates[d].get();
+      b.again = &f;
+    }
     b.h = kept.h.get();
     b.c = kept.c.get();
     b.dy = a.dy ? a.dy + d * H : nullptr;

@@ -16,15 +16,18 @@ struct Batch {
   const int64_t* sizes;
 };
 
-// What a forward pass keeps for its backward pass: S + H (+ H with c) numbers a row and unit.
+enum class Save { kNothing, kAll, kRecompute };
+
+// What a forward pass keeps for its backward pass: h (and c), and with kAll the S gates.
 template <class T>
 struct Saved {
   int64_t steps, batch;
   std::vector<int64_t> offset;  // [T + 1]
   const T* x;                   // [N, I], the caller's
+  bool zero_h;                  // whether h_0 is zero
   struct Direction {
     Buffer<T> h_0, c_0;  // [B, H]
-    Buffer<T> gates;     // [N, S, H]
+    Buffer<T> gates;     // [N, S, H] or none
     Buffer<T> h, c;      // [N, H]
   } directions[2];
 };
@@ -83,7 +86,7 @@ class Layer {
   Layer& operator=(const Layer&) = delete;
 
   // h_n and c_n may be h_0 and c_0.
-  std::unique_ptr<Saved<T>> forward(const Batch& batch, const ForwardArrays<T>& a, bool save) const;
+  std::unique_ptr<Saved<T>> forward(const Batch& batch, const ForwardArrays<T>& a, Save save) const;
   void backward(const Saved<T>& saved, const BackwardArrays<T>& a) const;
 
   const CellKernels<T>& cell() const { return *cell_; }
@@ -104,6 +107,7 @@ class Layer {
     LowBuffers x_low, h_low[2];
   };
   void pack(int direction, Team team) const;
+  void fill_weights(Forward<T>& f, int direction) const;
   Panels<T> panels(Buffer<T>& data, int64_t k, int64_t n, int groups, int widest) const;
   Panels<T> weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, int64_t n, int groups,
                           int widest) const;

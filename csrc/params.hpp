@@ -70,10 +70,11 @@ struct Forward {
   bool zero_h;            // whether h_0 is zero, so that its product is
   const T* c_0;           // [B, H] or null for a cell without c
   T* gx;                  // [chunk + B, G*H] scratch
-  T* gates;               // [N, S, H] when saving, else [B, S, H] scratch or null
+  T* gates;               // [N, S, H] when saving them, else [B, S, H] scratch or null
   T* h;                   // [N, H] when saving, else [2, B, H] scratch
   T* c;                   // [N, H] when saving, else null: c_n is the running state
-  bool save;
+  bool save;              // h and c
+  bool save_gates;        // and the gates
   const LowForward* low;  // where the panels hold words of 16 or 8 bits (kernels/low.hpp), or null
   T* y;                   // [N, D*H], at this direction's first column
   int64_t y_stride;       // D*H
@@ -88,30 +89,31 @@ struct Backward {
   bool reverse;
   Split split;
   int64_t chunk;
-  const T* x;             // [N, I]
-  Panels<T> x_panels;     // [W of w_ih, I] for dx = dgates w_ih
-  Panels<T> h_panels[2];  // [W of w_hh, H] for dh = dgates w_hh, per stage
-  const T* h_0;           // [B, H]
-  const T* c_0;           // [B, H] or null
-  const T* gates;         // [N, S, H] as the forward pass saved them
-  const T* h;             // [N, H]
-  const T* c;             // [N, H] or null
-  const T* dy;            // [N, D*H] at this direction's first column, or null for zeros
-  int64_t y_stride;       // D*H
-  const T* dh_n;          // [B, H] or null for zeros
-  const T* dc_n;          // [B, H] or null for zeros
-  T* dgates[2];           // [chunk + B, W, H] scratch, in turn
-  T* direct;              // [B, H] scratch: what dh passes on without a matrix
-  T* partial;             // [B, H] scratch: sums of a product that is taken in parts
-  const T** before;       // [N] scratch: the row of h that each packed row continues
-  T* pack;                // scratch of the weight products, see tn_scratch
-  T* dx;                  // [N, I] written
-  T* dw_ih;               // [G*H, I] written
-  T* dw_hh;               // [G*H, H] written
-  T* db_ih;               // [G*H] written, or null
-  T* db_hh;               // [G*H] written, or null
-  T* dh_0;                // [B, H] written
-  T* dc_0;                // [B, H] written, or null
+  const T* x;               // [N, I]
+  Panels<T> x_panels;       // [W of w_ih, I] for dx = dgates w_ih
+  Panels<T> h_panels[2];    // [W of w_hh, H] for dh = dgates w_hh, per stage
+  const T* h_0;             // [B, H]
+  const T* c_0;             // [B, H] or null
+  const T* gates;           // [N, S, H] as the forward pass saved them, or null
+  const Forward<T>* again;  // where it did not: how to make those of a chunk, in again->gates
+  const T* h;               // [N, H]
+  const T* c;               // [N, H] or null
+  const T* dy;              // [N, D*H] at this direction's first column, or null for zeros
+  int64_t y_stride;         // D*H
+  const T* dh_n;            // [B, H] or null for zeros
+  const T* dc_n;            // [B, H] or null for zeros
+  T* dgates[2];             // [chunk + B, W, H] scratch, in turn
+  T* direct;                // [B, H] scratch: what dh passes on without a matrix
+  T* partial;               // [B, H] scratch: sums of a product that is taken in parts
+  const T** before;         // [N] scratch: the row of h that each packed row continues
+  T* pack;                  // scratch of the weight products, see tn_scratch
+  T* dx;                    // [N, I] written
+  T* dw_ih;                 // [G*H, I] written
+  T* dw_hh;                 // [G*H, H] written
+  T* db_ih;                 // [G*H] written, or null
+  T* db_hh;                 // [G*H] written, or null
+  T* dh_0;                  // [B, H] written
+  T* dc_0;                  // [B, H] written, or null
 };
 
 }  // namespace rnnfast

@@ -28,7 +28,7 @@ class _Layer:
         y: _Float,
         h_n: _Float,
         c_n: _Float | None,
-        save: bool,
+        save: str,
     ) -> SavedF32 | SavedF64 | None: ...
     def backward(
         self, saved: Any, dy: _Float | None, dh_n: _Float | None, dc_n: _Float | None

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import arrays, checks, layers
 from .backends import Backend, get
+from .errors import UnsupportedError
 from .spec import CELLS, Spec
 from .weights import Layer, Weights, parse, rebuild
 
@@ -210,6 +211,8 @@ def lstm_vjp(
     rng: np.random.Generator | int | None = None,
     backend: str = "auto",
     out: Any = None,
+    save: str = "all",
+    checkpoint: int | None = None,
 ) -> tuple[Any, tuple[Any, Any], Backward]:
     """`lstm`, and a function that back-propagates through time (BPTT).
 
@@ -218,6 +221,13 @@ def lstm_vjp(
     x, weights, state, lengths, batch_first, dropout, rng, backend, out
         As `rnnfast.lstm` takes them, except that `weights` may not be `Packed`. x and the weights
         must keep their values until `backward` has been called for the last time.
+    save : {"all", "recompute"}
+        What the forward pass keeps for `backward`, besides x and the outputs of every layer: all
+        gates (LSTM: 4 H numbers for each row and step, and h and c), or h and c alone, from which
+        the gates are computed again, to the same bits, in a few large products.
+    checkpoint : int or None
+        Keep only the state before every so many steps. `backward` runs one such segment at a
+        time again, all layers of it, saving as `save` says. Not for bidirectional layers.
 
     Returns
     -------
@@ -234,8 +244,8 @@ def lstm_vjp(
     ValueError, TypeError, UnsupportedError
         As `rnnfast.lstm` does; `backward` too.
     """
-    call = _Call(_LSTM, x, weights, state, lengths, batch_first, dropout, rng, backend, out)
-    return call.vjp()
+    rest = (lengths, batch_first, dropout, rng, backend, out, save, checkpoint)
+    return _Call(_LSTM, x, weights, state, *rest).vjp()
 
 
 def gru(
@@ -291,10 +301,13 @@ def gru_vjp(
     rng: np.random.Generator | int | None = None,
     backend: str = "auto",
     out: Any = None,
+    save: str = "all",
+    checkpoint: int | None = None,
 ) -> tuple[Any, Any, Backward]:
     """`gru`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _GRU[checks.flag("reset_after", reset_after)]
-    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
+    rest = (lengths, batch_first, dropout, rng, backend, out, save, checkpoint)
+    return _Call(spec, x, weights, h_0, *rest).vjp()
 
 
 def rnn(
@@ -349,10 +362,13 @@ def rnn_vjp(
     rng: np.random.Generator | int | None = None,
     backend: str = "auto",
     out: Any = None,
+    save: str = "all",
+    checkpoint: int | None = None,
 ) -> tuple[Any, Any, Backward]:
     """`rnn`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _spec("rnn", True, nonlinearity)
-    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
+    rest = (lengths, batch_first, dropout, rng, backend, out, save, checkpoint)
+    return _Call(spec, x, weights, h_0, *rest).vjp()
 
 
 def gated(
@@ -402,10 +418,13 @@ def gated_vjp(
     rng: np.random.Generator | int | None = None,
     backend: str = "auto",
     out: Any = None,
+    save: str = "all",
+    checkpoint: int | None = None,
 ) -> tuple[Any, Any, Backward]:
     """`gated`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _GATED
-    return _Call(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out).vjp()
+    rest = (lengths, batch_first, dropout, rng, backend, out, save, checkpoint)
+    return _Call(spec, x, weights, h_0, *rest).vjp()
 
 
 def _forward(
@@ -453,6 +472,8 @@ class _Call:
         rng: Any,
         backend: str,
         out: Any,
+        save: str = "all",
+        checkpoint: int | None = None,
     ) -> None:
         self.spec = spec
         self.like = x
@@ -522,6 +543,8 @@ class _Call:
         self.x = arrays.contiguous(data)
         self.state = self._state(state)
         self.lengths = self._lengths(lengths)
+        self.save = _saved(save)
+        self.checkpoint = self._checkpoint(checkpoint)
         self.dropout = _rate(dropout)
         self.rng = checks.generator(rng) if dropout or rng is not None else None
         self.y_shape = (self.num_steps, self.batch, self.directions * self.hidden)
@@ -565,25 +588,26 @@ class _Call:
         return self._give_y(y), self._give_state_n(state_n), backward
 
     def _run(self, save: bool) -> tuple[Array, tuple[Array | None, ...], layers.Tape | None]:
+        checkpoint = self.checkpoint if save else None
         prepared = (
-            [self.backend.prepare(self.spec, layer, reuse=False) for layer in self.parsed]
+            [self.backend.prepare(self.spec, p, reuse=checkpoint is not None) for p in self.parsed]
             if self.packed is None
             else self.packed.prepared
         )
+        dropout = None
+        if self.dropout > 0 and self.rng is not None:
+            rows = self.num_steps * self.batch if self.lengths is None else int(self.lengths.sum())
+            width = self.directions * self.hidden
+            dropout = layers.Dropout(self.rng, self.dropout, self.num_layers, rows, width)
         return layers.forward(
-            self.spec,
-            self.backend,
+            layers.Stack(self.spec, self.backend, prepared, self.hidden, self.directions, dropout),
             self.x,
-            prepared,
-            self.hidden,
-            self.directions,
             self.state,
             self.lengths,
-            self.dropout,
-            self.rng,
             self.into,
             self.state_out,
-            save,
+            self.save if save else None,
+            checkpoint,
         )
 
     def _layout(self, array: Array) -> Array:
@@ -633,6 +657,20 @@ class _Call:
     def _state_shape(self) -> tuple[int, ...]:
         count = self.num_layers * self.directions
         return (count, self.hidden) if self.unbatched else (count, self.batch, self.hidden)
+
+    def _checkpoint(self, every: Any) -> int | None:
+        if every is None:
+            return None
+        if isinstance(every, bool) or not isinstance(every, int | np.integer):
+            raise TypeError(f"checkpoint: expected an int or None, got {arrays.describe(every)}")
+        if every < 1:
+            raise ValueError(f"checkpoint: expected at least 1 step, got {every}")
+        if self.directions == 2:
+            raise UnsupportedError(
+                "checkpoint: no backend has it for bidirectional layers, whose reverse direction "
+                "starts at the end; save='recompute' saves memory there"
+            )
+        return int(every)
 
     def _lengths(self, lengths: Any) -> NDArray[np.int64] | None:
         if lengths is None:
@@ -755,6 +793,12 @@ def _parts_of(out: Any) -> tuple[Any, Any]:
 def _check_apart(name: str, array: Array, other: str, value: Array | None) -> None:
     if value is not None and np.may_share_memory(array, value):
         raise ValueError(f"{name}: expected memory apart from {other}'s, got an overlap")
+
+
+def _saved(save: Any) -> str:
+    if not isinstance(save, str) or save not in ("all", "recompute"):
+        raise ValueError(f"save: expected 'all' or 'recompute', got {save!r}")
+    return save
 
 
 def _rate(dropout: Any) -> float:

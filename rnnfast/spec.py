@@ -86,4 +86,13 @@ class Steps(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return sum(self.sizes())
+        if self.batch_sizes is None:
+            return self.num_steps * self.batch
+        return int(self.batch_sizes.sum())
+
+    def part(self, first: int, count: int) -> Steps:
+        """Up to `count` steps from `first` on, and the rows that run then."""
+        if self.batch_sizes is None:
+            return Steps(min(count, self.num_steps - first), self.batch)
+        sizes = self.batch_sizes[first : first + count]
+        return Steps(len(sizes), int(sizes.max(initial=0)), sizes)

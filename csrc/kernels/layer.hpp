@@ -175,7 +175,7 @@ struct ForwardTile {
   const T* h_before;  // [n, H]
   const T* c_before;  // [n, H] or null
   T* gates;           // [n, S, H] or null
-  T* h;               // [n, H]
+  T* h;               // [n, H], or null where only the gates are wanted
   T* c;               // [n, H] or null
   T* y;               // [n, y_stride]
   const LowForward* low;
@@ -271,7 +271,7 @@ struct ForwardTile {
           for (int q = 0; q < Cell::kSaved; q++)
             if (Cell::stage_saves(kStage) >> q & 1)
               store_tail(saved + q * hidden + u * n, x.s[q], lanes);
-        if constexpr (last) {
+        if (last && h) {
           store_tail(h + at, x.h_next, lanes);
           store_tail(y + (row + m) * y_stride + unit + u * n, x.h_next, lanes);
           if constexpr (Cell::kHasC) store_tail(c + at, x.c_next, lanes);
@@ -309,7 +309,7 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
   tile.y_stride = p.y_stride;
   tile.gx = p.gx + (row - chunk_row) * Cell::kGates * H;
   tile.bias_h = p.bias_h;
-  tile.gates = p.gates ? p.gates + (p.save ? row * Cell::kSaved * H : 0) : nullptr;
+  tile.gates = p.gates ? p.gates + (p.save_gates ? row * Cell::kSaved * H : 0) : nullptr;
   tile.h = p.save ? p.h + row * H : p.h + i % 2 * p.batch * H;
   tile.c = p.save ? p.c + row * H : p.c_n;
   tile.y = p.y + row * p.y_stride;
@@ -525,11 +525,59 @@ struct BackwardTile {
   }
 };
 
-// One stage of the backward pass through visit i. `later` are the gradients that visit i + 1 wrote,
-// `here` those that this one writes. With i = -1, only the initial state is left.
+// Makes the gates of a chunk once more, with the same sums as the forward pass and so the same
+// bits. As every h is known, no step waits for another.
 template <class Cell, class T, int kStage>
-void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const T* later, T* here,
-                    const Share& share) {
+void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team team) {
+  const Forward<T>& f = *p.again;
+  const int64_t H = p.hidden;
+  const Panels<T>& panels = f.h_panels[kStage];
+  const int64_t blocks = parts(parts(H, kLanes<T>), panels.widest);
+  ForwardTile<Cell, T, kStage> tile{};
+  tile.hidden = H;
+  tile.gx = f.gx;
+  tile.bias_h = f.bias_h;
+  tile.gates = f.gates;
+  const T** before = p.before + chunk_row;
+  for (int64_t begin = 0, end; begin < rows; begin = end) {
+    // Rows whose h before lie one after the other, all in h_0 or all in what was saved.
+    for (end = begin + 1; end < rows && before[end] == before[end - 1] + H && before[end] != p.h;)
+      end++;
+    const T* h = before[begin];
+    const bool starts = h >= p.h_0 && h < p.h_0 + p.batch * H;
+    tile.h_before = h - begin * H;
+    tile.c_before = !p.c ? nullptr : (starts ? p.c_0 + (h - p.h_0) : p.c + (h - p.h)) - begin * H;
+    tile.operand = starts && f.zero_h ? nullptr
+                   : kStage == 0      ? tile.h_before
+                                      : f.gates + Cell::kStageOperand * H;
+    tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
+    Share share{begin, end, 0, blocks};
+    if (blocks >= 2 * team.size) {
+      share.block_begin = part_begin(blocks, team.size, team.id);
+      share.block_end = part_begin(blocks, team.size, team.id + 1);
+    } else {
+      share.row_begin = begin + part_begin(end - begin, team.size, team.id);
+      share.row_end = begin + part_begin(end - begin, team.size, team.id + 1);
+    }
+    over_tiles<T, Cell::stage_gates(kStage)>(tile, share, panels, H, begin, end, false);
+  }
+  meet(team.barrier, team.size);
+}
+
+template <class Cell, class T>
+void recompute(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team team) {
+  project(*p.again, chunk_row, rows, Cell::kGates * p.hidden, team);
+  meet(team.barrier, team.size);
+  recompute_stage<Cell, T, 0>(p, chunk_row, rows, team);
+  if constexpr (Cell::kStages > 1) recompute_stage<Cell, T, 1>(p, chunk_row, rows, team);
+}
+
+// One stage of the backward pass through visit i. `gates` are what that step saved, `later` the
+// gradients that visit i + 1 wrote, `here` those that this one writes. With i = -1, only the
+// initial state is left.
+template <class Cell, class T, int kStage>
+void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const T* gates,
+                    const T* later, T* here, const Share& share) {
   const int64_t H = p.hidden;
   BackwardTile<Cell, T, kStage> tile{};
   tile.hidden = H;
@@ -561,7 +609,7 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   if (i < 0) return;
 
   const int64_t row = visits.row(i);
-  tile.gates = p.gates + row * Cell::kSaved * H;
+  tile.gates = gates;
   tile.h = p.h + row * H;
   tile.c = p.c ? p.c + row * H : nullptr;
   tile.dy = p.dy ? p.dy + row * p.y_stride : nullptr;
@@ -624,13 +672,19 @@ void backward_pass(const Backward<T>& p, Team team) {
     const int64_t chunk_row = p.reverse ? visits.row(last) : visits.row(i + 1);
     T* dgates = p.dgates[which];
     which ^= 1;
+    const T* saved = p.gates + chunk_row * Cell::kSaved * H;  // [rows, S, H]
+    if (p.again) {
+      recompute<Cell>(p, chunk_row, rows, team);
+      saved = p.again->gates;
+    }
     for (int64_t j = last; j > i; j--) {
       T* here = dgates + (visits.row(j) - chunk_row) * width;
+      const T* gates = saved + (visits.row(j) - chunk_row) * Cell::kSaved * H;
       if (takes_part) {
-        backward_stage<Cell, T, 0>(p, visits, j, later, here, shares[0]);
+        backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0]);
         if constexpr (Cell::kStages > 1) {
           if (!p.split.rows) meet(p.split.barrier, p.split.members);
-          backward_stage<Cell, T, 1>(p, visits, j, later, here, shares[1]);
+          backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1]);
         }
         if (!p.split.rows) meet(p.split.barrier, p.split.members);
       }
@@ -648,10 +702,9 @@ void backward_pass(const Backward<T>& p, Team team) {
       const int64_t row = Cell::weight_row(s) * H, count = Cell::weight_gates(s) * H;
       const T* columns = dgates + Cell::weight_column(s) * H;
       if (Cell::weight_from_saved(s))
-        multiply_tn(columns, width, count,
-                    p.gates + (chunk_row * Cell::kSaved + Cell::kStageOperand) * H,
-                    Cell::kSaved * H, static_cast<const T* const*>(nullptr), H, rows,
-                    p.dw_hh + row * H, accumulate, p.pack, team);
+        multiply_tn(columns, width, count, saved + Cell::kStageOperand * H, Cell::kSaved * H,
+                    static_cast<const T* const*>(nullptr), H, rows, p.dw_hh + row * H, accumulate,
+                    p.pack, team);
       else
         multiply_tn(columns, width, count, static_cast<const T*>(nullptr), 0, p.before + chunk_row,
                     H, rows, p.dw_hh + row * H, accumulate, p.pack, team);
@@ -660,7 +713,8 @@ void backward_pass(const Backward<T>& p, Team team) {
     accumulate = true;
   }
   if (takes_part)
-    backward_stage<Cell, T, 0>(p, visits, -1, later, static_cast<T*>(nullptr), shares[0]);
+    backward_stage<Cell, T, 0>(p, visits, -1, static_cast<const T*>(nullptr), later,
+                               static_cast<T*>(nullptr), shares[0]);
 }
 
 template <class Cell, class T>

@@ -59,9 +59,13 @@ class Backend(Protocol):
         y: Array,  # (N, D*H), written
         h_n: Array,  # (D, B, H), written
         c_n: Array | None,  # (D, B, H), written; None for a cell without c
-        save: bool,
+        save: str | None,
     ) -> Any:
-        """Pass the layer forward; return what `backward` needs when `save`, else None."""
+        """Pass the layer forward, and return what `backward` needs.
+
+        `save` is "all" for what makes `backward` fastest, "recompute" for h and c or less, or
+        None for nothing. The bits of the gradients do not depend on it.
+        """
 
     def backward(
         self,

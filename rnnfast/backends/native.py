@@ -53,9 +53,9 @@ class Native:
         y: Array,
         h_n: Array,
         c_n: Array | None,
-        save: bool,
+        save: str | None,
     ) -> Any:
-        return prepared.forward(x, *steps, h_0, c_0, y, h_n, c_n, save)
+        return prepared.forward(x, *steps, h_0, c_0, y, h_n, c_n, save or "")
 
     def backward(
         self,

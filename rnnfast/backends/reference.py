@@ -15,7 +15,10 @@ from . import Array
 
 class _Saved(NamedTuple):
     steps: Steps
-    tapes: list[list[Any]]  # per direction, per step
+    tapes: list[list[Any]]  # per direction, per step; empty where they are made again
+    x: Array
+    h_0: Array
+    c_0: Array
 
 
 class Reference:
@@ -47,7 +50,7 @@ class Reference:
         y: Array,
         h_n: Array,
         c_n: Array | None,
-        save: bool,
+        save: str | None,
     ) -> _Saved | None:
         zeros = np.zeros_like(h_n)
         h_0 = zeros if h_0 is None else h_0
@@ -59,8 +62,9 @@ class Reference:
             y[:, d * hidden : (d + 1) * hidden] = y_d
             if c_n is not None:
                 c_n[d] = c_d
-            tapes.append(tape)
-        return _Saved(steps, tapes) if save else None
+            if save == "all":
+                tapes.append(tape)
+        return _Saved(steps, tapes, x, h_0, c_0) if save is not None else None
 
     def backward(
         self,
@@ -80,7 +84,12 @@ class Reference:
         if dy is None:
             dy = np.zeros((steps.rows, len(prepared) * hidden), w_hh.dtype)
         results = []
-        for d, (w, tape) in enumerate(zip(prepared, saved.tapes, strict=True)):
+        for d, w in enumerate(prepared):
+            if saved.tapes:
+                tape = saved.tapes[d]
+            else:
+                h_0, c_0 = saved.h_0[d], saved.c_0[d]
+                *_, tape = loop.forward(spec, w, saved.x, steps, h_0, c_0, reverse=d == 1)
             dy_d = dy[:, d * hidden : (d + 1) * hidden]
             results.append(
                 loop.backward(spec, w, steps, tape, dy_d, dh_n[d], dc_n[d], reverse=d == 1)
