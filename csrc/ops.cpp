@@ -92,7 +92,7 @@ class Region {
 // thread has the pool.
 template <class Body>
 void run(const Workload& work, int most, const std::vector<int64_t>& offset, Body body) {
-  const bool ready = called_lately();
+  const bool ready = threads_ready(most);
   for (int threads : {most, 1}) {
     Region region(plan(work, threads, ready), work.directions, offset, work.batch);
     auto member = [&](int id) { body(region, id); };

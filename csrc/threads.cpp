@@ -67,14 +67,7 @@ class Pool {
  public:
   bool run(int n, void (*body)(void*, int), void* context) {
     if (busy_.exchange(true, std::memory_order_acquire)) return false;
-    try {
-      while (workers_ < n - 1) {
-        const int id = workers_ + 1;
-        const uint32_t born = generation_.load(std::memory_order_relaxed);
-        std::thread([this, id, born] { work(id, born); }).detach();
-        workers_++;
-      }
-    } catch (const std::system_error&) {
+    if (!start_workers(n - 1)) {
       busy_.store(false, std::memory_order_release);
       return false;
     }
@@ -82,7 +75,7 @@ class Pool {
     context_ = context;
     size_ = n;
     cpu_ = this_cpu();
-    running_.store(workers_, std::memory_order_relaxed);
+    running_.store(workers_.load(), std::memory_order_relaxed);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       generation_.fetch_add(1, std::memory_order_release);
@@ -99,20 +92,61 @@ class Pool {
     return true;
   }
 
+  bool awake(int n) const {
+    return workers_.load(std::memory_order_relaxed) >= n - 1 &&
+           asleep_.load(std::memory_order_acquire) == 0;
+  }
+
+  void nudge(int n) {
+    if (workers_.load(std::memory_order_relaxed) < n - 1) {
+      if (busy_.exchange(true, std::memory_order_acquire)) return;
+      start_workers(n - 1);
+      busy_.store(false, std::memory_order_release);
+    }
+    if (asleep_.load(std::memory_order_acquire) == 0) return;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      nudges_++;
+    }
+    wake_.notify_all();
+  }
+
  private:
+  // While busy_ is held. False where the system gives no more threads.
+  bool start_workers(int count) {
+    try {
+      while (workers_ < count) {
+        const int id = workers_ + 1;
+        const uint32_t born = generation_.load(std::memory_order_relaxed);
+        std::thread([this, id, born] { work(id, born); }).detach();
+        workers_++;
+      }
+    } catch (const std::system_error&) {
+      return false;
+    }
+    return true;
+  }
+
+  // Waits for the region after `seen`: spins, then sleeps, then spins again after a nudge.
+  void wait_after(uint32_t seen) {
+    const auto started = [&] { return generation_.load(std::memory_order_acquire) != seen; };
+    for (;;) {
+      for (int spins = 0; spins < kSpinsBeforeSleep; spins++) {
+        if (started()) return;
+        relax();
+      }
+      std::unique_lock<std::mutex> lock(mutex_);
+      const uint32_t nudged = nudges_;
+      asleep_.fetch_add(1, std::memory_order_acq_rel);
+      wake_.wait(lock, [&] { return started() || nudges_ != nudged; });
+      asleep_.fetch_sub(1, std::memory_order_acq_rel);
+      if (started()) return;
+    }
+  }
+
   void work(int id, uint32_t seen) {
     for (;;) {
-      int spins = 0;
-      while (generation_.load(std::memory_order_acquire) == seen && spins < kSpinsBeforeSleep) {
-        relax();
-        spins++;
-      }
-      if (generation_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(mutex_);
-        asleep_.fetch_add(1, std::memory_order_acq_rel);
-        wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-        asleep_.fetch_sub(1, std::memory_order_acq_rel);
-      }
+      wait_after(seen);
       seen++;
       if (cpu_ >= 0 && this_cpu() == cpu_) leave_cpu(cpu_);
       if (id < size_) flushed(body_, context_, id);
@@ -121,7 +155,7 @@ class Pool {
   }
 
   std::atomic<bool> busy_{false};
-  int workers_ = 0;
+  std::atomic<int> workers_{0};
   void (*body_)(void*, int) = nullptr;
   void* context_ = nullptr;
   int size_ = 0;
@@ -129,6 +163,7 @@ class Pool {
   std::atomic<uint32_t> generation_{0};
   std::atomic<int> running_{0};
   std::atomic<int> asleep_{0};
+  uint32_t nudges_ = 0;  // under the mutex
   std::mutex mutex_;
   std::condition_variable wake_;
 };
@@ -199,7 +234,13 @@ bool run_parallel(int n, void (*body)(void*, int), void* context) {
   return true;
 }
 
-bool called_lately() { return nanoseconds() - last_call.load(std::memory_order_relaxed) < kLately; }
+bool threads_ready(int n) {
+  if (n < 2) return false;
+  Pool* found = pool.load(std::memory_order_acquire);
+  if (found && found->awake(n)) return true;
+  if (nanoseconds() - last_call.load(std::memory_order_relaxed) < kLately) the_pool().nudge(n);
+  return false;
+}
 void note_call() { last_call.store(nanoseconds(), std::memory_order_relaxed); }
 
 #if defined(__SSE2__)

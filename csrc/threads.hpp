@@ -35,9 +35,10 @@ int default_thread_count();
 // false and has done nothing.
 bool run_parallel(int n, void (*body)(void* context, int id), void* context);
 
-// Whether a call ended so lately that the workers still spin, or soon will if calls go on like
-// that. `note_call` tells that one has ended.
-bool called_lately();
+// Whether n threads could start at once. Where they could not and the last call has ended just now,
+// wakes the workers, without waiting for them, for the calls to come.
+bool threads_ready(int n);
+// Tells that a call has ended.
 void note_call();
 
 // Flushes denormals to zero while it lives.
