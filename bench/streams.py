@@ -56,15 +56,10 @@ def kernel(problem: Problem, threads: int) -> Stream:
     y = np.empty((1, problem.shape.H), np.float32)
     rows = x.reshape(1, -1)
     forward = packed.prepared[0].forward
-    save: Any = False
-    try:
-        forward(rows, 1, 1, None, *before, y, *after, save)
-    except TypeError:
-        save = "nothing"  # newer modules take a word
 
     def step() -> None:
         nonlocal before, after
-        forward(rows, 1, 1, None, *before, y, *after, save)
+        forward(rows, 1, 1, None, *before, y, *after, "")
         before, after = after, before
 
     return Stream(step, lambda: _h(before[0]))

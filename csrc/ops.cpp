@@ -402,6 +402,35 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
   });
 }
 
+template <class T>
+void multiply(const T* a, const T* b, int64_t m, int64_t n, int64_t k, bool transposed, T* c) {
+  const Kernels<T>& kernel = kernels<T>(active_set());
+  const auto padded = [&](int64_t count) {
+    return (count + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
+  };
+  for (int threads : {thread_count(), 1}) {
+    Barrier barrier(threads);
+    const int64_t chunk = std::min(k, kBackwardChunk);
+    Buffer<T> scratch(transposed ? kernel.tn_scratch(a, n, chunk, threads) : k * padded(n));
+    const Panels<T> panels{scratch.get(), k, n, kernel.widest};
+    auto member = [&](int id) {
+      const Team team{id, threads, &barrier};
+      if (transposed) {
+        for (int64_t r = 0; r < k; r += chunk)
+          kernel.multiply_tn(a + r * m, m, m, b + r * n, n, nullptr, n, std::min(chunk, k - r), c,
+                             r > 0, scratch.get(), team);
+      } else {
+        kernel.pack_panels(panels, 1, 0, b, n, 1, 0, k, team);
+        if (threads > 1) barrier.wait();
+        kernel.multiply_panels(a, k, m, panels, nullptr, c, n, team);
+      }
+    };
+    if (try_parallel(threads, member)) return;
+  }
+}
+
+template void multiply(const float*, const float*, int64_t, int64_t, int64_t, bool, float*);
+template void multiply(const double*, const double*, int64_t, int64_t, int64_t, bool, double*);
 template class Layer<float>;
 template class Layer<double>;
 

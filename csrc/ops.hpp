@@ -125,4 +125,11 @@ class Layer {
   mutable std::atomic<Workspace<T>*> spare_{nullptr};  // of the last call that has ended
 };
 
+// c = a b, or a^T b, by the products under the kernels, packing included: for benchmarks.
+template <class T>
+void multiply(const T* a,  // [m, k], or [k, m] where transposed
+              const T* b,  // [k, n]
+              int64_t m, int64_t n, int64_t k, bool transposed,
+              T* c);  // [m, n]
+
 }  // namespace rnnfast

@@ -164,3 +164,15 @@ def test_lanes_do_not_matter(activation: str, dtype: str, isa: str) -> None:
         np.testing.assert_array_equal(_native.evaluate(activation, x[start:].copy()), whole[start:])
     np.testing.assert_array_equal(whole[37:], whole[:4])
     assert _native.evaluate(activation, x[:0]).size == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 5), (70, 33, 600), (129, 200, 1100)])
+def test_products(shape: tuple[int, int, int], dtype: str, isa: str) -> None:
+    m, n, k = shape
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
+    wanted = a.astype(np.float64) @ b
+    allowed = 4 * np.finfo(dtype).eps * k  # times numbers of order 1
+    for got in (_native.multiply_nn(a, b), _native.multiply_tn(np.ascontiguousarray(a.T), b)):
+        assert got.dtype == dtype
+        assert np.abs(got - wanted).max() <= allowed
