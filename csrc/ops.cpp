@@ -49,13 +49,13 @@ const T* copy(const T* from, int64_t count, Buffer<T>& to) {
 // Barriers and shares of a plan, and the calls of every member of every team.
 class Region {
  public:
-  Region(const Plan& plan, int directions, const std::vector<int64_t>& offset, int64_t batch)
+  Region(const Plan& plan, const Workload& work)
       : plan_(plan),
-        directions_(directions),
+        directions_(work.directions),
         team_{Barrier(plan.size[0]), Barrier(plan.size[1])},
         loop_{Barrier(plan.members), Barrier(plan.members)},
         all_(plan.size[0] + (plan.teams == 2 ? plan.size[1] : 0)) {
-    if (plan.by_rows) rows_ = divide_rows(offset, batch, plan.members);
+    if (plan.by_rows) rows_ = divide_rows(work.offset, work.steps, work.batch, plan.members);
   }
 
   int threads() const { return all_.size; }
@@ -91,10 +91,10 @@ class Region {
 // Calls body(region, id) on every thread of the plan; on this one alone where another Python
 // thread has the pool.
 template <class Body>
-void run(const Workload& work, int most, const std::vector<int64_t>& offset, Body body) {
+void run(const Workload& work, int most, Body body) {
   const bool ready = threads_ready(most);
   for (int threads : {most, 1}) {
-    Region region(plan(work, threads, ready), work.directions, offset, work.batch);
+    Region region(plan(work, threads, ready), work);
     auto member = [&](int id) { body(region, id); };
     if (try_parallel(region.threads(), member)) break;
   }
@@ -271,6 +271,7 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
   const int part = precision_ == Precision::kFull ? 1 : precision_ == Precision::kInt8 ? 4 : 2;
   const Workload work{T_,
                       N,
+                      offset.data(),
                       B,
                       I,
                       H,
@@ -279,7 +280,7 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
                       kernels_->lanes,
                       cell_->stages,
                       G * H * H * int64_t(sizeof(T)) / part};
-  run(work, threads, offset, [&](Region& region, int id) {
+  run(work, threads, [&](Region& region, int id) {
     region.each_direction(id, [&](int d, Team team) {
       Forward<T> mine = p[d];
       mine.split = region.split(d);
@@ -319,8 +320,17 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
       if (w.b_hh) std::fill_n(w.b_hh, G * H, T(0));
     }
 
-  const Workload work{
-      T_, N, B, I, H, int(W), D, kernels_->lanes, cell_->stages, G * H * H * int64_t(sizeof(T))};
+  const Workload work{T_,
+                      N,
+                      saved.offset.data(),
+                      B,
+                      I,
+                      H,
+                      int(W),
+                      D,
+                      kernels_->lanes,
+                      cell_->stages,
+                      G * H * H * int64_t(sizeof(T))};
   Buffer<T> x_data[2], h_data[2][2], dgates[2][2], direct[2], partial[2], scratch[2], dx_reverse;
   Buffer<const T*> before[2];
   Buffer<T> gx[2], gates[2];
@@ -384,7 +394,7 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
     b.dc_0 = cell_->has_c ? a.dc_0 + d * state : nullptr;
   }
 
-  run(work, threads, saved.offset, [&](Region& region, int id) {
+  run(work, threads, [&](Region& region, int id) {
     region.each_direction(id, [&](int d, Team team) {
       Backward<T> mine = p[d];
       mine.split = region.split(d);

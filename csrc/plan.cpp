@@ -35,14 +35,26 @@ double step_cycles(const Workload& w, double rows, double share) {
          rows * share * double(w.hidden) / w.lanes * kPointwiseCycles;
 }
 
+// All steps of the rows [begin, end) of the batch.
+double loop_cycles(const Workload& w, int64_t begin, int64_t end, double share, double barriers) {
+  if (w.rows == w.steps * w.batch)
+    return double(w.steps) * (step_cycles(w, double(end - begin), share) + barriers);
+  double total = 0;
+  for (int64_t t = 0; t < w.steps; t++) {
+    const int64_t rows = std::min(w.offset[t + 1] - w.offset[t], end) - begin;
+    if (rows > 0) total += step_cycles(w, double(rows), share) + barriers;
+  }
+  return total;
+}
+
 }  // namespace
 
 Plan plan(const Workload& w, int threads, bool ready) {
   const double worth = ready ? kWorthAnother : kWorthWaking;
   const double products = w.gates * double(w.hidden) * double(w.input) / w.lanes *
                           std::max(double(w.rows), kFarLoadCycles);
-  const double alone = step_cycles(w, double(w.batch), 1);
-  const double total = (double(w.steps) * alone + products) * w.directions;
+  const double alone = loop_cycles(w, 0, w.batch, 1, 0);
+  const double total = (alone + products) * w.directions;
   Plan p{1, {1, 1}, 1, false};
   const int most = int(std::min<double>(threads, total / worth));
   if (most < 2) return p;
@@ -60,14 +72,17 @@ Plan plan(const Workload& w, int threads, bool ready) {
   }
   double best = alone;
   for (int members = 2; members <= size; members++) {
-    const double units = step_cycles(w, double(w.batch), 1.0 / members) + kBarrierCycles * w.stages;
+    const double units = loop_cycles(w, 0, w.batch, 1.0 / members, kBarrierCycles * w.stages);
     if (units < best && w.hidden >= int64_t(members) * w.lanes) {
       best = units;
       p.members = members;
       p.by_rows = false;
     }
     if (w.batch >= members) {
-      const double rows = step_cycles(w, double((w.batch + members - 1) / members), 1);
+      double rows = 0;
+      const auto begin = divide_rows(w.offset, w.steps, w.batch, members);
+      for (int m = 0; m < members; m++)
+        rows = std::max(rows, loop_cycles(w, begin[m], begin[m + 1], 1, 0));
       if (rows < best) {
         best = rows;
         p.members = members;
@@ -79,8 +94,7 @@ Plan plan(const Workload& w, int threads, bool ready) {
   return p;
 }
 
-std::vector<int64_t> divide_rows(const std::vector<int64_t>& offset, int64_t batch, int members) {
-  const int64_t steps = int64_t(offset.size()) - 1;
+std::vector<int64_t> divide_rows(const int64_t* offset, int64_t steps, int64_t batch, int members) {
   std::vector<int64_t> begin(members + 1, batch);
   begin[0] = 0;
   // A row's length is the number of steps that have more rows than its index.

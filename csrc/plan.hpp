@@ -9,7 +9,8 @@
 namespace rnnfast {
 
 struct Workload {
-  int64_t steps, rows;  // T, N
+  int64_t steps, rows;    // T, N
+  const int64_t* offset;  // [T + 1] first row of each step
   int64_t batch, input, hidden;
   int gates, directions;
   int lanes;             // numbers in a vector
@@ -28,6 +29,6 @@ struct Plan {
 Plan plan(const Workload& work, int threads, bool ready);
 
 // Boundaries of the batch rows of each of `members`, so that each has as many row steps.
-std::vector<int64_t> divide_rows(const std::vector<int64_t>& offset, int64_t batch, int members);
+std::vector<int64_t> divide_rows(const int64_t* offset, int64_t steps, int64_t batch, int members);
 
 }  // namespace rnnfast

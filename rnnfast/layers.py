@@ -25,25 +25,25 @@ class Ragged:
     """Where the rows of a packed batch stand in the padded one."""
 
     order: NDArray[np.int64]  # (B,) rows of the caller's batch by falling length
-    at: tuple[NDArray[np.int64], NDArray[np.int64]]  # (N,), (N,) step and row of each packed row
+    at: NDArray[np.int64]  # (N,) step * B + row of each packed row
     steps: Steps
 
     @classmethod
     def of(cls, lengths: NDArray[np.int64]) -> Ragged:
         order = np.argsort(-lengths, kind="stable")
-        longest = int(lengths.max(initial=0))
-        sizes = np.array([np.count_nonzero(lengths > t) for t in range(longest)], dtype=np.int64)
-        step = np.repeat(np.arange(longest), sizes)
-        row = np.concatenate([order[:n] for n in sizes]) if longest else order[:0]
-        return cls(order, (step, row), Steps(longest, len(lengths), sizes))
+        batch, longest = len(lengths), int(lengths.max(initial=0))
+        step = np.arange(longest)[:, None]
+        runs = step < lengths[order]
+        return cls(order, (step * batch + order)[runs], Steps(longest, batch, runs.sum(axis=1)))
 
     def pack(self, padded: Array) -> Array:
-        return padded[self.at]
+        rows: Array = padded.reshape(-1, padded.shape[-1]).take(self.at, axis=0)
+        return rows
 
     def pad(self, packed: Array, num_steps: int) -> Array:
-        padded = np.zeros((num_steps, len(self.order), packed.shape[-1]), packed.dtype)
+        padded = np.zeros((num_steps * len(self.order), packed.shape[-1]), packed.dtype)
         padded[self.at] = packed
-        return padded
+        return padded.reshape(num_steps, len(self.order), -1)
 
     def sort(self, state: Array) -> Array:
         return np.take(state, self.order, axis=1)
