@@ -55,11 +55,12 @@ def kernel(problem: Problem, threads: int) -> Stream:
     after = [*_states(problem), None][:2]
     y = np.empty((1, problem.shape.H), np.float32)
     rows = x.reshape(1, -1)
-    forward = packed.prepared[0].forward
+    layers = packed.prepared
+    forward = type(layers[0]).forward
 
     def step() -> None:
         nonlocal before, after
-        forward(rows, 1, 1, None, *before, y, *after, "")
+        forward(layers, rows, 1, 1, None, *before, [y], *after, "")
         before, after = after, before
 
     return Stream(step, lambda: _h(before[0]))

@@ -81,13 +81,18 @@ class PyLayer {
           const std::string& precision)
       : arrays_(std::move(directions)), layer_(make(cell, arrays_, reuse, precision)) {}
 
-  std::optional<PySaved<T>> forward(const py::array& x, int64_t steps, int64_t batch,
-                                    const std::optional<py::array>& sizes,
-                                    const std::optional<py::array>& h_0,
-                                    const std::optional<py::array>& c_0, const py::array& y,
-                                    const py::array& h_n, const std::optional<py::array>& c_n,
-                                    const std::string& save) const {
-    const int64_t D = layer_.directions(), H = layer_.hidden();
+  using Stack = std::vector<const PyLayer*>;
+
+  // Layers one on top of the other; ys are their outputs. What each saved, or nothing.
+  static std::vector<PySaved<T>> forward(const Stack& layers, const py::array& x, int64_t steps,
+                                         int64_t batch, const std::optional<py::array>& sizes,
+                                         const std::optional<py::array>& h_0,
+                                         const std::optional<py::array>& c_0,
+                                         const std::vector<py::array>& ys, const py::array& h_n,
+                                         const std::optional<py::array>& c_n,
+                                         const std::string& save) {
+    const size_t count = layers.size();
+    if (count == 0 || ys.size() != count) throw std::invalid_argument("ys: one for each layer");
     Batch b{steps, batch, pointer<const int64_t>(sizes, steps, "batch_sizes")};
     int64_t rows = steps * batch;
     if (b.sizes) {
@@ -100,67 +105,125 @@ class PyLayer {
         rows += before;
       }
     }
-    const int64_t state = D * batch * H;
-    if (layer_.cell().has_c != c_n.has_value())
+    const auto& first = layers[0]->layer_;
+    const int64_t D = first.directions(), H = first.hidden(), state = D * batch * H;
+    const int64_t states = state * int64_t(count);
+    if (first.cell().has_c != c_n.has_value())
       throw std::invalid_argument("c_n: does not fit the cell");
-    const ForwardArrays<T> a{pointer<const T>(x, rows * layer_.input(), "x"),
-                             pointer<const T>(h_0, state, "h_0"),
-                             pointer<const T>(c_0, state, "c_0"),
-                             pointer<T>(y, rows * D * H, "y"),
-                             pointer<T>(h_n, state, "h_n"),
-                             pointer<T>(c_n, state, "c_n")};
+    ForwardArrays<T> a{pointer<const T>(x, rows * first.input(), "x"),
+                       pointer<const T>(h_0, states, "h_0"),
+                       pointer<const T>(c_0, states, "c_0"),
+                       nullptr,
+                       pointer<T>(h_n, states, "h_n"),
+                       pointer<T>(c_n, states, "c_n")};
+    std::vector<ForwardArrays<T>> arrays;
+    for (size_t k = 0; k < count; k++) {
+      layers[k]->check_fits(k > 0 ? layers[k - 1] : nullptr);
+      a.y = pointer<T>(ys[k], rows * D * H, "y");
+      arrays.push_back(a);
+      next_layer(a, state);
+    }
     const Save how = save == "all"         ? Save::kAll
                      : save == "recompute" ? Save::kRecompute
                                            : Save::kNothing;
-    std::unique_ptr<Saved<T>> saved;
+    std::vector<std::unique_ptr<Saved<T>>> saved;
     {
       const Released released;
-      saved = layer_.forward(b, a, how);
+      saved = rnnfast::forward(plain(layers), b, arrays, how);
     }
-    if (!saved) return std::nullopt;
-    return PySaved<T>{std::move(saved), x};
+    std::vector<PySaved<T>> kept;
+    if (how != Save::kNothing)
+      for (size_t k = 0; k < count; k++)
+        kept.push_back({std::move(saved[k]), k > 0 ? ys[k - 1] : x});
+    return kept;
   }
 
-  py::tuple backward(const PySaved<T>& kept, const std::optional<py::array>& dy,
-                     const std::optional<py::array>& dh_n,
-                     const std::optional<py::array>& dc_n) const {
-    const Saved<T>& saved = *kept.saved;
-    const int64_t D = layer_.directions(), I = layer_.input(), H = layer_.hidden();
-    const int64_t G = layer_.cell().gates, B = saved.batch, N = saved.offset[saved.steps];
+  // dx, the gradients of every direction of every layer in order, dh_0 and dc_0.
+  static py::tuple backward(const Stack& layers, const std::vector<const PySaved<T>*>& kept,
+                            const std::optional<py::array>& dy,
+                            const std::optional<py::array>& dh_n,
+                            const std::optional<py::array>& dc_n) {
+    const size_t count = layers.size();
+    if (count == 0 || kept.size() != count) throw std::invalid_argument("saved: one a layer");
+    const auto& first = layers[0]->layer_;
+    const Saved<T>& bottom = *kept[0]->saved;
+    const int64_t D = first.directions(), H = first.hidden(), G = first.cell().gates;
+    const int64_t B = bottom.batch, N = bottom.offset[bottom.steps], L = int64_t(count);
     const int64_t state = D * B * H;
-    BackwardArrays<T> a{};
-    a.dy = pointer<const T>(dy, N * D * H, "dy");
-    a.dh_n = pointer<const T>(dh_n, state, "dh_n");
-    a.dc_n = pointer<const T>(dc_n, state, "dc_n");
     const auto make = [](std::vector<py::ssize_t> shape, T** pointer) {
       py::array_t<T> array(std::move(shape));
       *pointer = array.mutable_data();
       return array;
     };
-    py::array_t<T> dx = make({N, I}, &a.dx);
-    py::list dweights;
-    for (int d = 0; d < D; d++) {
-      auto& w = a.dweights[d];
-      py::object b_ih = py::none(), b_hh = py::none();
-      py::array_t<T> w_ih = make({G * H, I}, &w.w_ih), w_hh = make({G * H, H}, &w.w_hh);
-      if (layer_.weights(d).b_ih) b_ih = make({G * H}, &w.b_ih);
-      if (layer_.weights(d).b_hh) b_hh = make({G * H}, &w.b_hh);
-      dweights.append(py::make_tuple(w_ih, w_hh, b_ih, b_hh));
-    }
-    py::array_t<T> dh_0 = make({D, B, H}, &a.dh_0);
+    BackwardArrays<T> a{};
+    const T* top = pointer<const T>(dy, N * D * H, "dy");
+    a.dh_n = pointer<const T>(dh_n, L * state, "dh_n");
+    a.dc_n = pointer<const T>(dc_n, L * state, "dc_n");
+    py::array_t<T> dh_0 = make({L * D, B, H}, &a.dh_0);
     py::object dc_0 = py::none();
-    if (layer_.cell().has_c) dc_0 = make({D, B, H}, &a.dc_0);
+    if (first.cell().has_c) dc_0 = make({L * D, B, H}, &a.dc_0);
+    py::array_t<T> dx = make({N, first.input()}, &a.dx);
+    py::list dweights;
+    std::vector<BackwardArrays<T>> arrays;
+    std::vector<Buffer<T>> between;  // the gradients of what layers hand on
+    std::vector<const Saved<T>*> saved;
+    for (size_t k = 0; k < count; k++) {
+      const Layer<T>& layer = layers[k]->layer_;
+      saved.push_back(kept[k]->saved.get());
+      if (k > 0) {
+        between.emplace_back(N * D * H);
+        a.dx = between.back().get();
+        arrays.back().dy = a.dx;
+      }
+      a.dy = top;
+      for (int d = 0; d < D; d++) {
+        auto& w = a.dweights[d];
+        w = {};
+        py::object b_ih = py::none(), b_hh = py::none();
+        py::array_t<T> w_ih = make({G * H, layer.input()}, &w.w_ih);
+        py::array_t<T> w_hh = make({G * H, H}, &w.w_hh);
+        if (layer.weights(d).b_ih) b_ih = make({G * H}, &w.b_ih);
+        if (layer.weights(d).b_hh) b_hh = make({G * H}, &w.b_hh);
+        dweights.append(py::make_tuple(w_ih, w_hh, b_ih, b_hh));
+      }
+      arrays.push_back(a);
+      for (const T** array : {&a.dh_n, &a.dc_n})
+        if (*array) *array += state;
+      a.dh_0 += state;
+      if (a.dc_0) a.dc_0 += state;
+    }
     {
       const Released released;
-      layer_.backward(saved, a);
+      rnnfast::backward(plain(layers), saved, arrays);
     }
     return py::make_tuple(dx, dweights, dh_0, dc_0);
   }
 
+  // From the arrays of one layer to those of the next.
+  static void next_layer(ForwardArrays<T>& a, int64_t state) {
+    a.x = a.y;
+    for (const T** array : {&a.h_0, &a.c_0})
+      if (*array) *array += state;
+    a.h_n += state;
+    if (a.c_n) a.c_n += state;
+  }
+
   const Layer<T>& layer() const { return layer_; }
-  int directions() const { return layer_.directions(); }
 
  private:
+  void check_fits(const PyLayer* below) const {
+    if (below && (layer_.input() != below->layer_.directions() * below->layer_.hidden() ||
+                  layer_.hidden() != below->layer_.hidden() ||
+                  layer_.directions() != below->layer_.directions() ||
+                  &layer_.cell() != &below->layer_.cell()))
+      throw std::invalid_argument("layers: do not fit");
+  }
+  static std::vector<const Layer<T>*> plain(const Stack& layers) {
+    std::vector<const Layer<T>*> found;
+    for (const PyLayer* layer : layers) found.push_back(&layer->layer_);
+    return found;
+  }
+
   static Layer<T> make(const std::string& cell, const std::vector<Direction>& directions,
                        bool reuse, const std::string& precision) {
     const CellKind kind = cell_kind(cell);
@@ -294,16 +357,15 @@ class PyStack {
     ForwardArrays<T> a{data(x), data(h_0), data(c_0), nullptr, data(h_n), data(c_n)};
     T* const last = data(y);
     const Released released;
-    Buffer<T> between[2];
+    std::vector<Buffer<T>> between;
+    std::vector<ForwardArrays<T>> arrays;
     for (size_t k = 0; k < layers_.size(); k++) {
-      a.y = k + 1 == layers_.size() ? last : between[k % 2].grow(steps * batch * D * H);
-      layers_[k]->forward({steps, batch, nullptr}, a, Save::kNothing);
-      a.x = a.y;
-      for (const T** array : {&a.h_0, &a.c_0})
-        if (*array) *array += state;
-      a.h_n += state;
-      if (a.c_n) a.c_n += state;
+      if (k + 1 < layers_.size()) between.emplace_back(steps * batch * D * H);
+      a.y = k + 1 < layers_.size() ? between.back().get() : last;
+      arrays.push_back(a);
+      PyLayer<T>::next_layer(a, state);
     }
+    rnnfast::forward(layers_, {steps, batch, nullptr}, arrays, Save::kNothing);
   }
 
   py::tuple kept_;
@@ -315,9 +377,8 @@ void register_dtype(py::module_& m, const char* layer, const char* saved, const 
   py::class_<PySaved<T>>(m, saved);
   py::class_<PyLayer<T>>(m, layer)
       .def(py::init<const std::string&, std::vector<Direction>, bool, const std::string&>())
-      .def("forward", &PyLayer<T>::forward)
-      .def("backward", &PyLayer<T>::backward)
-      .def_property_readonly("directions", &PyLayer<T>::directions);
+      .def_static("forward", &PyLayer<T>::forward)
+      .def_static("backward", &PyLayer<T>::backward);
   py::class_<PyStack<T>>(m, stack)
       .def(py::init<const py::tuple&>())
       .def("forward", &PyStack<T>::forward);

@@ -208,15 +208,16 @@ void Layer<T>::fill_low(LowForward& low, int direction, typename Workspace<T>::D
 }
 
 template <class T>
-std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArrays<T>& a,
-                                            Save save) const {
+void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArrays<T>& a, Save save,
+                     int threads) const {
   const int D = directions();
   const int64_t T_ = batch.steps, B = batch.batch, I = input_, H = hidden_;
   const int64_t G = cell_->gates, S = cell_->saved;
   const int64_t state = B * H;
-  const int threads = thread_count();
-  std::unique_ptr<Saved<T>> saved(save == Save::kNothing ? nullptr : new Saved<T>);
-  std::unique_ptr<Workspace<T>> space(spare_.exchange(nullptr, std::memory_order_acquire));
+  std::unique_ptr<Saved<T>>& saved = call.saved;
+  std::unique_ptr<Workspace<T>>& space = call.space;
+  if (save != Save::kNothing) saved.reset(new Saved<T>);
+  space.reset(spare_.exchange(nullptr, std::memory_order_acquire));
   if (!space) space.reset(new Workspace<T>);
   std::vector<int64_t>& offset = saved ? saved->offset : space->offset;
   count_rows(batch, offset);
@@ -227,10 +228,9 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
     zeros = space->zeros.grow(state);
     std::fill_n(space->zeros.get(), state, T(0));
   }
-  Forward<T> p[2];
   for (int d = 0; d < D; d++) {
     auto& own = space->directions[d];
-    Forward<T>& f = p[d];
+    Forward<T>& f = call.p[d];
     f = Forward<T>{};
     f.steps = {T_, offset.data()};
     f.batch = B;
@@ -269,47 +269,48 @@ std::unique_ptr<Saved<T>> Layer<T>::forward(const Batch& batch, const ForwardArr
   }
 
   const int part = precision_ == Precision::kFull ? 1 : precision_ == Precision::kInt8 ? 4 : 2;
-  const Workload work{T_,
-                      N,
-                      offset.data(),
-                      B,
-                      I,
-                      H,
-                      int(G),
-                      D,
-                      kernels_->lanes,
-                      cell_->stages,
-                      G * H * H * int64_t(sizeof(T)) / part};
-  run(work, threads, [&](Region& region, int id) {
-    region.each_direction(id, [&](int d, Team team) {
-      Forward<T> mine = p[d];
-      mine.split = region.split(d);
-      if (!reuse_) {
-        pack(d, team);
-        if (team.size > 1) team.barrier->wait();
-      }
-      cell_->forward(mine, team);
-    });
-  });
-
+  call.work = {T_,
+               N,
+               offset.data(),
+               B,
+               I,
+               H,
+               int(G),
+               D,
+               kernels_->lanes,
+               cell_->stages,
+               G * H * H * int64_t(sizeof(T)) / part};
   if (saved) {
     saved->zero_h = !a.h_0;
     saved->steps = T_;
     saved->batch = B;
     saved->x = a.x;
   }
-  if (reuse_) space.reset(spare_.exchange(space.release(), std::memory_order_acq_rel));
-  return saved;
 }
 
 template <class T>
-void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const {
+void Layer<T>::pass(const Forward<T>& p, Team team) const {
+  if (!reuse_) {
+    pack(p.reverse, team);
+    if (team.size > 1) team.barrier->wait();
+  }
+  cell_->forward(p, team);
+}
+
+template <class T>
+std::unique_ptr<Saved<T>> Layer<T>::end(ForwardCall<T>& call) const {
+  if (reuse_) call.space.reset(spare_.exchange(call.space.release(), std::memory_order_acq_rel));
+  return std::move(call.saved);
+}
+
+template <class T>
+void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const BackwardArrays<T>& a,
+                     int threads) const {
   const int D = directions();
   const int64_t T_ = saved.steps, B = saved.batch, I = input_, H = hidden_;
   const int64_t G = cell_->gates, W = cell_->written;
   const int64_t state = B * H, N = saved.offset[T_];
   const int64_t chunk_rows = std::min(N, kBackwardChunk + B);
-  const int threads = thread_count();
 
   if (N == 0)  // no step: the passes below write no weight gradient
     for (int d = 0; d < D; d++) {
@@ -320,50 +321,46 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
       if (w.b_hh) std::fill_n(w.b_hh, G * H, T(0));
     }
 
-  const Workload work{T_,
-                      N,
-                      saved.offset.data(),
-                      B,
-                      I,
-                      H,
-                      int(W),
-                      D,
-                      kernels_->lanes,
-                      cell_->stages,
-                      G * H * H * int64_t(sizeof(T))};
-  Buffer<T> x_data[2], h_data[2][2], dgates[2][2], direct[2], partial[2], scratch[2], dx_reverse;
-  Buffer<const T*> before[2];
-  Buffer<T> gx[2], gates[2];
-  Forward<T> again[2];
-  if (D == 2) dx_reverse = Buffer<T>(N * I);
-  Backward<T> p[2];
+  call.work = {T_,
+               N,
+               saved.offset.data(),
+               B,
+               I,
+               H,
+               int(W),
+               D,
+               kernels_->lanes,
+               cell_->stages,
+               G * H * H * int64_t(sizeof(T))};
+  if (D == 2) call.dx_reverse = Buffer<T>(N * I);
   for (int d = 0; d < D; d++) {
     const auto& kept = saved.directions[d];
-    Backward<T>& b = p[d];
+    auto& own = call.directions[d];
+    Backward<T>& b = own.p;
     b = Backward<T>{};
     b.steps = {T_, saved.offset.data()};
     b.batch = B;
     b.input = I;
     b.hidden = H;
     b.reverse = d == 1;
-    b.chunk = kBackwardChunk;
+    b.chunk = b.stretch = kBackwardChunk;
     b.x = saved.x;
-    b.x_panels = panels(x_data[d], G * H, I, 1, kernels_->widest);
+    b.x_panels = panels(own.x_data, G * H, I, 1, kernels_->widest);
     for (int s = 0; s < cell_->stages; s++)
-      b.h_panels[s] = panels(h_data[d][s], cell_->stage_gates[s] * H, H, 1, kernels_->widest);
+      b.h_panels[s] = panels(own.h_data[s], cell_->stage_gates[s] * H, H, 1, kernels_->widest);
     b.h_0 = kept.h_0.get();
     b.c_0 = kept.c_0.get();
     b.gates = kept.gates.get();
     if (!b.gates && cell_->saved > 0) {
-      Forward<T>& f = again[d];
+      Forward<T>& f = own.again;
       f = Forward<T>{};
       f.x = saved.x;
       f.zero_h = saved.zero_h;
       fill_weights(f, d);
-      gx[d] = Buffer<T>(chunk_rows * G * H);
-      gates[d] = Buffer<T>(chunk_rows * cell_->saved * H);
-      f.gx = gx[d].get();
-      f.gates = gates[d].get();
+      own.gx = Buffer<T>(chunk_rows * G * H);
+      own.gates = Buffer<T>(chunk_rows * cell_->saved * H);
+      f.gx = own.gx.get();
+      f.gates = own.gates.get();
       b.again = &f;
     }
     b.h = kept.h.get();
@@ -373,19 +370,19 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
     b.dh_n = a.dh_n ? a.dh_n + d * state : nullptr;
     b.dc_n = a.dc_n ? a.dc_n + d * state : nullptr;
     for (int k = 0; k < 2; k++) {
-      dgates[d][k] = Buffer<T>(chunk_rows * W * H);
-      b.dgates[k] = dgates[d][k].get();
+      own.dgates[k] = Buffer<T>(chunk_rows * W * H);
+      b.dgates[k] = own.dgates[k].get();
     }
-    direct[d] = Buffer<T>(state);
-    b.direct = direct[d].get();
-    partial[d] = Buffer<T>(state);
-    b.partial = partial[d].get();
-    before[d] = Buffer<const T*>(N);
-    b.before = before[d].get();
-    scratch[d] = Buffer<T>(
+    own.direct = Buffer<T>(state);
+    b.direct = own.direct.get();
+    own.partial = Buffer<T>(state);
+    b.partial = own.partial.get();
+    own.before = Buffer<const T*>(N);
+    b.before = own.before.get();
+    own.scratch = Buffer<T>(
         kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max(I, H), chunk_rows, threads));
-    b.pack = scratch[d].get();
-    b.dx = d == 0 ? a.dx : dx_reverse.get();
+    b.pack = own.scratch.get();
+    b.dx = d == 0 ? a.dx : call.dx_reverse.get();
     b.dw_ih = a.dweights[d].w_ih;
     b.dw_hh = a.dweights[d].w_hh;
     b.db_ih = a.dweights[d].b_ih;
@@ -393,24 +390,128 @@ void Layer<T>::backward(const Saved<T>& saved, const BackwardArrays<T>& a) const
     b.dh_0 = a.dh_0 + d * state;
     b.dc_0 = cell_->has_c ? a.dc_0 + d * state : nullptr;
   }
-
-  run(work, threads, [&](Region& region, int id) {
-    region.each_direction(id, [&](int d, Team team) {
-      Backward<T> mine = p[d];
-      mine.split = region.split(d);
-      kernels_->pack_panels(mine.x_panels, 1, 0, weights_[d].w_ih, I, 1, 0, G * H, team);
-      for (int s = 0; s < cell_->stages; s++)
-        kernels_->pack_panels(mine.h_panels[s], 1, 0,
-                              weights_[d].w_hh + cell_->stage_first[s] * H * H, H, 1, 0,
-                              cell_->stage_gates[s] * H, team);
-      cell_->backward(mine, team);  // starts with a barrier
-    });
-    if (D == 2) {
-      region.meet();
-      kernels_->add(a.dx, dx_reverse.get(), N * I, a.dx, region.everyone(id));
-    }
-  });
 }
+
+template <class T>
+void Layer<T>::pass(const Backward<T>& p, Team team) const {
+  const Weights<T>& w = weights_[p.reverse];
+  const int64_t G = cell_->gates, H = hidden_;
+  kernels_->pack_panels(p.x_panels, 1, 0, w.w_ih, input_, 1, 0, G * H, team);
+  for (int s = 0; s < cell_->stages; s++)
+    kernels_->pack_panels(p.h_panels[s], 1, 0, w.w_hh + cell_->stage_first[s] * H * H, H, 1, 0,
+                          cell_->stage_gates[s] * H, team);
+  cell_->backward(p, team);  // starts with a barrier
+}
+
+namespace {
+
+// Of a wavefront: how far each layer has come, each count on a cache line of its own.
+struct alignas(64) Progress {
+  int64_t rows = 0;
+};
+
+constexpr Split kAlone{1, false, nullptr, nullptr};
+
+// Calls pass(layer, team of one) for every layer, layer k after layer k - 1 on each of `members`
+// threads, which take turns with the layers. False where another Python thread has the pool.
+template <class Pass>
+bool chase(int members, size_t layers, Pass pass) {
+  auto member = [&](int id) {
+    for (size_t k = size_t(id); k < layers; k += size_t(members)) pass(k, Team{0, 1, nullptr});
+  };
+  const bool done = try_parallel(members, member);
+  if (done) note_call();
+  return done;
+}
+
+// Rows that a layer of a wavefront hands on at a time.
+int64_t part_of_wave(const Workload& work, int64_t most) {
+  return std::min(most, std::max<int64_t>(1, work.rows / (kWaves * 2)));
+}
+
+}  // namespace
+
+template <class T>
+std::vector<std::unique_ptr<Saved<T>>> forward(const std::vector<const Layer<T>*>& layers,
+                                               const Batch& batch,
+                                               const std::vector<ForwardArrays<T>>& arrays,
+                                               Save save) {
+  const int threads = thread_count();
+  const size_t count = layers.size();
+  std::vector<std::unique_ptr<Saved<T>>> saved;
+  std::vector<ForwardCall<T>> calls(count);
+  for (size_t k = 0; k < count; k++) layers[k]->begin(calls[k], batch, arrays[k], save, threads);
+
+  const Workload& last = calls.back().work;
+  const int members = wavefront(last, int(count), threads, threads_ready(threads));
+  std::vector<Progress> progress(count);
+  const auto alone = [&](size_t k, Team team) {
+    Forward<T> mine = calls[k].p[0];
+    mine.split = kAlone;
+    mine.chunk = part_of_wave(last, mine.chunk);
+    mine.ready = k > 0 ? &progress[k - 1].rows : nullptr;
+    mine.done = &progress[k].rows;
+    layers[k]->pass(mine, team);
+  };
+  if (members < 2 || !chase(members, count, alone)) {
+    for (size_t k = 0; k < count; k++)
+      run(calls[k].work, threads, [&](Region& region, int id) {
+        region.each_direction(id, [&](int d, Team team) {
+          Forward<T> mine = calls[k].p[d];
+          mine.split = region.split(d);
+          layers[k]->pass(mine, team);
+        });
+      });
+  }
+  for (size_t k = 0; k < count; k++) saved.push_back(layers[k]->end(calls[k]));
+  return saved;
+}
+
+template <class T>
+void backward(const std::vector<const Layer<T>*>& layers, const std::vector<const Saved<T>*>& saved,
+              const std::vector<BackwardArrays<T>>& arrays) {
+  const int threads = thread_count();
+  const size_t count = layers.size();
+  std::vector<BackwardCall<T>> calls(count);
+  for (size_t k = 0; k < count; k++) layers[k]->begin(calls[k], *saved[k], arrays[k], threads);
+
+  const Workload& last = calls.back().work;
+  const int members = wavefront(last, int(count), threads, threads_ready(threads));
+  std::vector<Progress> progress(count);
+  const auto alone = [&](size_t from_top, Team team) {
+    const size_t k = count - 1 - from_top;
+    Backward<T> mine = calls[k].directions[0].p;
+    mine.split = kAlone;
+    mine.stretch = part_of_wave(last, mine.chunk);
+    mine.ready = from_top > 0 ? &progress[k + 1].rows : nullptr;
+    mine.done = &progress[k].rows;
+    layers[k]->pass(mine, team);
+  };
+  if (members >= 2 && chase(members, count, alone)) return;
+  for (size_t k = count; k-- > 0;)
+    run(calls[k].work, threads, [&](Region& region, int id) {
+      region.each_direction(id, [&](int d, Team team) {
+        Backward<T> mine = calls[k].directions[d].p;
+        mine.split = region.split(d);
+        layers[k]->pass(mine, team);
+      });
+      if (layers[k]->directions() == 2) {
+        region.meet();
+        const BackwardArrays<T>& a = arrays[k];
+        layers[k]->add(a.dx, calls[k].dx_reverse.get(), calls[k].work.rows * calls[k].work.input,
+                       a.dx, region.everyone(id));
+      }
+    });
+}
+
+#define RNNFAST_DEFINE_STACK(T)                                                                    \
+  template std::vector<std::unique_ptr<Saved<T>>> forward(                                         \
+      const std::vector<const Layer<T>*>&, const Batch&, const std::vector<ForwardArrays<T>>&,     \
+      Save);                                                                                       \
+  template void backward(const std::vector<const Layer<T>*>&, const std::vector<const Saved<T>*>&, \
+                         const std::vector<BackwardArrays<T>>&);
+RNNFAST_DEFINE_STACK(float)
+RNNFAST_DEFINE_STACK(double)
 
 template <class T>
 void multiply(const T* a, const T* b, int64_t m, int64_t n, int64_t k, bool transposed, T* c) {

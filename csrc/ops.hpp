@@ -7,6 +7,7 @@
 
 #include "buffer.hpp"
 #include "kernels/table.hpp"
+#include "plan.hpp"
 
 namespace rnnfast {
 
@@ -72,6 +73,30 @@ struct Workspace {
   } directions[2];
 };
 
+// A pass that has been set up: what its threads share.
+template <class T>
+struct ForwardCall {
+  std::unique_ptr<Saved<T>> saved;
+  std::unique_ptr<Workspace<T>> space;
+  Forward<T> p[2];
+  Workload work;
+};
+template <class T>
+struct BackwardCall {
+  struct Direction {
+    Buffer<T> x_data, h_data[2], dgates[2], direct, partial, scratch, gx, gates;
+    Buffer<const T*> before;
+    Forward<T> again;
+    Backward<T> p;
+  } directions[2];
+  Buffer<T> dx_reverse;
+  Workload work;
+
+  BackwardCall() = default;
+  BackwardCall(const BackwardCall&) = delete;  // p points to again
+  BackwardCall& operator=(const BackwardCall&) = delete;
+};
+
 template <class T>
 class Layer {
  public:
@@ -85,9 +110,20 @@ class Layer {
   Layer(const Layer&) = delete;
   Layer& operator=(const Layer&) = delete;
 
+  // A pass is set up, run by the members of teams, one direction at a time, and ended.
   // h_n and c_n may be h_0 and c_0.
-  std::unique_ptr<Saved<T>> forward(const Batch& batch, const ForwardArrays<T>& a, Save save) const;
-  void backward(const Saved<T>& saved, const BackwardArrays<T>& a) const;
+  void begin(ForwardCall<T>& call, const Batch& batch, const ForwardArrays<T>& a, Save save,
+             int threads) const;
+  void pass(const Forward<T>& p, Team team) const;
+  std::unique_ptr<Saved<T>> end(ForwardCall<T>& call) const;
+  void begin(BackwardCall<T>& call, const Saved<T>& saved, const BackwardArrays<T>& a,
+             int threads) const;
+  void pass(const Backward<T>& p, Team team) const;
+
+  // sum = a + b over n numbers.
+  void add(const T* a, const T* b, int64_t n, T* sum, Team team) const {
+    kernels_->add(a, b, n, sum, team);
+  }
 
   const CellKernels<T>& cell() const { return *cell_; }
   int64_t input() const { return input_; }
@@ -124,6 +160,17 @@ class Layer {
   Packed packed_[2];
   mutable std::atomic<Workspace<T>*> spare_{nullptr};  // of the last call that has ended
 };
+
+// Layers one on top of the other: the y of one is the x of the next. They run one after the other,
+// or chase one another through the steps, each on a thread of its own.
+template <class T>
+std::vector<std::unique_ptr<Saved<T>>> forward(const std::vector<const Layer<T>*>& layers,
+                                               const Batch& batch,
+                                               const std::vector<ForwardArrays<T>>& arrays,
+                                               Save save);
+template <class T>
+void backward(const std::vector<const Layer<T>*>& layers, const std::vector<const Saved<T>*>& saved,
+              const std::vector<BackwardArrays<T>>& arrays);
 
 // c = a b, or a^T b, by the products under the kernels, packing included: for benchmarks.
 template <class T>

@@ -61,6 +61,8 @@ struct Forward {
   bool reverse;
   Split split;
   int64_t chunk;          // rows of the products between two stretches of the time loop
+  const int64_t* ready;   // rows of x that are there by now (see wait_until), or null for all
+  int64_t* done;          // rows that this pass has finished, told as it goes on, or null
   const T* x;             // [N, I]
   Panels<T> x_panels;     // [I, G*H]
   Panels<T> h_panels[2];  // [H, gates of the stage * H], gates of a unit side by side
@@ -89,6 +91,9 @@ struct Backward {
   bool reverse;
   Split split;
   int64_t chunk;
+  int64_t stretch;          // rows of dx at a time, where others wait for them; else chunk
+  const int64_t* ready;     // rows of dy that are there by now, from the last on, or null for all
+  int64_t* done;            // rows of dx that this pass has finished, or null
   const T* x;               // [N, I]
   Panels<T> x_panels;       // [W of w_ih, I] for dx = dgates w_ih
   Panels<T> h_panels[2];    // [W of w_hh, H] for dh = dgates w_hh, per stage

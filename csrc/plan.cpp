@@ -47,15 +47,20 @@ double loop_cycles(const Workload& w, int64_t begin, int64_t end, double share, 
   return total;
 }
 
+// The products outside the time loop.
+double product_cycles(const Workload& w) {
+  return w.gates * double(w.hidden) * double(w.input) / w.lanes *
+         std::max(double(w.rows), kFarLoadCycles);
+}
+
 }  // namespace
 
 Plan plan(const Workload& w, int threads, bool ready) {
   const double worth = ready ? kWorthAnother : kWorthWaking;
-  const double products = w.gates * double(w.hidden) * double(w.input) / w.lanes *
-                          std::max(double(w.rows), kFarLoadCycles);
+  const double products = product_cycles(w);
   const double alone = loop_cycles(w, 0, w.batch, 1, 0);
   const double total = (alone + products) * w.directions;
-  Plan p{1, {1, 1}, 1, false};
+  Plan p{1, {1, 1}, 1, false, total};
   const int most = int(std::min<double>(threads, total / worth));
   if (most < 2) return p;
   if (w.directions == 2) {
@@ -80,9 +85,13 @@ Plan plan(const Workload& w, int threads, bool ready) {
     }
     if (w.batch >= members) {
       double rows = 0;
-      const auto begin = divide_rows(w.offset, w.steps, w.batch, members);
-      for (int m = 0; m < members; m++)
-        rows = std::max(rows, loop_cycles(w, begin[m], begin[m + 1], 1, 0));
+      if (w.rows == w.steps * w.batch) {
+        rows = loop_cycles(w, 0, (w.batch + members - 1) / members, 1, 0);
+      } else {
+        const auto begin = divide_rows(w.offset, w.steps, w.batch, members);
+        for (int m = 0; m < members; m++)
+          rows = std::max(rows, loop_cycles(w, begin[m], begin[m + 1], 1, 0));
+      }
       if (rows < best) {
         best = rows;
         p.members = members;
@@ -91,7 +100,18 @@ Plan plan(const Workload& w, int threads, bool ready) {
     }
   }
   if (p.members == 1 && products < 2 * worth) p.size[0] = p.size[1] = 1;
+  p.cycles = (best + products / p.size[0]) * w.directions / p.teams;
   return p;
+}
+
+int wavefront(const Workload& w, int layers, int threads, bool ready) {
+  const int members = std::min(layers, threads);
+  if (members < 2 || w.directions == 2 || w.steps < kWaves * members) return 1;
+  const double alone = loop_cycles(w, 0, w.batch, 1, 0) + product_cycles(w);
+  if (layers * alone < members * (ready ? kWorthAnother : kWorthWaking)) return 1;
+  const double rounds = (layers + members - 1) / members;
+  const double wave = rounds * alone * (1 + double(members - 1) / kWaves);
+  return wave < layers * plan(w, threads, ready).cycles ? members : 1;
 }
 
 std::vector<int64_t> divide_rows(const int64_t* offset, int64_t steps, int64_t batch, int members) {

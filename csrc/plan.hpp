@@ -23,10 +23,18 @@ struct Plan {
   int size[2];  // members of each team
   int members;  // of a team's time loop
   bool by_rows;
+  double cycles;  // what all of it takes, roughly
 };
 
 // `ready`: whether other threads would start at once, not from their sleep.
 Plan plan(const Workload& work, int threads, bool ready);
+
+// About as many parts of its steps a layer hands on to the next while it goes on.
+constexpr int kWaves = 8;
+
+// How many threads should run a stack of like layers as a wavefront, each thread whole layers, one
+// of them chasing the other through the steps; below 2 where layer after layer is better.
+int wavefront(const Workload& layer, int layers, int threads, bool ready);
 
 // Boundaries of the batch rows of each of `members`, so that each has as many row steps.
 std::vector<int64_t> divide_rows(const int64_t* offset, int64_t steps, int64_t batch, int members);

@@ -32,6 +32,17 @@ constexpr int kSpinsBeforeYield = 1000;
 constexpr int kSpinsBeforeSleep = 4000;
 constexpr int64_t kLately = 50'000;  // nanoseconds: about as long as a worker spins
 
+// Spins, and yields the processor when it takes long.
+template <class Condition>
+void spin_while(Condition waiting) {
+  for (int spins = 0; waiting(); spins++) {
+    if (spins < kSpinsBeforeYield)
+      relax();
+    else
+      sched_yield();
+  }
+}
+
 int this_cpu() {
 #if defined(__linux__)
   return sched_getcpu();
@@ -82,12 +93,7 @@ class Pool {
     }
     if (asleep_.load(std::memory_order_acquire) > 0) wake_.notify_all();
     flushed(body, context, 0);
-    for (int spins = 0; running_.load(std::memory_order_acquire) > 0; spins++) {
-      if (spins < kSpinsBeforeYield)
-        relax();
-      else
-        sched_yield();
-    }
+    spin_while([&] { return running_.load(std::memory_order_acquire) > 0; });
     busy_.store(false, std::memory_order_release);
     return true;
   }
@@ -199,13 +205,13 @@ void Barrier::wait() {
     __atomic_store_n(&epoch, now + 1, __ATOMIC_RELEASE);
     return;
   }
-  for (int spins = 0; __atomic_load_n(&epoch, __ATOMIC_ACQUIRE) == now; spins++) {
-    if (spins < kSpinsBeforeYield)
-      relax();
-    else
-      sched_yield();
-  }
+  spin_while([&] { return __atomic_load_n(&epoch, __ATOMIC_ACQUIRE) == now; });
 }
+
+void wait_until(const int64_t* count, int64_t least) {
+  spin_while([&] { return __atomic_load_n(count, __ATOMIC_ACQUIRE) < least; });
+}
+void raise_to(int64_t* count, int64_t value) { __atomic_store_n(count, value, __ATOMIC_RELEASE); }
 
 int default_thread_count() {
   const char* text = std::getenv("RNNFAST_NUM_THREADS");

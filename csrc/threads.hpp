@@ -22,6 +22,10 @@ struct alignas(64) Barrier {
   void wait();
 };
 
+// A count that one thread raises, once what it stands for has been written, and others wait for.
+void wait_until(const int64_t* count, int64_t least);
+void raise_to(int64_t* count, int64_t value);
+
 int thread_count();
 void set_thread_count(int n);
 

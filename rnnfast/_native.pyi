@@ -15,23 +15,23 @@ class SavedF64: ...
 
 class _Layer:
     def __init__(self, cell: str, directions: list[Any], reuse: bool, precision: str) -> None: ...
-    @property
-    def directions(self) -> int: ...
+    @staticmethod
     def forward(
-        self,
+        layers: list[Any],
         x: _Float,
         steps: int,
         batch: int,
         sizes: NDArray[np.int64] | None,
         h_0: _Float | None,
         c_0: _Float | None,
-        y: _Float,
+        ys: list[Any],
         h_n: _Float,
         c_n: _Float | None,
         save: str,
-    ) -> SavedF32 | SavedF64 | None: ...
+    ) -> list[SavedF32 | SavedF64]: ...
+    @staticmethod
     def backward(
-        self, saved: Any, dy: _Float | None, dh_n: _Float | None, dc_n: _Float | None
+        layers: list[Any], saved: Any, dy: _Float | None, dh_n: _Float | None, dc_n: _Float | None
     ) -> tuple[_Float, list[_Direction], _Float, _Float | None]: ...
 
 class LayerF32(_Layer): ...

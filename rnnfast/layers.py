@@ -7,7 +7,7 @@ and packed, the layers are run one after the other, and everything is put back i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,45 +108,64 @@ class Stack:
         state_n: State,  # written
         save: str | None,
     ) -> list[Any]:
-        """Run every layer; return what each saved."""
+        """Run every layer; return what each run of layers saved."""
         count = len(self.prepared)
         saved = []
-        for k, weights in enumerate(self.prepared):
-            if k > 0 and self.dropout is not None:
-                rows = rows * self.dropout.mask(k, first_row, rows.shape[0], rows.dtype)
-            result = y if k + 1 == count else np.empty((rows.shape[0], self.width), y.dtype)
-            h_0, c_0 = (_part_of(s, k, count) for s in state)
-            h_n, c_n = (_part_of(s, k, count) for s in state_n)
+        for layers in self._runs():
+            if layers.start > 0 and self.dropout is not None:
+                rows = rows * self.dropout.mask(layers.start, first_row, rows.shape[0], rows.dtype)
+            ys = [
+                y if k + 1 == count else np.empty((rows.shape[0], self.width), y.dtype)
+                for k in range(layers.start, layers.stop)
+            ]
+            h_0, c_0 = (self._part_of(s, layers) for s in state)
+            h_n, c_n = (self._part_of(s, layers) for s in state_n)
             assert h_n is not None
             saved.append(
                 self.backend.forward(
-                    self.spec, weights, rows, steps, h_0, c_0, result, h_n, c_n, save
+                    self.spec, self.prepared[layers], rows, steps, h_0, c_0, ys, h_n, c_n, save
                 )
             )
-            rows = result
+            rows = ys[-1]
         return saved
 
     def backward(
         self, saved: list[Any], first_row: int, dy: Array | None, dstate_n: State
     ) -> tuple[Array, list[Weights], State]:
         """Gradients of the rows, of every direction of every layer in order, and of the state."""
-        count = len(self.prepared)
         gradients: list[Weights] = []
         dh_0: list[Array] = []
         dc_0: list[Array] = []
-        for k in reversed(range(count)):
-            dh_n, dc_n = (_part_of(d, k, count) for d in dstate_n)
+        for layers, kept in zip(reversed(self._runs()), reversed(saved), strict=True):
+            dh_n, dc_n = (self._part_of(d, layers) for d in dstate_n)
             dy, dweights, dh_k, dc_k = self.backend.backward(
-                self.spec, self.prepared[k], saved[k], dy, dh_n, dc_n
+                self.spec, self.prepared[layers], kept, dy, dh_n, dc_n
             )
             gradients[:0] = dweights
             dh_0.insert(0, dh_k)
             if dc_k is not None:
                 dc_0.insert(0, dc_k)
-            if k > 0 and self.dropout is not None:
-                dy = dy * self.dropout.mask(k, first_row, dy.shape[0], dy.dtype)
+            if layers.start > 0 and self.dropout is not None:
+                dy = dy * self.dropout.mask(layers.start, first_row, dy.shape[0], dy.dtype)
         assert dy is not None  # there is at least one layer
-        return dy, gradients, (np.concatenate(dh_0), np.concatenate(dc_0) if dc_0 else None)
+        return dy, gradients, (_joined(dh_0), _joined(dc_0) if dc_0 else None)
+
+    def _runs(self) -> list[slice]:
+        """The layers with nothing between them."""
+        count = len(self.prepared)
+        if self.dropout is None:
+            return [slice(0, count)]
+        return [slice(k, k + 1) for k in range(count)]
+
+    def _part_of(self, state: Array | None, layers: slice) -> Array | None:
+        """The rows of some layers: of (L*D, B, H)."""
+        if state is None:
+            return None
+        return state[layers.start * self.directions : layers.stop * self.directions]
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class Segment(NamedTuple):
@@ -170,7 +189,7 @@ class Tape:
     input_size: int
     steps: Steps
     ragged: Ragged | None
-    saved: list[Any]  # what the backend saved for each layer; with checkpoints nothing
+    saved: list[Any]  # what `Stack.forward` returned; with checkpoints nothing
     rows: Array  # (N, I) x
     segments: list[Segment]  # between checkpoints
     save: str
@@ -344,15 +363,3 @@ def _empty_like(state: State) -> State:
     h, c = state
     assert h is not None
     return np.empty_like(h), None if c is None else np.empty_like(c)
-
-
-_S = TypeVar("_S", Array, Array | None)
-
-
-def _part_of(state: _S, layer: int, count: int) -> _S:
-    """The rows of one of `count` layers: (D, B, H) of (L*D, B, H)."""
-    if state is None or count == 1:
-        return state
-    directions = state.shape[0] // count
-    part: Array = state[layer * directions : (layer + 1) * directions]
-    return part

@@ -40,6 +40,7 @@ def test_the_protocol(
 ) -> None:
     """Every array is C-contiguous, aligned, of one dtype and of the documented shape."""
     B, H = 5, 3
+    together = 1 if dropout else L  # layers that have nothing between them
     kind = type(get(backend, spec))
     forward, backward = kind.forward, kind.backward
     calls: list[Steps] = []
@@ -52,10 +53,10 @@ def test_the_protocol(
         steps: Steps,
         h_0: Array,
         c_0: Array | None,
-        y: Array,
+        ys: list[Array],
         h_n: Array,
         c_n: Array | None,
-        save: bool,
+        save: str | None,
     ) -> Any:
         assert steps.batch == B
         sizes = steps.sizes()
@@ -63,14 +64,16 @@ def test_the_protocol(
         assert all(B >= a >= b >= 1 for a, b in pairwise(sizes))
         features = 2 if len(calls) == 0 else D * H
         assert_plain(x, (steps.rows, features), dtype)
-        assert_plain(y, (steps.rows, D * H), dtype)
-        assert y.flags.writeable
+        assert len(prepared) == len(ys) == together
+        for y in ys:
+            assert_plain(y, (steps.rows, D * H), dtype)
+            assert y.flags.writeable
         assert_states(h_0, c_0)
         assert_states(h_n, c_n)
         if steps.batch_sizes is not None:
             assert_plain(steps.batch_sizes, (steps.num_steps,), "int64")
         calls.append(steps)
-        return forward(self, spec, prepared, x, steps, h_0, c_0, y, h_n, c_n, save)
+        return forward(self, spec, prepared, x, steps, h_0, c_0, ys, h_n, c_n, save)
 
     def checked_backward(
         self: Any,
@@ -86,15 +89,15 @@ def test_the_protocol(
         assert_states(dh_n, dc_n)
         dx, dweights, dh_0, dc_0 = backward(self, spec, prepared, saved, dy, dh_n, dc_n)
         assert_plain(dx, (steps.rows, 2 if len(calls) == 0 else D * H), dtype)
-        assert len(dweights) == D
+        assert len(dweights) == together * D
         assert_states(dh_0, dc_0)
         return dx, dweights, dh_0, dc_0
 
     def assert_states(h: Array, c: Array | None) -> None:
-        assert_plain(h, (D, B, H), dtype)
+        assert_plain(h, (together * D, B, H), dtype)
         assert (c is not None) == spec.info.has_c
         if c is not None:
-            assert_plain(c, (D, B, H), dtype)
+            assert_plain(c, (together * D, B, H), dtype)
 
     monkeypatch.setattr(kind, "forward", checked_forward)
     monkeypatch.setattr(kind, "backward", checked_backward)

@@ -107,3 +107,24 @@ def test_training_gives_the_bits_of_inference(spec: Spec, dtype: str, isa: str) 
     outputs = forward(p, "native")
     trained = run(p, "native")
     assert_same_bits(outputs, {name: trained[name] for name in outputs})
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("sizes", [(100, 1, 33, 3), (60, 3, 48, 2), (200, 1, 20, 4)])
+def test_layers_that_chase_one_another(
+    sizes: tuple[int, int, int, int], ragged: bool, spec: Spec, isa: str
+) -> None:
+    """A wavefront gives what one layer after the other gives."""
+    T, B, H, L = sizes
+    p = problem(Case(spec, T=T, B=B, I=7, H=H, L=L, ragged=ragged, dtype="float32"))
+    before = rnnfast.get_num_threads()
+    try:
+        rnnfast.set_num_threads(1)
+        wanted = run(p, "native")
+        for threads in (2, 3):
+            rnnfast.set_num_threads(threads)
+            for _ in range(2):  # the first calls may find the workers asleep
+                assert_same_bits(run(p, "native"), wanted)
+            assert_same_bits(run(p, "native", save="recompute"), wanted)
+    finally:
+        rnnfast.set_num_threads(before)

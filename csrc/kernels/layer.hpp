@@ -380,6 +380,7 @@ void forward_pass(const Forward<T>& p, Team team) {
     int64_t rows = 0;
     while (i < T_ && (i == begin || rows < p.chunk)) rows += visits.rows(i++);
     const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
+    if (p.ready) wait_until(p.ready, chunk_row + rows);
     project(p, chunk_row, rows, Cell::kGates * H, team);
     meet(team.barrier, team.size);
     if (takes_part) {
@@ -402,6 +403,7 @@ void forward_pass(const Forward<T>& p, Team team) {
         if (!p.split.rows) meet(p.split.barrier, p.split.members);
       }
     }
+    if (p.done) raise_to(p.done, chunk_row + rows);
     if (i < T_) meet(team.barrier, team.size);
   }
 }
@@ -677,23 +679,30 @@ void backward_pass(const Backward<T>& p, Team team) {
       recompute<Cell>(p, chunk_row, rows, team);
       saved = p.again->gates;
     }
-    for (int64_t j = last; j > i; j--) {
-      T* here = dgates + (visits.row(j) - chunk_row) * width;
-      const T* gates = saved + (visits.row(j) - chunk_row) * Cell::kSaved * H;
-      if (takes_part) {
-        backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0]);
-        if constexpr (Cell::kStages > 1) {
+    for (int64_t j = last; j > i;) {
+      int64_t stretch = 0;
+      int64_t before = j;
+      while (before > i && (before == j || stretch < p.stretch)) stretch += visits.rows(before--);
+      const int64_t first = p.reverse ? visits.row(j) : visits.row(before + 1);
+      if (p.ready) wait_until(p.ready, p.steps.offset[T_] - first);
+      for (; j > before; j--) {
+        T* here = dgates + (visits.row(j) - chunk_row) * width;
+        const T* gates = saved + (visits.row(j) - chunk_row) * Cell::kSaved * H;
+        if (takes_part) {
+          backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0]);
+          if constexpr (Cell::kStages > 1) {
+            if (!p.split.rows) meet(p.split.barrier, p.split.members);
+            backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1]);
+          }
           if (!p.split.rows) meet(p.split.barrier, p.split.members);
-          backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1]);
         }
-        if (!p.split.rows) meet(p.split.barrier, p.split.members);
+        later = here;
       }
-      later = here;
+      meet(team.barrier, team.size);
+      multiply_panels(dgates + (first - chunk_row) * width, width, stretch, p.x_panels,
+                      static_cast<const T*>(nullptr), p.dx + first * p.input, p.input, team);
+      if (p.done) raise_to(p.done, p.steps.offset[T_] - first);
     }
-    meet(team.barrier, team.size);
-
-    multiply_panels(dgates, width, rows, p.x_panels, static_cast<const T*>(nullptr),
-                    p.dx + chunk_row * p.input, p.input, team);
     multiply_tn(dgates, width, Cell::kGates * H, p.x + chunk_row * p.input, p.input,
                 static_cast<const T* const*>(nullptr), p.input, rows, p.dw_ih, accumulate, p.pack,
                 team);

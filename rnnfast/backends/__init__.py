@@ -24,10 +24,14 @@ Shortcut = Callable[[Any, Any, Any], "tuple[Any, Any] | None"]
 
 
 class Backend(Protocol):
-    """One object that passes one layer, in one or two directions, over a packed batch.
+    """One object that passes layers, in one or two directions, over a packed batch.
+
+    The layers lie one on top of the other with nothing between them: each reads the y of the one
+    below. Given together, a backend may run them at the same time.
 
     Every array it receives is C-contiguous, of one dtype, and checked. N is the number of packed
-    rows, D the number of directions.
+    rows, L that of the layers, D that of directions. `prepared` has one thing for each layer, as
+    `prepare` makes it.
     """
 
     name: str
@@ -42,26 +46,23 @@ class Backend(Protocol):
         `rnnfast.reference.precision` says; there is no backward pass then.
         """
 
-    def directions(self, prepared: Any) -> int:
-        """D."""
-
     def shortcut(self, prepared: list[Any]) -> Shortcut | None:
         """For layers prepared for `reuse`: see `Shortcut`. None where there is none."""
 
     def forward(
         self,
         spec: Spec,
-        prepared: Any,
+        prepared: list[Any],
         x: Array,  # (N, I)
         steps: Steps,
-        h_0: Array | None,  # (D, B, H); None means zeros
+        h_0: Array | None,  # (L*D, B, H); None means zeros
         c_0: Array | None,
-        y: Array,  # (N, D*H), written
-        h_n: Array,  # (D, B, H), written
-        c_n: Array | None,  # (D, B, H), written; None for a cell without c
+        ys: list[Array],  # (N, D*H) for each layer, written
+        h_n: Array,  # (L*D, B, H), written
+        c_n: Array | None,  # (L*D, B, H), written; None for a cell without c
         save: str | None,
     ) -> Any:
-        """Pass the layer forward, and return what `backward` needs.
+        """Pass the layers forward, and return what `backward` needs.
 
         `save` is "all" for what makes `backward` fastest, "recompute" for h and c or less, or
         None for nothing. The bits of the gradients do not depend on it.
@@ -70,13 +71,13 @@ class Backend(Protocol):
     def backward(
         self,
         spec: Spec,
-        prepared: Any,
+        prepared: list[Any],
         saved: Any,
-        dy: Array | None,  # (N, D*H); None means zeros, here and below
-        dh_n: Array | None,  # (D, B, H)
-        dc_n: Array | None,  # (D, B, H)
+        dy: Array | None,  # (N, D*H) of the last layer; None means zeros, here and below
+        dh_n: Array | None,  # (L*D, B, H)
+        dc_n: Array | None,  # (L*D, B, H)
     ) -> tuple[Array, list[Weights], Array, Array | None]:
-        """dx (N, I), dweights per direction, dh_0 and dc_0 (D, B, H)."""
+        """dx (N, I), dweights for every direction of every layer, dh_0 and dc_0 (L*D, B, H)."""
 
 
 # name -> module with an object BACKEND, in the order in which "auto" tries them.

@@ -34,9 +34,6 @@ class Native:
         kind = _native.LayerF32 if layer[0].w_hh.dtype == np.float32 else _native.LayerF64
         return kind(_kernel(spec), [w[:4] for w in layer], reuse, precision or "")
 
-    def directions(self, prepared: Any) -> int:
-        return int(prepared.directions)
-
     def shortcut(self, prepared: list[Any]) -> Shortcut | None:
         single = isinstance(prepared[0], _native.LayerF32)
         stack = _native.StackF32 if single else _native.StackF64
@@ -45,28 +42,29 @@ class Native:
     def forward(
         self,
         spec: Spec,
-        prepared: Any,
+        prepared: list[Any],
         x: Array,
         steps: Steps,
         h_0: Array | None,
         c_0: Array | None,
-        y: Array,
+        ys: list[Array],
         h_n: Array,
         c_n: Array | None,
         save: str | None,
     ) -> Any:
-        return prepared.forward(x, *steps, h_0, c_0, y, h_n, c_n, save or "")
+        kind = type(prepared[0])
+        return kind.forward(prepared, x, *steps, h_0, c_0, ys, h_n, c_n, save or "")
 
     def backward(
         self,
         spec: Spec,
-        prepared: Any,
+        prepared: list[Any],
         saved: Any,
         dy: Array | None,
         dh_n: Array | None,
         dc_n: Array | None,
     ) -> tuple[Array, list[Weights], Array, Array | None]:
-        dx, dweights, dh_0, dc_0 = prepared.backward(saved, dy, dh_n, dc_n)
+        dx, dweights, dh_0, dc_0 = type(prepared[0]).backward(prepared, saved, dy, dh_n, dc_n)
         return dx, [Weights(*w) for w in dweights], dh_0, dc_0
 
 
