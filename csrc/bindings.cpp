@@ -57,6 +57,14 @@ T* pointer(const std::optional<py::array>& array, int64_t size, const char* name
   return array ? pointer<T>(*array, size, name) : nullptr;
 }
 
+// A NumPy array itself, of this dtype, contiguous and aligned.
+template <class T>
+bool is_plain(const py::object& value) {
+  return Py_TYPE(value.ptr()) == py::detail::npy_api::get().PyArray_Type_ &&
+         py::isinstance<py::array_t<T, py::array::c_style>>(value) &&
+         py::reinterpret_borrow<py::array>(value).flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+}
+
 CellKind cell_kind(const std::string& name) {
   const char* names[] = {"lstm",     "gru_after",   "gru_before", "rnn_tanh",
                          "rnn_relu", "rnn_sigmoid", "gated"};
@@ -258,6 +266,7 @@ class PyLayer {
 template <class T>
 class PyStack {
  public:
+  explicit PyStack(std::vector<const Layer<T>*> layers) : layers_(std::move(layers)) {}
   explicit PyStack(const py::tuple& layers) : kept_(layers) {
     for (const py::handle layer : layers)
       layers_.push_back(&layer.cast<const PyLayer<T>&>().layer());
@@ -308,13 +317,7 @@ class PyStack {
  private:
   using Shape = std::vector<py::ssize_t>;
 
-  // A NumPy array itself, of this dtype, contiguous and aligned.
-  static bool plain(const py::object& value) {
-    return Py_TYPE(value.ptr()) == py::detail::npy_api::get().PyArray_Type_ &&
-           py::isinstance<py::array_t<T, py::array::c_style>>(value) &&
-           py::reinterpret_borrow<py::array>(value).flags() &
-               py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-  }
+  static bool plain(const py::object& value) { return is_plain<T>(value); }
   static bool fits(const py::object& value, const Shape& shape, bool writeable = false) {
     if (!plain(value)) return false;
     const auto array = py::reinterpret_borrow<py::array>(value);
@@ -393,6 +396,50 @@ py::array_t<T> evaluate(const std::string& function, const py::array_t<T, py::ar
   return y;
 }
 
+// The same for weights that are not packed, one direction a layer. None where they have to be
+// checked the long way.
+template <class T>
+py::object call(CellKind cell, const py::object& x, const py::object& weights,
+                const py::object& state) {
+  const int64_t G = kernels<T>(active_set()).cells[cell]->gates;
+  const bool listed = PyList_CheckExact(weights.ptr());
+  const py::ssize_t count = listed ? PyList_GET_SIZE(weights.ptr()) : 1;
+  std::vector<std::unique_ptr<Layer<T>>> layers;
+  std::vector<const Layer<T>*> stack;
+  for (py::ssize_t k = 0; k < count; k++) {
+    PyObject* entry = listed ? PyList_GET_ITEM(weights.ptr(), k) : weights.ptr();
+    if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) < 4) return py::none();
+    const auto item = [&](py::ssize_t i) {
+      return py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(entry, i));
+    };
+    for (py::ssize_t i = 4; i < PyTuple_GET_SIZE(entry); i++)
+      if (!item(i).is_none()) return py::none();
+    if (!is_plain<T>(item(0)) || !is_plain<T>(item(1))) return py::none();
+    const auto w_ih = py::reinterpret_borrow<py::array>(item(0));
+    const auto w_hh = py::reinterpret_borrow<py::array>(item(1));
+    if (w_ih.ndim() != 2 || w_hh.ndim() != 2) return py::none();
+    const int64_t rows = w_hh.shape(0), H = w_hh.shape(1), I = w_ih.shape(1);
+    if (H < 1 || I < 1 || rows != G * H || w_ih.shape(0) != rows ||
+        (k > 0 && (I != stack[0]->hidden() || H != I)))
+      return py::none();
+    const T* biases[2] = {};
+    for (int i = 0; i < 2; i++) {
+      const py::object bias = item(2 + i);
+      if (bias.is_none()) continue;
+      if (!is_plain<T>(bias)) return py::none();
+      const auto array = py::reinterpret_borrow<py::array>(bias);
+      if (array.ndim() != 1 || array.shape(0) != rows) return py::none();
+      biases[i] = static_cast<const T*>(array.data());
+    }
+    const Weights<T> w{static_cast<const T*>(w_ih.data()), static_cast<const T*>(w_hh.data()),
+                       biases[0], biases[1]};
+    layers.emplace_back(new Layer<T>(cell, {w}, I, H, false));
+    stack.push_back(layers.back().get());
+  }
+  if (stack.empty()) return py::none();
+  return PyStack<T>(std::move(stack)).forward(x, state, py::none());
+}
+
 // a b, or a^T b, of two matrices, for benchmarks of the products under the kernels.
 template <class T, bool kTransposed>
 py::array_t<T> product(const py::array_t<T, py::array::c_style>& a,
@@ -418,6 +465,13 @@ PYBIND11_MODULE(_native, m) {
   set_thread_count(default_thread_count());
   register_dtype<float>(m, "LayerF32", "SavedF32", "StackF32");
   register_dtype<double>(m, "LayerF64", "SavedF64", "StackF64");
+  m.def("call", [](const std::string& cell, const py::object& x, const py::object& weights,
+                   const py::object& state) {
+    const CellKind kind = cell_kind(cell);
+    if (is_plain<float>(x)) return call<float>(kind, x, weights, state);
+    if (is_plain<double>(x)) return call<double>(kind, x, weights, state);
+    return py::object(py::none());
+  });
   m.def("set_num_threads", &set_thread_count);
   m.def("get_num_threads", &thread_count);
   m.def("available_isas", [] {

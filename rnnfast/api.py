@@ -439,20 +439,25 @@ def _forward(
     backend: str,
     out: Any,
 ) -> tuple[Any, Any]:
-    if (
-        type(weights) is Packed
-        and weights.spec is spec
-        and weights.shortcut is not None
-        and lengths is None
+    # Most calls need no conversion: the backend may take the arguments as they are.
+    plain = (
+        lengths is None
         and batch_first is False
         and type(dropout) is float
         and dropout == 0.0
         and rng is None
-        and (backend == "auto" or backend == weights.backend.name)
-    ):
-        done = weights.shortcut(x, state, out)
-        if done is not None:
-            return done
+    )
+    done = None
+    if not plain:
+        pass
+    elif type(weights) is Packed:
+        fits = weights.spec is spec and backend in ("auto", weights.backend.name)
+        if fits and weights.shortcut is not None:
+            done = weights.shortcut(x, state, out)
+    elif out is None and (type(weights) is list or type(weights) is Weights):
+        done = get(backend, spec).call(spec, x, weights, state)
+    if done is not None:
+        return done
     call = _Call(spec, x, weights, state, lengths, batch_first, dropout, rng, backend, out)
     return call.forward()
 

@@ -43,7 +43,7 @@ class Ragged:
     def pad(self, packed: Array, num_steps: int) -> Array:
         padded = np.zeros((num_steps * len(self.order), packed.shape[-1]), packed.dtype)
         padded[self.at] = packed
-        return padded.reshape(num_steps, len(self.order), -1)
+        return padded.reshape(num_steps, len(self.order), packed.shape[-1])
 
     def sort(self, state: Array) -> Array:
         return np.take(state, self.order, axis=1)

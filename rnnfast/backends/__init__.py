@@ -49,6 +49,9 @@ class Backend(Protocol):
     def shortcut(self, prepared: list[Any]) -> Shortcut | None:
         """For layers prepared for `reuse`: see `Shortcut`. None where there is none."""
 
+    def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> tuple[Any, Any] | None:
+        """As a `Shortcut`, for weights that are not prepared; None also where it has none."""
+
     def forward(
         self,
         spec: Spec,

@@ -39,6 +39,9 @@ class Native:
         stack = _native.StackF32 if single else _native.StackF64
         return stack(tuple(prepared)).forward
 
+    def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> tuple[Any, Any] | None:
+        return _native.call(_kernel(spec), x, weights, state)
+
     def forward(
         self,
         spec: Spec,

@@ -36,6 +36,9 @@ class Reference:
     def shortcut(self, prepared: list[Any]) -> None:
         return None
 
+    def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> None:
+        return None
+
     def forward(
         self,
         spec: Spec,
