@@ -33,6 +33,11 @@ bool try_parallel(int n, Body& body) {
   return run_parallel(n, [](void* b, int id) { (*static_cast<Body*>(b))(id); }, &body);
 }
 
+// How many times fewer bytes weights of a precision take.
+int64_t shrunk_by(Precision p) {
+  return p == Precision::kFull ? 1 : p == Precision::kBfloat16 ? 2 : 4;
+}
+
 void count_rows(const Batch& b, std::vector<int64_t>& offset) {
   offset.resize(b.steps + 1);
   offset[0] = 0;
@@ -54,7 +59,7 @@ class Region {
         directions_(work.directions),
         team_{Barrier(plan.size[0]), Barrier(plan.size[1])},
         loop_{Barrier(plan.members), Barrier(plan.members)},
-        all_(plan.size[0] + (plan.teams == 2 ? plan.size[1] : 0)) {
+        all_(plan.threads()) {
     if (plan.by_rows) rows_ = divide_rows(work.offset, work.steps, work.batch, plan.members);
   }
 
@@ -92,12 +97,14 @@ class Region {
 // thread has the pool.
 template <class Body>
 void run(const Workload& work, int most, Body body) {
-  const bool ready = threads_ready(most);
-  for (int threads : {most, 1}) {
-    Region region(plan(work, threads, ready), work);
+  Plan best = plan(work, most, true);
+  if (best.threads() > 1 && !threads_ready(best.threads())) best = plan(work, most, false);
+  const auto attempt = [&](const Plan& chosen) {
+    Region region(chosen, work);
     auto member = [&](int id) { body(region, id); };
-    if (try_parallel(region.threads(), member)) break;
-  }
+    return try_parallel(region.threads(), member);
+  };
+  if (!attempt(best)) attempt(plan(work, 1, false));
   note_call();
 }
 
@@ -157,7 +164,8 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
     for (int d = 0; d < directions(); d++) pack(d, Team{id, size, nullptr});
   };
   auto member = [&](int id) { pack_all(id, threads); };
-  if (!try_parallel(threads, member)) pack_all(0, 1);
+  auto alone = [&](int) { pack_all(0, 1); };
+  if (!try_parallel(threads, member)) try_parallel(1, alone);
 }
 
 template <class T>
@@ -268,7 +276,6 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     if (cell_->stages > 1 && save != Save::kAll) f.gates = own.gates.grow(S * state);
   }
 
-  const int part = precision_ == Precision::kFull ? 1 : precision_ == Precision::kInt8 ? 4 : 2;
   call.work = {T_,
                N,
                offset.data(),
@@ -279,7 +286,7 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
                D,
                kernels_->lanes,
                cell_->stages,
-               G * H * H * int64_t(sizeof(T)) / part};
+               G * H * H * int64_t(sizeof(T)) / shrunk_by(precision_)};
   if (saved) {
     saved->zero_h = !a.h_0;
     saved->steps = T_;
@@ -424,6 +431,13 @@ bool chase(int members, size_t layers, Pass pass) {
   return done;
 }
 
+// How many threads to run a wavefront with, or 1 for none.
+int wave_threads(const Workload& layer, int layers, int threads) {
+  const int members = wavefront(layer, layers, threads, true);
+  if (members < 2 || threads_ready(members)) return members;
+  return wavefront(layer, layers, threads, false);
+}
+
 // Rows that a layer of a wavefront hands on at a time.
 int64_t part_of_wave(const Workload& work, int64_t most) {
   return std::min(most, std::max<int64_t>(1, work.rows / (kWaves * 2)));
@@ -443,7 +457,7 @@ std::vector<std::unique_ptr<Saved<T>>> forward(const std::vector<const Layer<T>*
   for (size_t k = 0; k < count; k++) layers[k]->begin(calls[k], batch, arrays[k], save, threads);
 
   const Workload& last = calls.back().work;
-  const int members = wavefront(last, int(count), threads, threads_ready(threads));
+  const int members = wave_threads(last, int(count), threads);
   std::vector<Progress> progress(count);
   const auto alone = [&](size_t k, Team team) {
     Forward<T> mine = calls[k].p[0];
@@ -476,7 +490,7 @@ void backward(const std::vector<const Layer<T>*>& layers, const std::vector<cons
   for (size_t k = 0; k < count; k++) layers[k]->begin(calls[k], *saved[k], arrays[k], threads);
 
   const Workload& last = calls.back().work;
-  const int members = wavefront(last, int(count), threads, threads_ready(threads));
+  const int members = wave_threads(last, int(count), threads);
   std::vector<Progress> progress(count);
   const auto alone = [&](size_t from_top, Team team) {
     const size_t k = count - 1 - from_top;

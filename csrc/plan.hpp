@@ -24,6 +24,8 @@ struct Plan {
   int members;  // of a team's time loop
   bool by_rows;
   double cycles;  // what all of it takes, roughly
+
+  int threads() const { return size[0] + (teams == 2 ? size[1] : 0); }
 };
 
 // `ready`: whether other threads would start at once, not from their sleep.

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -72,6 +73,8 @@ void flushed(void (*body)(void*, int), void* context, int id) {
   body(context, id);
 }
 
+constexpr int kMostThreads = 1024;
+
 // Workers that wait for regions. Never destroyed: at process exit the operating system ends the
 // workers, and a destructor would have to wait for them.
 class Pool {
@@ -84,48 +87,80 @@ class Pool {
     }
     body_ = body;
     context_ = context;
-    size_ = n;
     cpu_ = this_cpu();
-    running_.store(workers_.load(), std::memory_order_relaxed);
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      generation_.fetch_add(1, std::memory_order_release);
+    running_.store(n - 1, std::memory_order_relaxed);
+    for (int k = 0; k < n - 1; k++) {
+      workers_[k]->regions.fetch_add(1);
+      if (workers_[k]->asleep.load()) workers_[k]->wake();
     }
-    if (asleep_.load(std::memory_order_acquire) > 0) wake_.notify_all();
     flushed(body, context, 0);
     spin_while([&] { return running_.load(std::memory_order_acquire) > 0; });
     busy_.store(false, std::memory_order_release);
     return true;
   }
 
+  // Whether n - 1 workers spin.
   bool awake(int n) const {
-    return workers_.load(std::memory_order_relaxed) >= n - 1 &&
-           asleep_.load(std::memory_order_acquire) == 0;
+    const int started = started_.load(std::memory_order_acquire);
+    for (int k = 0; k < n - 1; k++)
+      if (k >= started || workers_[k]->asleep.load()) return false;
+    return true;
   }
 
+  // Makes n - 1 workers spin, without waiting for that.
   void nudge(int n) {
-    if (workers_.load(std::memory_order_relaxed) < n - 1) {
-      if (busy_.exchange(true, std::memory_order_acquire)) return;
-      start_workers(n - 1);
-      busy_.store(false, std::memory_order_release);
+    if (busy_.exchange(true, std::memory_order_acquire)) return;
+    start_workers(n - 1);
+    for (int k = 0; k < std::min(n - 1, started_.load()); k++) {
+      if (!workers_[k]->asleep.load()) continue;
+      workers_[k]->nudges.fetch_add(1);
+      workers_[k]->wake();
     }
-    if (asleep_.load(std::memory_order_acquire) == 0) return;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      nudges_++;
-    }
-    wake_.notify_all();
+    busy_.store(false, std::memory_order_release);
   }
 
  private:
+  struct alignas(64) Worker {
+    std::atomic<uint32_t> regions{0};  // that it was called to
+    std::atomic<uint32_t> nudges{0};
+    std::atomic<bool> asleep{true};  // or not yet running
+    std::mutex mutex;
+    std::condition_variable condition;
+
+    // The worker says that it sleeps before it looks for work a last time, and others give work
+    // before they look whether it sleeps. So one of them sees the other.
+    void wake() {
+      {
+        std::lock_guard<std::mutex> lock(mutex);
+      }
+      condition.notify_one();
+    }
+
+    // Waits for the region after `seen`: spins, then sleeps, then spins again after a nudge.
+    void wait_after(uint32_t seen) {
+      const auto called = [&] { return regions.load() != seen; };
+      for (;;) {
+        for (int spins = 0; spins < kSpinsBeforeSleep; spins++) {
+          if (called()) return;
+          relax();
+        }
+        std::unique_lock<std::mutex> lock(mutex);
+        const uint32_t nudged = nudges.load();
+        asleep.store(true);
+        condition.wait(lock, [&] { return called() || nudges.load() != nudged; });
+        asleep.store(false);
+      }
+    }
+  };
+
   // While busy_ is held. False where the system gives no more threads.
   bool start_workers(int count) {
+    if (count >= kMostThreads) return false;
     try {
-      while (workers_ < count) {
-        const int id = workers_ + 1;
-        const uint32_t born = generation_.load(std::memory_order_relaxed);
-        std::thread([this, id, born] { work(id, born); }).detach();
-        workers_++;
+      for (int k = started_.load(); k < count; k++) {
+        if (!workers_[k]) workers_[k] = new Worker;
+        std::thread([this, k] { work(*workers_[k], k + 1); }).detach();
+        started_.store(k + 1, std::memory_order_release);
       }
     } catch (const std::system_error&) {
       return false;
@@ -133,45 +168,23 @@ class Pool {
     return true;
   }
 
-  // Waits for the region after `seen`: spins, then sleeps, then spins again after a nudge.
-  void wait_after(uint32_t seen) {
-    const auto started = [&] { return generation_.load(std::memory_order_acquire) != seen; };
-    for (;;) {
-      for (int spins = 0; spins < kSpinsBeforeSleep; spins++) {
-        if (started()) return;
-        relax();
-      }
-      std::unique_lock<std::mutex> lock(mutex_);
-      const uint32_t nudged = nudges_;
-      asleep_.fetch_add(1, std::memory_order_acq_rel);
-      wake_.wait(lock, [&] { return started() || nudges_ != nudged; });
-      asleep_.fetch_sub(1, std::memory_order_acq_rel);
-      if (started()) return;
-    }
-  }
-
-  void work(int id, uint32_t seen) {
-    for (;;) {
-      wait_after(seen);
-      seen++;
+  void work(Worker& own, int id) {
+    own.asleep.store(false);
+    for (uint32_t seen = 0;; seen++) {
+      own.wait_after(seen);
       if (cpu_ >= 0 && this_cpu() == cpu_) leave_cpu(cpu_);
-      if (id < size_) flushed(body_, context_, id);
+      flushed(body_, context_, id);
       running_.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
 
   std::atomic<bool> busy_{false};
-  std::atomic<int> workers_{0};
+  Worker* workers_[kMostThreads] = {};
+  std::atomic<int> started_{0};
   void (*body_)(void*, int) = nullptr;
   void* context_ = nullptr;
-  int size_ = 0;
   int cpu_ = -1;  // where the caller runs, or -1
-  std::atomic<uint32_t> generation_{0};
   std::atomic<int> running_{0};
-  std::atomic<int> asleep_{0};
-  uint32_t nudges_ = 0;  // under the mutex
-  std::mutex mutex_;
-  std::condition_variable wake_;
 };
 
 std::atomic<Pool*> pool{nullptr};
@@ -218,7 +231,7 @@ int default_thread_count() {
   if (text && *text) {
     char* end = nullptr;
     const long n = std::strtol(text, &end, 10);
-    if (end == text || *end || n < 1 || n > 1024)
+    if (end == text || *end || n < 1 || n > kMostThreads)
       throw std::invalid_argument("RNNFAST_NUM_THREADS: expected a number from 1 to 1024, got '" +
                                   std::string(text) + "'");
     return int(n);

@@ -92,8 +92,9 @@ def pack(
         "bfloat16" and "int8" x has float32, and so have states and results: w_ih and w_hh alone
         are stored in 16 or 8 bits (int8 with one scale for each of their rows, symmetric), which
         is faster where memory is the limit, and less exact. The native backend rounds what they
-        are multiplied with in the same way, row by row: x and h to int8, and to bfloat16 on
-        processors with AVX512-BF16. docs/performance.md has errors and speeds.
+        are multiplied with in the same way, row by row: x and h to int8 (where a row that is not
+        finite gives NaN), and to bfloat16 on processors with AVX512-BF16. docs/performance.md has
+        errors and speeds.
     reset_after, nonlinearity
         The variant of the cell, as `rnnfast.gru` and `rnnfast.rnn` take it.
     backend : str
@@ -113,7 +114,7 @@ def pack(
     """
     spec = _spec(cell, reset_after, nonlinearity)
     parsed = parse(weights, spec.info, None)
-    precision = dtype if isinstance(dtype, str) and dtype in PRECISIONS else None
+    precision = _precision(dtype)
     if precision is not None:
         kind = np.dtype(np.float32)
         longest = max(a.shape[1] for layer in parsed for w in layer for a in w[:2])
@@ -732,7 +733,7 @@ class _Call:
             _check_apart(name, array, "out y", self.out)
             for other in made:
                 _check_apart(name, array, "out h_n", other)
-            made.append(array.reshape(-1, self.batch, self.hidden))
+            made.append(array.reshape(wanted[0], self.batch, self.hidden))
         # An initial state that is updated in place is read after h_n is written.
         h_0, c_0 = (
             s.copy() if s is not None and any(np.may_share_memory(s, m) for m in made) else s
@@ -804,6 +805,23 @@ def _saved(save: Any) -> str:
     if not isinstance(save, str) or save not in ("all", "recompute"):
         raise ValueError(f"save: expected 'all' or 'recompute', got {save!r}")
     return save
+
+
+def _precision(dtype: Any) -> str | None:
+    """Of a packing in fewer bits than float32; None for any other dtype."""
+    if isinstance(dtype, str) and dtype in PRECISIONS:
+        return dtype
+    try:
+        kind = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        kind = np.dtype(object)
+    if kind == np.int8:
+        return "int8"
+    if kind is not None and kind not in arrays.FLOATS:
+        raise TypeError(
+            f"dtype: expected float32, float64, 'bfloat16', 'int8' or None, got {dtype!r}"
+        )
+    return None
 
 
 def _rate(dropout: Any) -> float:

@@ -189,3 +189,25 @@ def test_rounding_of_the_reference() -> None:
     b = np.array([[2.54, -1.27, 0.011, 0.009], [0, 0, 0, 0]], np.float32)
     wanted = [[2.54, -1.28, 0.02, 0], [0, 0, 0, 0]]
     assert np.allclose(ROUNDED["int8"](b), wanted, atol=1e-6)
+
+
+def test_rows_too_small_for_int8(target: str) -> None:
+    """They count as zero: 127 / max |row| would overflow."""
+    p = problem(Case(Spec("rnn"), T=2, B=2, I=8, H=8, dtype="float32"))
+    p.weights[0].w_ih[...] *= np.float32(1e-37)
+    p.weights[0].w_ih[0, 1] = 0
+    got = forward(p, target, weights=pack(p, "int8", target))
+    assert_close(got, exact(p), ROUNDING["int8"])
+
+
+@pytest.mark.parametrize("name", [np.int8, "int8", np.dtype("int8")])
+def test_names_of_int8(name: Any, target: str) -> None:
+    weights = rnnfast.init_weights("rnn", 3, 4, rng=0)
+    assert "int8" in repr(rnnfast.pack(weights, cell="rnn", dtype=name, backend=target))
+
+
+@pytest.mark.parametrize("name", [np.int16, "bf16", "INT8", np.float16, object()])
+def test_other_dtypes(name: Any, target: str) -> None:
+    weights = rnnfast.init_weights("rnn", 3, 4, rng=0)
+    with pytest.raises(TypeError, match=r"dtype: .*'bfloat16', 'int8' or None, got"):
+        rnnfast.pack(weights, cell="rnn", dtype=name, backend=target)

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 import rnnfast
@@ -10,7 +11,7 @@ from docs.support_table import README, update
 TEXT = README.read_text(encoding="utf-8")
 
 
-def test_first_example(backend, monkeypatch):
+def test_examples(backend, monkeypatch):
     monkeypatch.setenv("RNNFAST_BACKEND", backend)
     example = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
     assert len(example.splitlines()) <= 10
@@ -19,6 +20,12 @@ def test_first_example(backend, monkeypatch):
     before = names["loss"]
     y, _ = rnnfast.lstm(names["x"], names["weights"])
     assert (y**2).mean() < before
+    streaming = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    exec(streaming, names)
+    whole, (h_n, c_n) = rnnfast.lstm(names["x"][:, :1], names["weights"])
+    assert np.allclose(names["y"], whole[-1], atol=1e-6)
+    assert np.allclose(names["h"], h_n, atol=1e-6)
+    assert np.allclose(names["c"], c_n, atol=1e-6)
 
 
 def test_support_table():

@@ -158,3 +158,12 @@ def test_states_may_be_swapped(packed: bool, target: str) -> None:
     y = np.empty((3, 2, 17))
     rnnfast.lstm(p.x, weights, (h, c), out=(y, (c, h)), backend=target)
     assert_same_bits({"y": y, "h_n": c, "c_n": h}, wanted)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_buffers_of_no_rows(packed: bool, spec: Spec, target: str) -> None:
+    p = problem(Case(spec, T=3, B=0, H=5, L=2))
+    weights = rnnfast.pack(p.weights, backend=target, **variant(spec)) if packed else p.weights
+    states = [np.empty((2, 0, 5)) for _ in states_of(p)]
+    out = (np.empty((3, 0, 5)), as_state(spec, states))
+    assert function(spec)(p.x, weights, p.state, out=out, backend=target)[0] is out[0]

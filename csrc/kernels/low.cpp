@@ -40,6 +40,9 @@ RNNFAST_INLINE Words rounded(Floats x, float factor) {
   return (Words)(x * factor + 0x1.8p23f) - 0x4b400000;
 }
 
+// Rows of int8 whose largest number is below are zero: 127 / largest would overflow.
+constexpr float kSmallestRow = 1e-36f;
+
 // The largest |x|; NaN where x has a NaN or an infinity.
 float largest(const float* x, int64_t k) {
   Floats most{}, poison{};
@@ -93,7 +96,7 @@ void convert_bfloat16(const float* x, int64_t k, uint32_t* to) {
 // Bytes q + 128, and the scale of the row.
 float convert_int8(const float* x, int64_t k, uint32_t* to) {
   const float most = largest(x, k);
-  const float factor = most > 0 ? 127 / most : 0;
+  const float factor = most > kSmallestRow ? 127 / most : 0;
   uint8_t* bytes = reinterpret_cast<uint8_t*>(to);
   for (int64_t i = 0; i < k; i += kWords) {
     const int count = int(k - i < kWords ? k - i : kWords);
@@ -259,19 +262,19 @@ void pack_column(Precision precision, const float* w, int64_t k, uint32_t* to, i
     return;
   }
   const float most = largest(w, k);
-  const float factor = most > 0 ? 127 / most : 0;
-  int32_t sum = 0;
+  const float factor = most > kSmallestRow ? 127 / most : 0;
+  uint32_t sum = 0;  // of any bits where the row is not finite
   for (int64_t i = 0; i < k; i += 4) {
     uint32_t word = 0;
     for (int64_t j = 0; j < 4 && i + j < k; j++) {
       const int32_t q = int32_t(bits_of(w[i + j] * factor + 0x1.8p23f)) - 0x4b400000;
-      sum += q;
+      sum += uint32_t(q);
       word |= uint32_t(uint8_t(q)) << (8 * j);
     }
     to[i / 4 * stride] = word;
   }
   *scale = most / 127;
-  *correction = -128 * sum;
+  *correction = int32_t(0u - 128u * sum);
 }
 
 void pack(Precision precision, const Panels<float>& p, const LowColumns& columns, int groups,

@@ -11,6 +11,8 @@ import numpy as np
 
 from .common import Array
 
+SMALLEST_ROW = np.float32(1e-36)
+
 
 def bfloat16(a: Array) -> Array:
     """float32 to the nearest bfloat16 (8 bits of exponent, 7 of fraction), ties to even."""
@@ -22,10 +24,16 @@ def bfloat16(a: Array) -> Array:
 
 
 def int8(a: Array) -> Array:
-    """Each row as scale * q: q from -127 to 127, scale = max |row| / 127 (symmetric, no offset)."""
+    """Each row as scale * q: q from -127 to 127, scale = max |row| / 127 (symmetric, no offset).
+
+    Rows without a number above 1e-36 are zero; rows that are not finite are NaN.
+    """
     most = np.abs(a).max(axis=-1, keepdims=True)
-    factor = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
-    return np.asarray(np.rint(a * factor) * (most / np.float32(127)))
+    finite = np.isfinite(most)
+    used = finite & (most > SMALLEST_ROW)
+    factor = np.divide(np.float32(127), most, out=np.zeros_like(most), where=used)
+    scale = np.where(finite, most / np.float32(127), np.float32(np.nan))
+    return np.asarray(np.rint(np.where(used, a, 0) * factor) * scale)
 
 
 ROUNDED = {"bfloat16": bfloat16, "int8": int8}

@@ -1,0 +1,267 @@
+// A layer as Python sees it: arrays to pointers, the GIL released; nothing else.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "dispatch.hpp"
+#include "ops.hpp"
+
+namespace py = pybind11;
+
+namespace rnnfast {
+namespace {
+
+// Releases the GIL. A daemon thread that wants it back while the interpreter is being finalized is
+// ended by unwinding its stack (before Python 3.14), through destructors that touch Python objects.
+// It sleeps here instead, as later versions of Python let it, until the process is gone.
+class Released {
+ public:
+  Released() : state_(PyEval_SaveThread()) {}
+  ~Released() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+// The API has checked every array. This is the last fence before pointers: dtype, layout, size.
+template <class T>
+T* pointer(const py::array& array, int64_t size, const char* name) {
+  if (!py::isinstance<py::array_t<std::remove_const_t<T>, py::array::c_style>>(array) ||
+      array.size() != size)
+    throw std::invalid_argument(std::string(name) + ": unexpected dtype, layout or size");
+  if constexpr (std::is_const_v<T>)
+    return static_cast<T*>(array.data());
+  else
+    return static_cast<T*>(const_cast<py::array&>(array).mutable_data());
+}
+
+template <class T>
+T* pointer(const std::optional<py::array>& array, int64_t size, const char* name) {
+  return array ? pointer<T>(*array, size, name) : nullptr;
+}
+
+// A NumPy array itself, of this dtype, contiguous and aligned.
+template <class T>
+bool is_plain(const py::object& value) {
+  return Py_TYPE(value.ptr()) == py::detail::npy_api::get().PyArray_Type_ &&
+         py::isinstance<py::array_t<T, py::array::c_style>>(value) &&
+         py::reinterpret_borrow<py::array>(value).flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+}
+
+// The index of a word among those that are allowed.
+int one_of(const std::string& word, std::initializer_list<const char*> allowed, const char* name) {
+  const auto found = std::find(allowed.begin(), allowed.end(), word);
+  if (found == allowed.end())
+    throw std::invalid_argument(std::string(name) + ": unexpected '" + word + "'");
+  return int(found - allowed.begin());
+}
+
+CellKind cell_kind(const std::string& name) {
+  return CellKind(one_of(
+      name, {"lstm", "gru_after", "gru_before", "rnn_tanh", "rnn_relu", "rnn_sigmoid", "gated"},
+      "cell"));
+}
+
+using Direction =
+    std::tuple<py::array, py::array, std::optional<py::array>, std::optional<py::array>>;
+
+template <class T>
+struct PySaved {
+  std::unique_ptr<Saved<T>> saved;
+  py::array x;  // kept alive for its pointer
+};
+
+template <class T>
+class PyLayer {
+ public:
+  PyLayer(const std::string& cell, std::vector<Direction> directions, bool reuse,
+          const std::string& precision)
+      : arrays_(std::move(directions)), layer_(make(cell, arrays_, reuse, precision)) {}
+
+  using Stack = std::vector<const PyLayer*>;
+
+  // Layers one on top of the other; ys are their outputs. What each saved, or nothing.
+  static std::vector<PySaved<T>> forward(const Stack& layers, const py::array& x, int64_t steps,
+                                         int64_t batch, const std::optional<py::array>& sizes,
+                                         const std::optional<py::array>& h_0,
+                                         const std::optional<py::array>& c_0,
+                                         const std::vector<py::array>& ys, const py::array& h_n,
+                                         const std::optional<py::array>& c_n,
+                                         const std::string& save) {
+    const size_t count = layers.size();
+    if (count == 0 || ys.size() != count) throw std::invalid_argument("ys: one for each layer");
+    Batch b{steps, batch, pointer<const int64_t>(sizes, steps, "batch_sizes")};
+    int64_t rows = steps * batch;
+    if (b.sizes) {
+      rows = 0;
+      int64_t before = batch;
+      for (int64_t t = 0; t < steps; t++) {
+        if (b.sizes[t] < 1 || b.sizes[t] > before)
+          throw std::invalid_argument("batch_sizes: must not grow");
+        before = b.sizes[t];
+        rows += before;
+      }
+    }
+    const auto& first = layers[0]->layer_;
+    const int64_t D = first.directions(), H = first.hidden(), state = D * batch * H;
+    const int64_t states = state * int64_t(count);
+    if (first.cell().has_c != c_n.has_value())
+      throw std::invalid_argument("c_n: does not fit the cell");
+    ForwardArrays<T> a{pointer<const T>(x, rows * first.input(), "x"),
+                       pointer<const T>(h_0, states, "h_0"),
+                       pointer<const T>(c_0, states, "c_0"),
+                       nullptr,
+                       pointer<T>(h_n, states, "h_n"),
+                       pointer<T>(c_n, states, "c_n")};
+    std::vector<ForwardArrays<T>> arrays;
+    for (size_t k = 0; k < count; k++) {
+      layers[k]->check_fits(k > 0 ? layers[k - 1] : nullptr);
+      a.y = pointer<T>(ys[k], rows * D * H, "y");
+      arrays.push_back(a);
+      next_layer(a, state);
+    }
+    const Save how = Save(one_of(save, {"", "all", "recompute"}, "save"));
+    std::vector<std::unique_ptr<Saved<T>>> saved;
+    {
+      const Released released;
+      saved = rnnfast::forward(plain(layers), b, arrays, how);
+    }
+    std::vector<PySaved<T>> kept;
+    if (how != Save::kNothing)
+      for (size_t k = 0; k < count; k++)
+        kept.push_back({std::move(saved[k]), k > 0 ? ys[k - 1] : x});
+    return kept;
+  }
+
+  // dx, the gradients of every direction of every layer in order, dh_0 and dc_0.
+  static py::tuple backward(const Stack& layers, const std::vector<const PySaved<T>*>& kept,
+                            const std::optional<py::array>& dy,
+                            const std::optional<py::array>& dh_n,
+                            const std::optional<py::array>& dc_n) {
+    const size_t count = layers.size();
+    if (count == 0 || kept.size() != count) throw std::invalid_argument("saved: one a layer");
+    const auto& first = layers[0]->layer_;
+    const Saved<T>& bottom = *kept[0]->saved;
+    const int64_t D = first.directions(), H = first.hidden(), G = first.cell().gates;
+    const int64_t B = bottom.batch, N = bottom.offset[bottom.steps], L = int64_t(count);
+    const int64_t state = D * B * H;
+    const auto make = [](std::vector<py::ssize_t> shape, T** pointer) {
+      py::array_t<T> array(std::move(shape));
+      *pointer = array.mutable_data();
+      return array;
+    };
+    BackwardArrays<T> a{};
+    const T* top = pointer<const T>(dy, N * D * H, "dy");
+    a.dh_n = pointer<const T>(dh_n, L * state, "dh_n");
+    a.dc_n = pointer<const T>(dc_n, L * state, "dc_n");
+    py::array_t<T> dh_0 = make({L * D, B, H}, &a.dh_0);
+    py::object dc_0 = py::none();
+    if (first.cell().has_c) dc_0 = make({L * D, B, H}, &a.dc_0);
+    py::array_t<T> dx = make({N, first.input()}, &a.dx);
+    py::list dweights;
+    std::vector<BackwardArrays<T>> arrays;
+    std::vector<Buffer<T>> between;  // the gradients of what layers hand on
+    std::vector<const Saved<T>*> saved;
+    for (size_t k = 0; k < count; k++) {
+      const Layer<T>& layer = layers[k]->layer_;
+      saved.push_back(kept[k]->saved.get());
+      if (k > 0) {
+        between.emplace_back(N * D * H);
+        a.dx = between.back().get();
+        arrays.back().dy = a.dx;
+      }
+      a.dy = top;
+      for (int d = 0; d < D; d++) {
+        auto& w = a.dweights[d];
+        w = {};
+        py::object b_ih = py::none(), b_hh = py::none();
+        py::array_t<T> w_ih = make({G * H, layer.input()}, &w.w_ih);
+        py::array_t<T> w_hh = make({G * H, H}, &w.w_hh);
+        if (layer.weights(d).b_ih) b_ih = make({G * H}, &w.b_ih);
+        if (layer.weights(d).b_hh) b_hh = make({G * H}, &w.b_hh);
+        dweights.append(py::make_tuple(w_ih, w_hh, b_ih, b_hh));
+      }
+      arrays.push_back(a);
+      for (const T** array : {&a.dh_n, &a.dc_n})
+        if (*array) *array += state;
+      a.dh_0 += state;
+      if (a.dc_0) a.dc_0 += state;
+    }
+    {
+      const Released released;
+      rnnfast::backward(plain(layers), saved, arrays);
+    }
+    return py::make_tuple(dx, dweights, dh_0, dc_0);
+  }
+
+  // From the arrays of one layer to those of the next.
+  static void next_layer(ForwardArrays<T>& a, int64_t state) {
+    a.x = a.y;
+    for (const T** array : {&a.h_0, &a.c_0})
+      if (*array) *array += state;
+    a.h_n += state;
+    if (a.c_n) a.c_n += state;
+  }
+
+  const Layer<T>& layer() const { return layer_; }
+
+ private:
+  void check_fits(const PyLayer* below) const {
+    if (below && (layer_.input() != below->layer_.directions() * below->layer_.hidden() ||
+                  layer_.hidden() != below->layer_.hidden() ||
+                  layer_.directions() != below->layer_.directions() ||
+                  &layer_.cell() != &below->layer_.cell()))
+      throw std::invalid_argument("layers: do not fit");
+  }
+  static std::vector<const Layer<T>*> plain(const Stack& layers) {
+    std::vector<const Layer<T>*> found;
+    for (const PyLayer* layer : layers) found.push_back(&layer->layer_);
+    return found;
+  }
+
+  static Layer<T> make(const std::string& cell, const std::vector<Direction>& directions,
+                       bool reuse, const std::string& precision) {
+    const CellKind kind = cell_kind(cell);
+    const Precision p = Precision(one_of(precision, {"", "bfloat16", "int8"}, "precision"));
+    if (p != Precision::kFull && (sizeof(T) != sizeof(float) || !reuse))
+      throw std::invalid_argument("precision: " + precision + " is for reuse and float32");
+    const CellKernels<T>& k = *kernels<T>(active_set()).cells[kind];
+    if (directions.empty() || directions.size() > 2)
+      throw std::invalid_argument("directions: expected one or two");
+    const py::array& first = std::get<1>(directions[0]);
+    const int64_t rows = first.shape(0), H = first.shape(1),
+                  I = std::get<0>(directions[0]).shape(1);
+    if (rows != k.gates * H) throw std::invalid_argument("w_hh: does not fit the cell");
+    std::vector<Weights<T>> weights;
+    for (const auto& [w_ih, w_hh, b_ih, b_hh] : directions)
+      weights.push_back(
+          {pointer<const T>(w_ih, rows * I, "w_ih"), pointer<const T>(w_hh, rows * H, "w_hh"),
+           pointer<const T>(b_ih, rows, "b_ih"), pointer<const T>(b_hh, rows, "b_hh")});
+    const Released released;
+    return Layer<T>(kind, std::move(weights), I, H, reuse, p);
+  }
+
+  std::vector<Direction> arrays_;  // kept alive for their pointers
+  Layer<T> layer_;
+};
+
+}  // namespace
+}  // namespace rnnfast

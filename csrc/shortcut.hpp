@@ -1,0 +1,172 @@
+// Calls that need no conversion, from the arguments of the API straight to the kernels.
+#pragma once
+
+#include <array>
+#include <memory>
+
+#include "python_layer.hpp"
+
+namespace rnnfast {
+namespace {
+
+// Packed layers, called in one go where every argument already is as the kernels read it. The
+// checks of the API cost more than the kernels of a small step; here they are a few comparisons,
+// and what does not pass them takes the long way, where it is converted or named in an error.
+template <class T>
+class PyStack {
+ public:
+  explicit PyStack(std::vector<const Layer<T>*> layers) : layers_(std::move(layers)) {}
+  explicit PyStack(const py::tuple& layers) : kept_(layers) {
+    for (const py::handle layer : layers)
+      layers_.push_back(&layer.cast<const PyLayer<T>&>().layer());
+  }
+
+  // (y, state_n) as the API returns them, or None where it has to be the long way.
+  py::object forward(const py::object& x, const py::object& state, const py::object& out) const {
+    const Layer<T>& first = *layers_.front();
+    const int64_t I = first.input(), H = first.hidden(), D = first.directions();
+    const int64_t L = int64_t(layers_.size());
+    const bool has_c = first.cell().has_c;
+    if (!plain(x)) return py::none();
+    const auto x_array = py::reinterpret_borrow<py::array>(x);
+    const bool batched = x_array.ndim() == 3;
+    if ((!batched && x_array.ndim() != 2) || x_array.shape(batched ? 2 : 1) != I) return py::none();
+    const int64_t steps = x_array.shape(0), batch = batched ? x_array.shape(1) : 1;
+    if (steps < 1 || double(steps) * double(batch * 8 * H * D) * sizeof(T) > double(PTRDIFF_MAX))
+      return py::none();
+    const Shape y_shape = batched ? Shape{steps, batch, D * H} : Shape{steps, D * H};
+    const Shape state_shape = batched ? Shape{L * D, batch, H} : Shape{L * D, H};
+
+    py::object h_0 = state, c_0 = py::none();
+    if (has_c && !state.is_none() && !split(state, h_0, c_0)) return py::none();
+    py::object y = out, state_n, h_n, c_n = py::none();
+    if (PyTuple_CheckExact(out.ptr())) {
+      if (!split(out, y, state_n)) return py::none();
+      h_n = state_n;
+      if (has_c && !split(state_n, h_n, c_n)) return py::none();
+    } else {
+      if (out.is_none()) y = py::array_t<T>(y_shape);
+      h_n = state_n = py::array_t<T>(state_shape);
+      if (has_c) {
+        c_n = py::array_t<T>(state_shape);
+        state_n = py::make_tuple(h_n, c_n);
+      }
+    }
+    if ((!h_0.is_none() && !fits(h_0, state_shape)) || (!c_0.is_none() && !fits(c_0, state_shape)))
+      return py::none();
+    if (!out.is_none()) {
+      if (!fits(y, y_shape, true) || !fits(h_n, state_shape, true) ||
+          (has_c && !fits(c_n, state_shape, true)) || overlap({x, h_0, c_0}, {y, h_n, c_n}))
+        return py::none();
+    }
+    run(x, h_0, c_0, y, h_n, c_n, steps, batch);
+    return py::make_tuple(y, state_n);
+  }
+
+ private:
+  using Shape = std::vector<py::ssize_t>;
+
+  static bool plain(const py::object& value) { return is_plain<T>(value); }
+  static bool fits(const py::object& value, const Shape& shape, bool writeable = false) {
+    if (!plain(value)) return false;
+    const auto array = py::reinterpret_borrow<py::array>(value);
+    return array.ndim() == int(shape.size()) &&
+           std::equal(shape.begin(), shape.end(), array.shape()) &&
+           (!writeable || array.writeable());
+  }
+  static bool split(const py::object& pair, py::object& first, py::object& second) {
+    if (!PyTuple_CheckExact(pair.ptr()) || PyTuple_GET_SIZE(pair.ptr()) != 2) return false;
+    PyObject* items[] = {PyTuple_GET_ITEM(pair.ptr(), 0), PyTuple_GET_ITEM(pair.ptr(), 1)};
+    first = py::reinterpret_borrow<py::object>(items[0]);
+    second = py::reinterpret_borrow<py::object>(items[1]);
+    return true;
+  }
+  static T* data(const py::object& array) {
+    if (array.is_none()) return nullptr;
+    return static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(array).data()));
+  }
+
+  // Whether anything written (y, h_n, c_n) meets anything else. A state may be updated in place.
+  static bool overlap(std::array<py::object, 3> read, std::array<py::object, 3> written) {
+    const T *begin[6], *end[6];
+    for (int k = 0; k < 6; k++) {
+      const py::object& array = k < 3 ? read[k] : written[k - 3];
+      begin[k] = data(array);
+      end[k] = begin[k] ? begin[k] + py::reinterpret_borrow<py::array>(array).size() : nullptr;
+    }
+    for (int w = 3; w < 6; w++)
+      for (int k = 0; k < 6; k++) {
+        const bool in_place = k + 3 == w && k > 0 && begin[k] == begin[w];
+        if (k != w && !in_place && begin[k] < end[w] && begin[w] < end[k]) return true;
+      }
+    return false;
+  }
+
+  void run(const py::object& x, const py::object& h_0, const py::object& c_0, const py::object& y,
+           const py::object& h_n, const py::object& c_n, int64_t steps, int64_t batch) const {
+    const int64_t H = layers_.front()->hidden(), D = layers_.front()->directions();
+    const int64_t state = D * batch * H;
+    ForwardArrays<T> a{data(x), data(h_0), data(c_0), nullptr, data(h_n), data(c_n)};
+    T* const last = data(y);
+    const Released released;
+    std::vector<Buffer<T>> between;
+    std::vector<ForwardArrays<T>> arrays;
+    for (size_t k = 0; k < layers_.size(); k++) {
+      if (k + 1 < layers_.size()) between.emplace_back(steps * batch * D * H);
+      a.y = k + 1 < layers_.size() ? between.back().get() : last;
+      arrays.push_back(a);
+      PyLayer<T>::next_layer(a, state);
+    }
+    rnnfast::forward(layers_, {steps, batch, nullptr}, arrays, Save::kNothing);
+  }
+
+  py::tuple kept_;
+  std::vector<const Layer<T>*> layers_;
+};
+
+// The same for weights that are not packed, one direction a layer. None where they have to be
+// checked the long way.
+template <class T>
+py::object call(CellKind cell, const py::object& x, const py::object& weights,
+                const py::object& state) {
+  const int64_t G = kernels<T>(active_set()).cells[cell]->gates;
+  const bool listed = PyList_CheckExact(weights.ptr());
+  const py::ssize_t count = listed ? PyList_GET_SIZE(weights.ptr()) : 1;
+  std::vector<std::unique_ptr<Layer<T>>> layers;
+  std::vector<const Layer<T>*> stack;
+  for (py::ssize_t k = 0; k < count; k++) {
+    PyObject* entry = listed ? PyList_GET_ITEM(weights.ptr(), k) : weights.ptr();
+    if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) < 4) return py::none();
+    const auto item = [&](py::ssize_t i) {
+      return py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(entry, i));
+    };
+    for (py::ssize_t i = 4; i < PyTuple_GET_SIZE(entry); i++)
+      if (!item(i).is_none()) return py::none();
+    if (!is_plain<T>(item(0)) || !is_plain<T>(item(1))) return py::none();
+    const auto w_ih = py::reinterpret_borrow<py::array>(item(0));
+    const auto w_hh = py::reinterpret_borrow<py::array>(item(1));
+    if (w_ih.ndim() != 2 || w_hh.ndim() != 2) return py::none();
+    const int64_t rows = w_hh.shape(0), H = w_hh.shape(1), I = w_ih.shape(1);
+    if (H < 1 || I < 1 || rows != G * H || w_ih.shape(0) != rows ||
+        (k > 0 && (I != stack[0]->hidden() || H != I)))
+      return py::none();
+    const T* biases[2] = {};
+    for (int i = 0; i < 2; i++) {
+      const py::object bias = item(2 + i);
+      if (bias.is_none()) continue;
+      if (!is_plain<T>(bias)) return py::none();
+      const auto array = py::reinterpret_borrow<py::array>(bias);
+      if (array.ndim() != 1 || array.shape(0) != rows) return py::none();
+      biases[i] = static_cast<const T*>(array.data());
+    }
+    const Weights<T> w{static_cast<const T*>(w_ih.data()), static_cast<const T*>(w_hh.data()),
+                       biases[0], biases[1]};
+    layers.emplace_back(new Layer<T>(cell, {w}, I, H, false));
+    stack.push_back(layers.back().get());
+  }
+  if (stack.empty()) return py::none();
+  return PyStack<T>(std::move(stack)).forward(x, state, py::none());
+}
+
+}  // namespace
+}  // namespace rnnfast
