@@ -130,7 +130,9 @@ def measured(product: Product, use: str, threads: int, budget: float) -> Row:
             result = call()
             error = np.abs((result if name == "rnnfast" else c) - truth).max()
             # Roundings of a sum of K products of numbers near 1; generous, for any order.
-            if not error <= 1e-6 * K**0.5 * 8:
+            # As in `problem.tolerance`: roundings of a sum of K terms of both signs.
+            allowed = np.finfo(np.float32).eps * (16 + 4 * K**0.5) * np.abs(truth).max()
+            if not error <= allowed:
                 raise ArithmeticError(f"error {error:.2g}")
         except (ImportError, LookupError) as error:
             absent[name] = str(error)

@@ -92,8 +92,11 @@ void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const
         tile.template run_low<kVectors>(row, int(rows), unit, panel);
         continue;
       }
-    // While the first tile waits for its block, the later ones fetch a part each of the next.
-    const T* ahead = i >= 1 && i <= kGroups * kVectors ? next + (i - 1) * depth * kLanes<T> : panel;
+    // Each tile fetches a part of the next block. The first one, which waits for its own, has to
+    // help where there are few.
+    const int64_t part = i - (tiles > kGroups * kVectors);
+    const T* ahead =
+        part >= 0 && part < kGroups * kVectors ? next + part * depth * kLanes<T> : panel;
     switch (rows) {
       case 1: tile.template run<1, kVectors>(row, unit, panel, ahead); break;
       case 2: tile.template run<2, kVectors>(row, unit, panel, ahead); break;
