@@ -27,7 +27,9 @@ def ratio(rows: list[dict[str, Any]], mode: str, peer: str, ours: str) -> str:
         number(rival["ratios"][ours]["median"])
         for row in sorted(rows, key=lambda row: row["threads"])
         for rival in row["rivals"]
-        if row["mode"] == mode and rival["peer"] == peer
+        if row["mode"] == mode
+        and rival["peer"] in (peer, f"{peer}-loop")
+        and ours in rival["ratios"]
     ]
     return " / ".join(found)
 
@@ -60,7 +62,8 @@ def table(result: dict[str, Any]) -> str:
     caption = (
         f"Time of PyTorch {versions['torch']} (the last column: ONNX Runtime "
         f"{versions['onnxruntime']}) divided by that of rnnfast, with one / two threads, float32, "
-        f"medians of interleaved runs; above 1 rnnfast is faster. {result['cpu']}, "
+        f"medians of interleaved runs; above 1 rnnfast is faster. `gru-before` (reset_after=False) "
+        f"and `gated` are compared with loops written by hand in PyTorch. {result['cpu']}, "
         f"{result['cores']} cores, {result['date'][:10]}.\n\n"
     )
     return caption + "".join(f"| {' | '.join(line)} |\n" for line in lines)
