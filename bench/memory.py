@@ -185,8 +185,6 @@ def _spawn(cell: str, shape: Shape, way: str, budget: float) -> Row:
         measured: Row = json.loads(done.stdout)
         return measured
     reason = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-    if "unexpected keyword argument" in reason or "UnsupportedError" in reason:
-        return {"absent": {way: f"not there yet: {reason}"}}
     return {"failed": {way: reason}}
 
 
@@ -203,7 +201,7 @@ def _arguments(add: Any) -> None:
 
 def _lines(row: Row) -> list[str]:
     where = [row["threads"], row["cell"], row["name"], row["way"]]
-    for reason in (row.get("failed", {}) | row.get("absent", {})).values():
+    for reason in row.get("failed", {}).values():
         return [f"{report.line(_COLUMNS, where)} {reason}"]
     cells = [
         *where,

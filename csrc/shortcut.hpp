@@ -27,7 +27,7 @@ class PyStack {
     const int64_t I = first.input(), H = first.hidden(), D = first.directions();
     const int64_t L = int64_t(layers_.size());
     const bool has_c = first.cell().has_c;
-    if (!plain(x)) return py::none();
+    if (!is_plain<T>(x)) return py::none();
     const auto x_array = py::reinterpret_borrow<py::array>(x);
     const bool batched = x_array.ndim() == 3;
     if ((!batched && x_array.ndim() != 2) || x_array.shape(batched ? 2 : 1) != I) return py::none();
@@ -66,9 +66,8 @@ class PyStack {
  private:
   using Shape = std::vector<py::ssize_t>;
 
-  static bool plain(const py::object& value) { return is_plain<T>(value); }
   static bool fits(const py::object& value, const Shape& shape, bool writeable = false) {
-    if (!plain(value)) return false;
+    if (!is_plain<T>(value)) return false;
     const auto array = py::reinterpret_borrow<py::array>(value);
     return array.ndim() == int(shape.size()) &&
            std::equal(shape.begin(), shape.end(), array.shape()) &&

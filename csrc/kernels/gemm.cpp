@@ -132,19 +132,13 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
   constexpr int n = kLanes<T>;
   const int64_t vectors = parts(p.n, n);
   const int64_t blocks = parts(vectors, p.widest);
-  // Column blocks are divided, so that each member keeps its own in its cache; a narrow matrix
-  // divides its rows.
-  const bool by_blocks = blocks >= 2 * team.size;
-  const int64_t block_begin = by_blocks ? part_begin(blocks, team.size, team.id) : 0;
-  const int64_t block_end = by_blocks ? part_begin(blocks, team.size, team.id + 1) : blocks;
-  const int64_t row_begin = by_blocks ? 0 : part_begin(rows, team.size, team.id);
-  const int64_t row_end = by_blocks ? rows : part_begin(rows, team.size, team.id + 1);
+  const Share share = product_share(0, rows, blocks, team);
   const int64_t depth = smaller(p.k, kDepth);
   const int64_t tall = larger(48, kRowBlockBytes / (depth * int64_t(sizeof(T))) / 24 * 24);
-  for (int64_t row = row_begin; row < row_end; row += tall) {
-    const int64_t end = smaller(row + tall, row_end);
+  for (int64_t row = share.row_begin; row < share.row_end; row += tall) {
+    const int64_t end = smaller(row + tall, share.row_end);
     for (int64_t k = 0; k < p.k; k += depth) {
-      for (int64_t i = block_begin; i < block_end; i++) {
+      for (int64_t i = share.block_begin; i < share.block_end; i++) {
         const Block block = block_of(vectors, p.widest, i);
         const int64_t column = block.vector * n;
         const PanelTask<T> task{a + k,

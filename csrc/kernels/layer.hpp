@@ -41,12 +41,7 @@ struct Visits {
   }
 };
 
-// What one member of a split does at each step: these rows of these column blocks.
-struct Share {
-  int64_t row_begin, row_end;
-  int64_t block_begin, block_end;
-};
-
+// What one member of a split does at each step.
 template <class T>
 RNNFAST_INLINE Share share_of(const Split& split, int id, const Panels<T>& panels, int64_t batch) {
   const int64_t blocks = parts(parts(panels.n, kLanes<T>), panels.widest);
@@ -556,14 +551,7 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
                    : kStage == 0      ? tile.h_before
                                       : f.gates + Cell::kStageOperand * H;
     tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
-    Share share{begin, end, 0, blocks};
-    if (blocks >= 2 * team.size) {
-      share.block_begin = part_begin(blocks, team.size, team.id);
-      share.block_end = part_begin(blocks, team.size, team.id + 1);
-    } else {
-      share.row_begin = begin + part_begin(end - begin, team.size, team.id);
-      share.row_end = begin + part_begin(end - begin, team.size, team.id + 1);
-    }
+    const Share share = product_share(begin, end, blocks, team);
     over_tiles<T, Cell::stage_gates(kStage)>(tile, share, panels, H, begin, end, false);
   }
   meet(team.barrier, team.size);

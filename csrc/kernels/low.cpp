@@ -308,13 +308,10 @@ void multiply_panels(Precision precision, const uint32_t* operand, const float* 
                      Team team) {
   const int64_t vectors = parts(p.n, kWords);
   const int64_t blocks = parts(vectors, p.widest);
-  const bool by_blocks = blocks >= 2 * team.size;
-  const int64_t block_begin = by_blocks ? part_begin(blocks, team.size, team.id) : 0;
-  const int64_t block_end = by_blocks ? part_begin(blocks, team.size, team.id + 1) : blocks;
-  const int64_t row_begin = by_blocks ? 0 : part_begin(rows, team.size, team.id);
-  const int64_t row_end = by_blocks ? rows : part_begin(rows, team.size, team.id + 1);
+  const Share share = product_share(0, rows, blocks, team);
+  const int64_t row_begin = share.row_begin, row_end = share.row_end;
   float sums[kMaxRows * 4 * kWords] __attribute__((aligned(64)));
-  for (int64_t i = block_begin; i < block_end; i++) {
+  for (int64_t i = share.block_begin; i < share.block_end; i++) {
     const Block block = block_of(vectors, p.widest, i);
     const int64_t column = block.vector * kWords;
     LowTile tile{};

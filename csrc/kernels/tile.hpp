@@ -4,6 +4,7 @@
 // into. So its bits depend neither on the number of threads nor on the rows beside it.
 #pragma once
 
+#include "../params.hpp"
 #include "../simd/vec.hpp"
 
 namespace rnnfast::RNNFAST_ISA {
@@ -38,10 +39,27 @@ RNNFAST_INLINE void multiply(Vec<T> (&acc)[kRows][kVectors], const T* a, int64_t
   }
 }
 
+// What one member of a team does: these rows of these column blocks.
+struct Share {
+  int64_t row_begin, row_end;
+  int64_t block_begin, block_end;
+};
+
 // The even division of `count` things into the fewest parts of at most `most`: part i of n starts
 // at i * count / n. 32 rows in tiles of 6 are 6 + 5 + 5 + 6 + 5 + 5, not five 6s and a 2.
 RNNFAST_INLINE int64_t parts(int64_t count, int64_t most) { return (count + most - 1) / most; }
 RNNFAST_INLINE int64_t part_begin(int64_t count, int64_t n, int64_t i) { return count * i / n; }
+
+// A member's part of a product. Column blocks are divided, so that each member keeps its own in its
+// cache; a narrow matrix divides its rows.
+RNNFAST_INLINE Share product_share(int64_t row_begin, int64_t row_end, int64_t blocks, Team team) {
+  if (blocks >= 2 * team.size)
+    return {row_begin, row_end, part_begin(blocks, team.size, team.id),
+            part_begin(blocks, team.size, team.id + 1)};
+  const int64_t rows = row_end - row_begin;
+  return {row_begin + part_begin(rows, team.size, team.id),
+          row_begin + part_begin(rows, team.size, team.id + 1), 0, blocks};
+}
 
 // A column block of Panels: its first vector, its width in vectors, and where its data starts.
 struct Block {
