@@ -307,6 +307,8 @@ def init_weights(
     peepholes = checks.flag("peepholes", peepholes)
     layer_norm = checks.flag("layer_norm", layer_norm)
     batch_norm = checks.flag("batch_norm", batch_norm)
+    if layer_norm and batch_norm:
+        raise UnsupportedError("batch_norm: no backend has it together with layer_norm, got both")
     for name, wanted in (("proj_size", proj_size), ("peepholes", peepholes)):
         if wanted and cell != "lstm":
             raise UnsupportedError(f"{name}: {cell} has none; lstm has, got {wanted}")
