@@ -228,8 +228,8 @@ void FlexibleLayer<T>::backward(const FlexibleSaved<T>& saved,
     p.rows = s.rows.grow(chunk * to.count * H);
     p.dh = s.dh.grow(chunk * P);
     p.sum = s.sum.grow(B * std::max(H, P));
-    p.pack = s.pack.grow(kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max({I, H, P}),
-                                              chunk, threads));
+    p.pack = s.pack.grow(
+        kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max({I, H, P}), chunk, threads));
     p.dh_0 = a.dh_0 + d * B * P;
     copy_or_clear(a.dh_n ? a.dh_n + d * B * P : nullptr, B * P, p.dh_0);
     if (cell_->has_c) {
@@ -249,7 +249,7 @@ void FlexibleLayer<T>::backward(const FlexibleSaved<T>& saved,
     p.dln_c_shift = dw.ln_c_shift;
     if (N == 0) {  // no step: the passes below write no weight gradient
       const std::pair<T*, int64_t> all[] = {
-          {dw.w_ih, G * H * I}, {dw.w_hh, G * H * P}, {dw.b_ih, G * H}, {dw.b_hh, G * H},
+          {dw.w_ih, G * H * I}, {dw.w_hh, G * H * P}, {dw.b_ih, G * H},  {dw.b_hh, G * H},
           {dw.w_hr, P * H},     {dw.w_peep, 3 * H},   {dw.ln_ih, G * H}, {dw.ln_hh, G * H},
           {dw.ln_c, H},         {dw.ln_c_shift, H}};
       for (const auto& [array, count] : all)

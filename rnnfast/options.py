@@ -32,7 +32,8 @@ class Options(TypedDict, total=False):
     output_activation : activation
         LSTM: of c on its way to h; ONNX's h.
     clip : float
-        The argument of every activation is limited to [-clip, clip], as in ONNX.
+        The arguments of the gates' and the candidate's activations are limited to [-clip, clip],
+        as in ONNX Runtime.
     input_forget : bool
         LSTM: f = 1 - i, as in ONNX.
     grad_clip : float
@@ -88,6 +89,14 @@ class Noise(NamedTuple):
 
 
 QUIET = Noise()
+_PARAMETERS = {  # how many numbers a function has
+    "affine": 2,
+    "leaky_relu": 1,
+    "thresholded_relu": 1,
+    "scaled_tanh": 2,
+    "hard_sigmoid": 2,
+    "elu": 1,
+}
 _WHOSE = {
     "gate_activation": ("lstm", "gru", "gated"),
     "activation": ("lstm", "gru", "gated"),
@@ -152,10 +161,14 @@ def activation(name: str, value: Any) -> Activation:
     numbers = [own.alpha, own.beta]
     for k, number in enumerate(parts[1:]):
         if number is not None:
-            numbers[k] = _real(name, number)
+            real = _real(name, number)
+            if k < _PARAMETERS.get(parts[0], 0):  # as in ONNX, others are ignored
+                numbers[k] = real
     f = Activation(parts[0], *numbers)
     if f.name in ("leaky_relu", "elu") and f.alpha <= 0:
         raise ValueError(f"{name}: expected alpha above 0 for {f.name}, got {f.alpha}")
+    if f.name == "thresholded_relu" and f.alpha < 0:
+        raise ValueError(f"{name}: expected alpha of at least 0 for {f.name}, got {f.alpha}")
     if f.name == "scaled_tanh" and f.alpha == 0:
         raise ValueError(f"{name}: expected alpha other than 0 for {f.name}, got 0")
     return f
