@@ -92,8 +92,7 @@ class Stream:
         self._states: list[Array] = []
         self._given_state: Any = None  # the same arrays, as the function takes them
         self._x = self._y = np.empty(0, weights.dtype)  # buffers that only grow
-        self._out: Any = None  # of the last call, which a call for the same shape uses again
-        self._last_shape: tuple[int, ...] | None = None
+        self._out: Any = None  # y and state of the last call, for a call of the same shape
 
     def __repr__(self) -> str:
         return f"<rnnfast.Stream, {self._packed!r}>"
@@ -125,12 +124,14 @@ class Stream:
         ValueError, TypeError, UnsupportedError
             As `rnnfast.lstm` does. The state is then what it was.
         """
-        # Most calls look like the one before.
-        plain = out is None and lengths is None and type(x) is np.ndarray
-        if plain and x.shape == self._last_shape and self._packed.shortcut is not None:
-            done = self._packed.shortcut(x, self._given_state, self._out)
-            if done is not None:
-                return self._out[0]
+        # Most calls need no conversion: the backend looks at the shapes.
+        shortcut = self._packed.shortcut
+        if shortcut is not None and lengths is None and not self._batch_first:
+            # The last y fits only an x of the last shape.
+            given = self._out if out is None else (out, self._given_state)
+            if given is not None and shortcut(x, self._given_state, given) is not None:
+                self._fresh = False
+                return given[0]
         return self._run(x, lengths, out)
 
     @property
@@ -247,7 +248,7 @@ class Stream:
             return arrays.give((y.swapaxes(0, 1) if swap else y).copy(), x)
         if swap:
             return y.swapaxes(0, 1)
-        self._last_shape, self._out = rows.shape, given
+        self._out = given
         return y
 
     def _fit(self, batch: tuple[int, ...], shape: tuple[int, ...]) -> None:
@@ -269,7 +270,7 @@ class Stream:
         dtype = self._packed.dtype
         self._states = [np.zeros((n, *batch, width), dtype) for n, width in self._state_sizes]
         self._given_state = tuple(self._states) if self._has_c else self._states[0]
-        self._last_shape = None
+        self._out = None
 
     def _swapped(self, out: Any, shape: tuple[int, ...]) -> Array:
         """out (B, T, F) as (T, B, F), to be written in the end."""

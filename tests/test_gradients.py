@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, Case, flatten_weights, gradients, problem, vjp
+from helpers import Array, Case, flatten_weights, problem, vjp
 from hypothesis import given
 from hypothesis import strategies as st
 
