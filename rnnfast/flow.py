@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 
 from . import api, arrays, checks
 from .errors import UnsupportedError
-from .weights import is_entry
+from .weights import parse
 
 Array = NDArray[Any]
 
-# What is drawn or computed for a whole sequence, and so cannot be had step by step.
-_WHOLE = ("dropout", "rng", "recurrent_dropout", "zoneout", "dropconnect", "variational")
-_CALL = ("truncate", "save", "checkpoint", "out")
+# Drawn for a whole call, so that a call for each step would draw them anew.
+_DRAWN = ("dropout", "recurrent_dropout", "zoneout", "dropconnect")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +96,8 @@ def gradient_flow(
         function takes them. At least one must be given.
     cell : {"lstm", "gru", "rnn", "gated"}
     **options
-        The variant of the cell, as that function takes it. Dropout, zoneout and the like, whose
-        masks belong to a whole call, must be left out, and so must truncation.
+        The variant of the cell, as that function takes it, and `rnnfast.Options`. What is drawn,
+        and batch normalisation, belong to a whole sequence: they need training=False.
 
     Returns
     -------
@@ -111,7 +110,7 @@ def gradient_flow(
     ValueError, TypeError
         As the _vjp function and its `backward` do, and where neither dy nor dstate_n is given.
     UnsupportedError
-        As they do, and for options that belong to a whole call.
+        As they do, and for dropout, zoneout and batch normalisation in training.
 
     Examples
     --------
@@ -121,24 +120,27 @@ def gradient_flow(
     >>> flow = rnnfast.gradient_flow(x, weights, dy, cell="lstm")
     >>> flow.plot()
     """
-    checks.cell(cell)
+    info = checks.cell(cell)
     if dy is None and dstate_n is None:
         raise ValueError("dy: expected the gradient of a loss in dy or dstate_n, got None in both")
-    for name in _CALL:
+    for name in ("out", "save", "checkpoint"):
         if name in options:
-            raise UnsupportedError(f"{name}: gradient_flow does not have it")
-    if options.get("training") is not False:
-        for name in _WHOLE:
-            if options.get(name):
-                raise UnsupportedError(
-                    f"{name}: gradient_flow runs step by step and cannot repeat what is drawn for "
-                    f"a whole sequence; leave it out, or give training=False"
-                )
+            raise TypeError(f"{name}: unexpected argument of gradient_flow")
+    layers = parse(weights, info, None)
+    if options.get("training", True):
+        drawn = [name for name in _DRAWN if options.get(name)]
+        normed = layers[0][0].bn_ih is not None
+        for name in [*drawn, *["weights.bn_ih"] * normed]:
+            raise UnsupportedError(
+                f"{name}: gradient_flow runs step by step and cannot repeat what belongs to a "
+                f"whole sequence; leave it out, or give training=False"
+            )
     # The whole call checks every argument.
     vjp = getattr(api, f"{cell}_vjp")
-    whole = {"lengths": lengths, "batch_first": batch_first, "backend": backend, **options}
-    _, state_n, backward = vjp(x, weights, state, **whole)
+    how = {"backend": backend, **options}
+    _, state_n, backward = vjp(x, weights, state, lengths=lengths, batch_first=batch_first, **how)
     backward(dy, dstate_n)
+    every = how.pop("truncate", None)
 
     inputs = arrays.take("x", x)
 
@@ -149,8 +151,8 @@ def gradient_flow(
 
     def states(value: Any) -> list[Array]:
         """h and perhaps c, (L*D, B, H) each; zeros where None is given."""
-        ends = state_n if isinstance(state_n, tuple) else (state_n,)
-        given = value if isinstance(state_n, tuple) and value is not None else [value] * len(ends)
+        ends = state_n if info.has_c else (state_n,)
+        given = value if info.has_c and value is not None else [value] * len(ends)
         taken = [
             np.zeros_like(arrays.take("state_n", end))
             if part is None
@@ -167,28 +169,28 @@ def gradient_flow(
         listed = isinstance(lengths, list | tuple)
         ends = np.asarray(lengths) if listed else arrays.take("lengths", lengths)
     runs = np.arange(num_steps)[:, None] < ends
-    functions = _Functions(getattr(api, cell), vjp, {"backend": backend, **options})
+    functions = _Functions(getattr(api, cell), vjp, how)
     initial, final = states(state), states(dstate_n)
 
-    layers: list[list[_Direction]] = []
+    stack: list[list[_Direction]] = []
     at = 0
-    for entry in weights if isinstance(weights, list) else [weights]:
-        layers.append([])
-        for d, part in enumerate((entry,) if is_entry(entry) else entry):
+    for layer in layers:
+        stack.append([])
+        for d, w in enumerate(layer):
             state_0 = [s[at : at + 1] for s in initial]
-            layers[-1].append(_Direction(functions, part, below, state_0, runs, reverse=d == 1))
+            stack[-1].append(_Direction(functions, w, below, state_0, runs, every, d == 1))
             at += 1
-        below = np.concatenate([direction.y() for direction in layers[-1]], axis=-1)
+        below = np.concatenate([direction.y() for direction in stack[-1]], axis=-1)
 
     above = np.zeros_like(below) if dy is None else steps_first(arrays.take("dy", dy))
-    per_row = np.zeros((len(layers), len(layers[0]), num_steps, batch))
-    for k in reversed(range(len(layers))):
-        parts = np.split(above, len(layers[k]), axis=-1)
+    per_row = np.zeros((len(stack), len(stack[0]), num_steps, batch))
+    for k in reversed(range(len(stack))):
+        parts = np.split(above, len(stack[k]), axis=-1)
         dx = []
-        for d in reversed(range(len(layers[k]))):
+        for d in reversed(range(len(stack[k]))):
             at -= 1
             dstate = [s[at : at + 1] for s in final]
-            dx_d, per_row[k, d] = layers[k][d].backward(parts[d], dstate)
+            dx_d, per_row[k, d] = stack[k][d].backward(parts[d], dstate)
             dx.append(dx_d)
         above = np.sum(dx, axis=0)
     return GradientFlow(np.sqrt((per_row**2).sum(axis=-1)), per_row)
@@ -212,13 +214,17 @@ class _Direction:
         x: Array,  # (T, B, F)
         state: list[Array],  # h and perhaps c, (1, B, H)
         runs: NDArray[np.bool_],  # (T, B) whether a row has the step
+        truncate: int | None,
         reverse: bool,
     ) -> None:
         self._functions, self._weights, self._runs = functions, weights, runs
-        self._flip: NDArray[np.int64] | None = None
-        if reverse:
-            step, ends = np.arange(len(x))[:, None], runs.sum(axis=0)
-            self._flip = np.where(runs, ends - 1 - step, step)[..., None]
+        step, ends = np.arange(len(x))[:, None], runs.sum(axis=0)
+        self._flip = np.where(runs, ends - 1 - step, step)[..., None] if reverse else None
+        # Whether gradients stop on the way to the step before.
+        self._cut = np.zeros_like(runs)
+        if truncate is not None:
+            later = ends - step if reverse else step  # of the two steps, in the time of x
+            self._cut = runs & (step > 0) & (later % truncate == 0)
         self._x = self._turned(x)
         self._states = [state]
         for t in range(len(x)):
@@ -241,7 +247,7 @@ class _Direction:
             arguments, how = self._arguments(t)
             _, _, backward = self._functions.vjp(*arguments, **how)
             dx[t], _, dbefore = backward(None, tuple(dstate) if len(dstate) > 1 else dstate[0])
-            dstate = _listed(dbefore)
+            dstate = [np.where(self._cut[t][:, None], 0, d) for d in _listed(dbefore)]
         return self._turned(dx), self._turned(norms[..., None])[..., 0]
 
     def _arguments(self, t: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

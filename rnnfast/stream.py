@@ -34,8 +34,8 @@ class Stream:
     backend : str
         As `rnnfast.pack` takes it.
     **options
-        The variant of the cell, as `rnnfast.pack` takes it. Packed weights must have been packed
-        with the same.
+        The variant of the cell, as `rnnfast.pack` takes it (see `rnnfast.Options`). Packed
+        weights must have been packed with the same. `training` is always False here.
 
     Raises
     ------
@@ -67,16 +67,21 @@ class Stream:
         **options: Any,
     ) -> None:
         checks.cell(cell)
+        if checks.flag("training", options.get("training", False)):
+            raise ValueError("training: a stream is for inference; expected False, got True")
+        options["training"] = False
         if not isinstance(weights, api.Packed):
             weights = api.pack(weights, cell=cell, dtype=dtype, backend=backend, **options)
         elif dtype is not None:
             raise TypeError(f"dtype: expected None, as the weights are packed, got {dtype!r}")
-        if weights.directions != 1:
+        if len(weights.first[0]) != 1:
             raise UnsupportedError(
                 "weights: a stream cannot be bidirectional, because the reverse direction starts "
                 "at the end of the sequence; no backend has it"
             )
         self._packed = weights
+        # The backend's own entry, without the API above it, which has the masks of zoneout.
+        self._shortcut = None if weights.spec.zoneout else weights.shortcut
         self._batch_first = checks.flag("batch_first", batch_first)
         self._function = partial(getattr(api, cell), backend=backend, **options)
         # A call of no rows: checks that cell, options and backend are those of packed weights,
@@ -125,7 +130,7 @@ class Stream:
             As `rnnfast.lstm` does. The state is then what it was.
         """
         # Most calls need no conversion: the backend looks at the shapes.
-        shortcut = self._packed.shortcut
+        shortcut = self._shortcut
         if shortcut is not None and lengths is None and not self._batch_first:
             # The last y fits only an x of the last shape.
             given = self._out if out is None else (out, self._given_state)
@@ -238,7 +243,11 @@ class Stream:
         else:
             y = out
         given = (y, self._given_state)
-        self._function(rows, packed, self._given_state, lengths=lengths, out=given)
+        done = None
+        if self._shortcut is not None and lengths is None:
+            done = self._shortcut(rows, self._given_state, given)
+        if done is None:
+            self._function(rows, packed, self._given_state, lengths=lengths, out=given)
         self._fresh = False
         if into is not None:
             into[...] = y
