@@ -77,6 +77,43 @@ def test_any_chunks_are_the_whole_sequence(
         assert_same_bits(flat(y, stream.state), wanted)
 
 
+OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("lstm", {"peepholes": True, "proj_size": 4}, {}),
+    ("lstm", {"layer_norm": True}, {"clip": 0.8}),
+    ("gru", {"layer_norm": True}, {"reset_after": False}),
+    ("rnn", {"batch_norm": True}, {"nonlinearity": "softsign"}),
+    ("lstm", {}, {"zoneout": (0.3, 0.2), "recurrent_dropout": 0.5}),
+    ("gru", {}, {"zoneout": 0.4}),
+    ("gated", {}, {"gate_activation": ("hard_sigmoid", 0.3, 0.4), "zoneout": 0.1}),
+    ("lstm", {}, {"input_forget": True, "activation": "elu"}),
+]
+
+
+@pytest.mark.parametrize(("cell", "made", "options"), OPTIONS, ids=[str(o) for o in OPTIONS])
+def test_options(
+    cell: str, made: dict[str, Any], options: dict[str, Any], dtype: str, target: str
+) -> None:
+    """The same bits, or the same error, as of the function without training."""
+    weights = rnnfast.init_weights(cell, 3, 9, 2, dtype=dtype, rng=0, **made)
+    rng = np.random.default_rng(0)
+    for w in weights:
+        if made.get("batch_norm"):
+            w.bn_mean[...] = rng.standard_normal(9)
+    x = rng.standard_normal((7, 2, 3)).astype(dtype)
+    how = {**options, "training": False, "backend": target}
+    try:
+        y, state = getattr(rnnfast, cell)(x, weights, **how)
+    except rnnfast.UnsupportedError:
+        with pytest.raises(rnnfast.UnsupportedError):
+            rnnfast.Stream(weights, cell, backend=target, **options)
+        return
+    packed = rnnfast.pack(weights, cell=cell, **how)
+    for given_weights in (weights, packed):
+        stream = rnnfast.Stream(given_weights, cell, backend=target, **options)
+        parts = [stream(chunk).copy() for chunk in np.split(x, [1, 2, 5])]
+        assert_same_bits(flat(np.concatenate(parts), stream.state), flat(y, state))
+
+
 def test_save_and_restore(spec: Spec, target: str) -> None:
     p = problem(Case(spec, T=6, B=3, H=9, L=2, state="none"))
     stream = rnnfast.Stream(p.weights, **variant(spec), backend=target)
@@ -251,6 +288,7 @@ BAD_MAKER: list[tuple[str, Any, dict[str, Any], type[Exception], str]] = [
     ("no cell", P.weights, {}, ValueError, r"weights\[0\]\.w_hh: .*lstm"),
     ("option", P.weights, {"cell": "gru", "reset_after": 1}, TypeError, r"reset_after: .*1"),
     ("unknown", P.weights, {"cell": "gru", "lengths": None}, TypeError, "lengths"),
+    ("training", P.weights, {"cell": "gru", "training": True}, ValueError, r"training: .*True"),
     ("flag", P.weights, {"cell": "gru", "batch_first": 1}, TypeError, r"batch_first: .*1"),
     ("dtype", PACKED, {"cell": "gru", "reset_after": False, "dtype": "int8"}, TypeError,
      r"dtype: .*packed.*int8"),
