@@ -8,8 +8,6 @@ from helpers import command
 
 from examples.adding_problem import CELLS, Model, main, sequences
 
-pytest.importorskip("tqdm")
-
 
 def test_cells_are_those_of_rnnfast():
     from rnnfast.spec import CELLS as ALL
@@ -28,7 +26,7 @@ def test_sequences():
     assert (marks[4:20].sum(axis=0) == 1).all()
     assert marks.any(axis=1).sum() == 20
     np.testing.assert_allclose(sums, (numbers * marks).sum(axis=0), rtol=1e-6)
-    assert abs(((1 - sums) ** 2).mean() - 1 / 6) < 0.03  # four standard deviations
+    assert abs(((1 - sums) ** 2).mean() - 1 / 6) < 0.036  # four standard deviations
 
 
 @pytest.mark.parametrize("cell", CELLS)
