@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, Case, Problem, function, problem, variant
+from helpers import ROOT, Array, Case, Problem, function, problem, variant
 from hypothesis import given
 from hypothesis import strategies as st
 from test_kinds import KINDS
@@ -272,6 +273,24 @@ def test_plot_makes_its_own_figure() -> None:
         assert ax.get_figure().number in pyplot.get_fignums()
     finally:
         pyplot.close(ax.get_figure())
+
+
+def test_the_page() -> None:
+    """The code of docs/gradient_flow.md runs, and its pictures and links are there."""
+    pytest.importorskip("matplotlib").use("agg")
+    from matplotlib import pyplot
+
+    page = ROOT / "docs" / "gradient_flow.md"
+    text = page.read_text(encoding="utf-8")
+    weights = rnnfast.init_weights("lstm", 5, 9, rng=0)
+    x = np.ones((4, 3, 5), np.float32)
+    names: dict[str, Any] = {"np": np, "rnnfast": rnnfast, "x": x, "weights": weights, "target": 1}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)
+    pyplot.close("all")
+    assert names["flow"].norms.shape == (1, 1, 4)
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert len(links) == 2
+    assert all((page.parent / link).exists() for link in links)
 
 
 P = problem(Case(Spec("lstm"), T=4, B=3, I=5, H=9))
