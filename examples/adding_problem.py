@@ -32,6 +32,8 @@ from tqdm import tqdm
 
 import rnnfast
 
+from .char_lm import Adam
+
 Array = NDArray[Any]
 CELLS = {"rnn": "-", "gated": "-", "gru": "--", "lstm": "-"}  # and how each is drawn
 CLOSE = 0.04  # an answer at most so far off counts as right, as in the paper
@@ -119,24 +121,6 @@ class Model:
         _, dy, _ = self._loss(y, sums)
         flow = rnnfast.gradient_flow(x, weights, dy, cell=self.cell, backend=self.backend)
         return flow.norms[0, 0]
-
-
-class Adam:
-    """Kingma & Ba 2015: steps scaled by running means of the gradient and of its square."""
-
-    def __init__(self, parameters: list[Array], beta_1: float = 0.9, beta_2: float = 0.99) -> None:
-        self.parameters, self.beta_1, self.beta_2 = parameters, beta_1, beta_2
-        self.mean = [np.zeros_like(p) for p in parameters]
-        self.square = [np.zeros_like(p) for p in parameters]
-        self.count = 0
-
-    def step(self, gradients: list[Array], rate: float) -> None:
-        self.count += 1
-        rate *= (1 - self.beta_2**self.count) ** 0.5 / (1 - self.beta_1**self.count)
-        for p, g, m, v in zip(self.parameters, gradients, self.mean, self.square, strict=True):
-            m += (1 - self.beta_1) * (g - m)
-            v += (1 - self.beta_2) * (g * g - v)
-            p -= rate * m / (np.sqrt(v) + 1e-8)
 
 
 class Result(NamedTuple):

@@ -20,7 +20,9 @@ class Stream:
     Together the chunks give what one call of `rnnfast.lstm` and so on gives for the whole
     sequence with the same packed weights, bit for bit, however it is cut. The state stands in
     buffers that are updated in place, and so does y: after the first call of the largest size no
-    array is allocated. (The kernels take working memory from a pool of their own.)
+    array is allocated by a plain cell on the native backend, whose kernels take working memory
+    from a pool of their own. Cells with `rnnfast.Options`, projection, peepholes or layer
+    normalisation, and other backends, make arrays on their way.
 
     Parameters
     ----------
