@@ -122,6 +122,8 @@ class Layer {
   const CellKernels<T>& cell() const { return *cell_; }
   int64_t input() const { return input_; }
   int64_t hidden() const { return hidden_; }
+  int64_t outputs() const { return hidden_; }
+  bool has_c() const { return cell_->has_c; }
   int directions() const { return int(weights_.size()); }
   const Weights<T>& weights(int d) const { return weights_[d]; }
 

@@ -23,6 +23,12 @@ _FLEXIBLE = {
     np.dtype(np.float64): _native.FlexibleF64,
     np.dtype(np.complex128): _native.FlexibleDual,
 }
+_STACKS = {
+    _native.LayerF32: _native.StackF32,
+    _native.LayerF64: _native.StackF64,
+    _native.FlexibleF32: _native.FlexibleStackF32,
+    _native.FlexibleF64: _native.FlexibleStackF64,
+}
 _FIELDS = 10  # of Weights, that the kernels know
 _FUNCTIONS = list(ACTIVATIONS)
 
@@ -82,11 +88,7 @@ class Native:
         return kind(_kernel(spec), [w[:4] for w in layer], reuse, precision or "")
 
     def shortcut(self, prepared: list[Any]) -> Shortcut | None:
-        if not isinstance(prepared[0], _native.LayerF32 | _native.LayerF64):
-            return None
-        single = isinstance(prepared[0], _native.LayerF32)
-        stack = _native.StackF32 if single else _native.StackF64
-        return stack(tuple(prepared)).forward
+        return _STACKS[type(prepared[0])](tuple(prepared)).forward
 
     def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> tuple[Any, Any] | None:
         return _native.call(_kernel(spec), x, weights, state) if spec.plain else None
