@@ -14,6 +14,7 @@ SUBJECTS = {
     "memory": "peak memory and time of a training step of 10,000 time steps",
     "products": "the matrix products of training beside other libraries",
     "precision": "bfloat16 and int8 weights: speed and error",
+    "options": "what each option of the cells costs, beside the plain cell",
 }
 ALSO = {
     "page": "docs/performance.md and its pictures, from the newest results",
