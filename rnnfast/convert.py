@@ -43,7 +43,7 @@ def convert(weights: Any, *, cell: str, source: str, target: str, reset_after: b
         ``(kernel, recurrent_kernel)``. Gates i f c o, z r h.
     "onnx"
         ``(W, R, B)``, one triple for both directions: (D, G*H, I), (D, G*H, H), (D, 2*G*H); B
-        may be None. Gates i o f c, z r h.
+        may be None. Gates i o f c, z r h. An LSTM with peepholes has a fourth array, P (D, 3*H).
     "cudnn"
         ``(matrices, biases)``, two lists in the order of cudnnGetRNNWeightParams' linLayerID: 2*G
         matrices (H, I) or (H, H), the first G act on the input; 2*G biases (H,). No bias is an
@@ -285,7 +285,7 @@ def _read_keras(name: str, entry: Sequence[Any], layout: _Layout) -> Layer:
 
 
 def _read_onnx(name: str, entry: Sequence[Any], layout: _Layout) -> Layer:
-    if not 2 <= len(entry) <= 3:
+    if not 2 <= len(entry) <= (4 if layout.cell.has_c else 3):
         raise ValueError(f"{name}: expected {_EXPECTED['onnx']}, got {len(entry)} arrays")
     r = _take(f"{name}.R", entry[1], ("D", f"{len(layout.order)}*H", "H"))
     directions, _, hidden = r.shape
@@ -295,12 +295,18 @@ def _read_onnx(name: str, entry: Sequence[Any], layout: _Layout) -> Layer:
     _take(f"{name}.R", r, (directions, rows, hidden))
     w = _take(f"{name}.W", entry[0], (directions, rows, "I"), r.dtype)
     b = None
-    if len(entry) == 3 and entry[2] is not None:
+    if len(entry) > 2 and entry[2] is not None:
         b = _take(f"{name}.B", entry[2], (directions, 2 * rows), r.dtype)
+    p = None
+    if len(entry) > 3 and entry[3] is not None:
+        p = _take(f"{name}.P", entry[3], (directions, 3 * hidden), r.dtype)
     layer = []
     for d in range(directions):
         biases = () if b is None else tuple(layout.to_torch(half) for half in np.split(b[d], 2))
-        layer.append(Weights(layout.to_torch(w[d]), layout.to_torch(r[d]), *biases))
+        one = Weights(layout.to_torch(w[d]), layout.to_torch(r[d]), *biases)
+        if p is not None:
+            one = one._replace(w_peep=_reorder(p[d], "iof", "ifo").reshape(3, hidden))
+        layer.append(one)
     return tuple(layer)
 
 
@@ -358,12 +364,17 @@ def _write_keras(w: Weights, layout: _Layout) -> tuple[Array, ...]:
     return kernel, recurrent, layout.from_torch(bias)
 
 
-def _write_onnx(layer: Layer, layout: _Layout) -> tuple[Array, Array, Array | None]:
+def _write_onnx(layer: Layer, layout: _Layout) -> tuple[Array | None, ...]:
     w = np.stack([layout.from_torch(d.w_ih) for d in layer])
     r = np.stack([layout.from_torch(d.w_hh) for d in layer])
-    if all(b is None for d in layer for b in (d.b_ih, d.b_hh)):
-        return w, r, None
-    return w, r, np.stack([np.concatenate(_both_biases(d, layout)) for d in layer])
+    b = None
+    if any(bias is not None for d in layer for bias in (d.b_ih, d.b_hh)):
+        b = np.stack([np.concatenate(_both_biases(d, layout)) for d in layer])
+    if all(d.w_peep is None for d in layer):
+        return w, r, b
+    zeros = np.zeros((3, r.shape[2]), r.dtype)
+    peepholes = (zeros if d.w_peep is None else d.w_peep for d in layer)
+    return w, r, b, np.stack([_reorder(p.ravel(), "ifo", "iof") for p in peepholes])
 
 
 def _write_cudnn(w: Weights, layout: _Layout) -> tuple[list[Array], list[Array | None]]:
@@ -384,7 +395,7 @@ def _both_biases(w: Weights, layout: _Layout) -> list[Array]:
 
 _EXPECTED = {
     "keras": "(kernel, recurrent_kernel, bias), the bias left out if there is none",
-    "onnx": "(W, R, B), B None if there is none",
+    "onnx": "(W, R, B) or for LSTM (W, R, B, P), B None if there is none",
     "cudnn": "a tuple of two lists (matrices, biases)",
 }
 _READERS = {"keras": _read_keras, "onnx": _read_onnx, "cudnn": _read_cudnn}
