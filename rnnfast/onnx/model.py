@@ -172,8 +172,7 @@ class _Constants:
         part = helper.make_model(
             graph, opset_imports=self.model.opset_import, functions=self.model.functions
         )
-        found: NDArray[Any] = ReferenceEvaluator(part).run(None, {})[0]
-        return found
+        return np.asarray(*ReferenceEvaluator(part).run(None, {}))
 
     def _makers_of(self, name: str) -> set[int] | None:
         """Places of the nodes that compute `name`, None if that takes more than constants."""
