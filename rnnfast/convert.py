@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arrays
+from .errors import UnsupportedError
 from .spec import CELLS, Cell
 from .weights import Layer, Weights, parse
 
@@ -21,6 +22,7 @@ Array = NDArray[Any]
 
 # The gates in each format's order, in the letters of `rnnfast.spec.CELLS`.
 _TORCH = {name: cell.gates for name, cell in CELLS.items()}
+_EVERYWHERE = ("w_ih", "w_hh", "b_ih", "b_hh")  # the fields of Weights that every format has
 _ORDERS = {
     "torch": _TORCH,
     "keras": {"lstm": "ifgo", "gru": "zrn", "rnn": "h"},
@@ -73,6 +75,9 @@ def convert(weights: Any, *, cell: str, source: str, target: str, reset_after: b
         For an unknown name, a cell that a format does not have, or a wrong shape.
     TypeError
         For a wrong structure, kind or dtype.
+    UnsupportedError
+        For weights that the target has no place for: all but w_ih, w_hh, the biases and, in ONNX,
+        w_peep.
 
     Notes
     -----
@@ -104,6 +109,7 @@ def convert(weights: Any, *, cell: str, source: str, target: str, reset_after: b
         _check_format(name, form, cell, bool(reset_after))
     two = cell == "gru" and bool(reset_after)  # whether the biases must stay apart
     layers = _read(weights, source, _Layout(CELLS[cell], _ORDERS[source][cell], two))
+    _check_fields(target, layers)
     write = _WRITERS[target]
     layout = _Layout(CELLS[cell], _ORDERS[target][cell], two)
     like = _first_array(weights)
@@ -150,6 +156,16 @@ def _check_format(name: str, form: str, cell: str, reset_after: bool) -> None:
         raise ValueError(
             f"{name}: expected torch, keras or onnx for a GRU with reset_after=False, got 'cudnn'"
         )
+
+
+def _check_fields(target: str, layers: list[Layer]) -> None:
+    has = {"torch": Weights._fields, "onnx": (*_EVERYWHERE, "w_peep")}.get(target, _EVERYWHERE)
+    for w in (w for layer in layers for w in layer):
+        for field, value in zip(Weights._fields, w, strict=True):
+            if value is not None and field not in has:
+                raise UnsupportedError(
+                    f"weights: expected no {field} for target {target!r}, which has no place for it"
+                )
 
 
 # Structure: layers, then directions, then a format's entry.

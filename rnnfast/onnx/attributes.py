@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import UnsupportedError
+from ..spec import ACTIVATIONS
 
-
-class _Activation(NamedTuple):
-    """rnnfast's name, and the defaults of what it takes, those of the ONNX operator so called."""
-
-    name: str
-    alpha: float | None = None
-    beta: float | None = None
-
-
-# By ONNX's names, of which case does not matter.
+# rnnfast's names, and what of alpha and beta a function takes, by ONNX's names in lower case.
 _ACTIVATIONS = {
-    "sigmoid": _Activation("sigmoid"),
-    "tanh": _Activation("tanh"),
-    "relu": _Activation("relu"),
-    "affine": _Activation("affine", 1.0, 0.0),
-    "leakyrelu": _Activation("leaky_relu", 0.01),
-    "thresholdedrelu": _Activation("thresholded_relu", 1.0),
-    "scaledtanh": _Activation("scaled_tanh", 1.0, 1.0),
-    "hardsigmoid": _Activation("hard_sigmoid", 0.2, 0.5),
-    "elu": _Activation("elu", 1.0),
-    "softsign": _Activation("softsign"),
-    "softplus": _Activation("softplus"),
+    "sigmoid": ("sigmoid", ""),
+    "tanh": ("tanh", ""),
+    "relu": ("relu", ""),
+    "affine": ("affine", "alpha beta"),
+    "leakyrelu": ("leaky_relu", "alpha"),
+    "thresholdedrelu": ("thresholded_relu", "alpha"),
+    "scaledtanh": ("scaled_tanh", "alpha beta"),
+    "hardsigmoid": ("hard_sigmoid", "alpha beta"),
+    "elu": ("elu", "alpha"),
+    "softsign": ("softsign", ""),
+    "softplus": ("softplus", ""),
 }
 
 # For each operator, rnnfast's keywords for its activations f, g, h, and what they are by default.
@@ -154,7 +146,7 @@ def _activations(
         )
     parameters = {k: list(values.get(f"activation_{k}") or ()) for k in ("alpha", "beta")}
     left = {k: iter(v) for k, v in parameters.items()}
-    chosen = [_activation(name, left["alpha"], left["beta"]) for name in names]
+    chosen = [_activation(name, left) for name in names]
     for k, remaining in left.items():
         if (more := len(list(remaining))) > 0:
             raise ValueError(
@@ -166,13 +158,11 @@ def _activations(
     return [dict(zip(keywords, chosen[d * len(places) :], strict=False)) for d in range(directions)]
 
 
-def _activation(name: str, alphas: Iterator[float], betas: Iterator[float]) -> Any:
-    known = _ACTIVATIONS.get(name.lower())
-    if known is None:
+def _activation(name: str, left: dict[str, Iterator[float]]) -> Any:
+    if name.lower() not in _ACTIVATIONS:
         raise ValueError(f"activations: expected names of {', '.join(_ACTIVATIONS)}, got {name!r}")
-    alpha = None if known.alpha is None else next(alphas, None)
-    beta = None if known.beta is None else next(betas, None)
-    if alpha is None and beta is None:
-        return known.name
-    given = (known.alpha if alpha is None else alpha, known.beta if beta is None else beta)
-    return (known.name, *(0.0 if value is None else float(value) for value in given))
+    own, takes = _ACTIVATIONS[name.lower()]
+    given: dict[str, Any] = {
+        k: float(v) for k in takes.split() if (v := next(left[k], None)) is not None
+    }
+    return tuple(ACTIVATIONS[own]._replace(**given)) if given else own

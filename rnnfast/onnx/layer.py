@@ -180,6 +180,8 @@ class Layer:
         y = ys[0] if len(ys) == 1 else np.concatenate(ys, axis=-1)
         if self.batch_first:
             y = y.swapaxes(0, 1)
+        # Others than NumPy take no negative strides, of which torch dies.
+        y = y if isinstance(x, np.ndarray) else arrays.contiguous(y)
         return arrays.give(y, x), _joined(states, x)
 
     def _only(self) -> Pass:
