@@ -8,6 +8,7 @@ from typing import Any
 from onnx import ModelProto, NodeProto
 from onnx.backend.base import Backend as Base
 from onnx.backend.base import BackendRep, Device, DeviceType
+from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from ..errors import UnsupportedError
@@ -89,6 +90,8 @@ class Backend(Base):
         """
         _check(device)
         super().prepare(model, device)
+        if model.functions:  # inside of which the evaluator has its own operators
+            model = inline_local_functions(model)
         return Rep(ReferenceEvaluator(model, new_ops=OPS, **kwargs))
 
     @classmethod

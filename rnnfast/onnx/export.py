@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from typing import Any
 
 from .. import arrays
@@ -35,8 +36,7 @@ def export(model: Any, args: Any, f: Any = None, *, dynamo: bool = False, **kwar
     """
     import torch
 
-    from .. import torch as layers
-
+    layers = importlib.import_module("rnnfast.torch")
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {arrays.describe(model)}")
     standard = {getattr(layers, name): getattr(torch.nn, name) for name in ("LSTM", "GRU", "RNN")}

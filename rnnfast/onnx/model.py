@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
+from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from .. import arrays
@@ -58,6 +59,8 @@ def weights(
     >>> y, (h_n, c_n) = rnnfast.lstm(x, layer.weights, **layer.options)  # the same
     """
     proto = _load(model)
+    if proto.functions:
+        proto = inline_local_functions(proto)
     found = _node(proto, node)
     attributes = Attributes.of(
         found.op_type,
@@ -169,9 +172,7 @@ class _Constants:
             [helper.make_empty_tensor_value_info(name)],
             [t for key, t in self.initializers.items() if key in wanted],
         )
-        part = helper.make_model(
-            graph, opset_imports=self.model.opset_import, functions=self.model.functions
-        )
+        part = helper.make_model(graph, opset_imports=self.model.opset_import)
         return np.asarray(*ReferenceEvaluator(part).run(None, {}))
 
     def _makers_of(self, name: str) -> set[int] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import operator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,12 @@ class _Recurrent(OpRun):
     cannot change, the initialisers of a model, are packed at the first run.
     """
 
-    inputs: ClassVar[tuple[str, ...]]
-
     def __init__(self, onnx_node: Any, run_params: dict[str, Any], schema: Any = None) -> None:
         super().__init__(onnx_node, run_params, schema)
-        self._attributes: Attributes | None = None
+        # What the node says itself: the schema's default of RNN's activations is always for two
+        # directions. In a function an attribute may be the caller's, and known only in a run.
+        self._said = [a.name for a in onnx_node.attribute]
+        self._attributes = None if self.has_linked_attribute else self._read(vars(self))
         self._weights: tuple[Array | None, ...] = ()
         self._packed: Layer | None = None
 
@@ -35,47 +37,46 @@ class _Recurrent(OpRun):
         """The outputs; None for one without a name, which the evaluator would else keep under ""
         and hand to the next node as its optional inputs.
         """
-        found = super().run(*args, **kwargs)  # type: ignore[no-untyped-call]
+        run = super().run if self._attributes is None else self._run
+        found = run(*args, **kwargs)
+        if "" not in self.output:
+            return tuple(found)
         return tuple(
             value if name else None for name, value in zip(self.output, found, strict=False)
         )
 
     def _run(self, *args: Any, **attributes: Any) -> tuple[Array, ...]:
-        given = dict(zip(self.inputs, args, strict=False))
-        weights = tuple(given.get(name) for name in ("W", "R", "B", "P"))
-        layer = self._layer(weights, attributes)
-        states = [given.get(name) for name in ("initial_h", "initial_c") if name in self.inputs]
-        if layer.batch_first:
-            states = [None if s is None else s.swapaxes(0, 1) for s in states]
-        y, state_n = layer(
-            given["X"],
-            tuple(states) if len(states) > 1 else states[0],
-            lengths=given.get("sequence_lens"),
-        )
-        found = state_n if isinstance(state_n, tuple) else (state_n,)
+        given: list[Any] = [*args, *[None] * (8 - len(args))]
+        x, w, r, b, lengths, h, c, p = given
+        layer = self._layer((w, r, b, p), attributes)
+        state = None
+        if h is not None or c is not None:
+            if layer.batch_first:
+                h, c = (None if s is None else s.swapaxes(0, 1) for s in (h, c))
+            state = (h, c) if layer.cell == "lstm" else h
+        y, state_n = layer(x, state, lengths=lengths)
+        found = state_n if type(state_n) is tuple else (state_n,)
         directions = len(found[0])
-        y = y.reshape(*y.shape[:2], directions, y.shape[2] // directions)
         if layer.batch_first:
+            y = y.reshape(*y.shape[:2], directions, -1)
             return y, *(s.swapaxes(0, 1) for s in found)
-        return y.swapaxes(1, 2), *found
+        if directions == 1:
+            return y[:, None], *found
+        return y.reshape(*y.shape[:2], directions, -1).swapaxes(1, 2), *found
 
-    def _layer(self, weights: tuple[Array | None, ...], given: dict[str, Any]) -> Layer:
-        same = zip(weights, self._weights, strict=False)
-        if self._packed is not None and all(a is b for a, b in same):
+    def _layer(self, weights: tuple[Any, ...], given: dict[str, Any]) -> Layer:
+        """Of these weights: the packed one, if they are those that it was made of."""
+        if self._packed is not None and all(map(operator.is_, weights, self._weights)):
             return self._packed
         attributes = self._attributes
-        if attributes is None or self.has_linked_attribute:
-            # Without defaults: the schema's for RNN's activations are always two.
-            said = {a.name: given[a.name] for a in self.onnx_node.attribute}
-            attributes = self._attributes = Attributes.of(self.op_type, said)
-        w, r, b, p = weights
-        assert w is not None
-        assert r is not None
-        layer = Layer.of(attributes, w, r, b, p)
-        if not self.has_linked_attribute and all(a is None or _immutable(a) for a in weights):
-            layer = self._packed = layer.pack()
+        if attributes is not None and all(a is None or _immutable(a) for a in weights):
+            self._packed = Layer.of(attributes, *weights).pack()
             self._weights = weights
-        return layer
+            return self._packed
+        return Layer.of(self._read(given) if attributes is None else attributes, *weights)
+
+    def _read(self, values: dict[str, Any]) -> Attributes:
+        return Attributes.of(self.op_type, {name: values[name] for name in self._said})
 
 
 def _immutable(array: Any) -> bool:
@@ -90,19 +91,13 @@ def _immutable(array: Any) -> bool:
 class LSTM(_Recurrent):
     """https://onnx.ai/onnx/operators/onnx__LSTM.html, by `rnnfast.lstm`."""
 
-    inputs = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
-
 
 class GRU(_Recurrent):
     """https://onnx.ai/onnx/operators/onnx__GRU.html, by `rnnfast.gru`."""
 
-    inputs = ("X", "W", "R", "B", "sequence_lens", "initial_h")
-
 
 class RNN(_Recurrent):
     """https://onnx.ai/onnx/operators/onnx__RNN.html, by `rnnfast.rnn`."""
-
-    inputs = ("X", "W", "R", "B", "sequence_lens", "initial_h")
 
 
 # For `onnx.reference.ReferenceEvaluator(model, new_ops=OPS)`.
