@@ -386,11 +386,9 @@ def _write_onnx(layer: Layer, layout: _Layout) -> tuple[Array | None, ...]:
     b = None
     if any(bias is not None for d in layer for bias in (d.b_ih, d.b_hh)):
         b = np.stack([np.concatenate(_both_biases(d, layout)) for d in layer])
-    if all(d.w_peep is None for d in layer):
+    if layer[0].w_peep is None:
         return w, r, b
-    zeros = np.zeros((3, r.shape[2]), r.dtype)
-    peepholes = (zeros if d.w_peep is None else d.w_peep for d in layer)
-    return w, r, b, np.stack([_reorder(p.ravel(), "ifo", "iof") for p in peepholes])
+    return w, r, b, np.stack([_reorder(d.w_peep.ravel(), "ifo", "iof") for d in layer])
 
 
 def _write_cudnn(w: Weights, layout: _Layout) -> tuple[list[Array], list[Array | None]]:
