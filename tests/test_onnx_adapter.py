@@ -134,7 +134,7 @@ def nodes(pick: Any) -> Node:
         attributes["linear_before_reset"] = pick(st.integers(0, 1))
     if operator == "LSTM":
         attributes["input_forget"] = pick(st.integers(0, 1))
-    if operator != "LSTM" and pick(st.booleans()):  # see CLIPS_C
+    if pick(st.booleans()):
         attributes["clip"] = pick(st.sampled_from([0.25, 0.5, 2.0]))
     if pick(st.booleans()):
         count = PLACES[operator] * (1 + (direction == "bidirectional"))
@@ -213,11 +213,7 @@ def test_different_activations_in_two_directions(operator: str, ragged: bool) ->
         _ = layer.weights
 
 
-# rnnfast also clips c where it enters its activation, ONNX Runtime does not.
-CLIPS_C = pytest.mark.xfail(reason="clip of the LSTM is not ONNX Runtime's", strict=True)
-
-
-@pytest.mark.parametrize("operator", [pytest.param("LSTM", marks=CLIPS_C), "GRU", "RNN"])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_clip(operator: str, direction: str) -> None:
     inputs = ("B", "initial_h", "initial_c", "P", "sequence_lens")
