@@ -224,6 +224,17 @@ def test_clip(operator: str, direction: str) -> None:
         assert_close(evaluated(loose), node.by_runtime(), allowed(node))
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("clip", [{}, {"clip": 0.4}], ids=["", "clip"])
+def test_input_forget(direction: str, clip: dict[str, float]) -> None:
+    inputs = ("B", *STATES, "P", "sequence_lens")
+    node = draw("LSTM", B=5, direction=direction, given=inputs, input_forget=1, **clip)
+    assert_like_runtime(node)
+    without = Node("LSTM", node.arrays, {**node.attributes, "input_forget": 0})
+    with pytest.raises(AssertionError):
+        assert_close(evaluated(without), node.by_runtime(), 100 * allowed(node))
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_it_would_show(operator: str) -> None:
     """Two gates or peepholes swapped, a bias left out: far above what is allowed."""
@@ -376,6 +387,17 @@ def test_weights_that_change_are_not_kept() -> None:
     assert (evaluator.run(["Y"], feeds)[0] == before).all()
 
 
+def test_an_initializer_that_is_fed() -> None:
+    """In place of the one that was packed at the run before, and only for this run."""
+    node, other = draw("LSTM"), draw("LSTM", seed=1)
+    evaluator = ReferenceEvaluator(node.model(), new_ops=OPS)
+    before = evaluator.run(["Y"], node.feeds)[0]
+    fed = evaluator.run(["Y"], {**node.feeds, "W": other.arrays["W"]})[0]
+    alike = Node("LSTM", {**node.arrays, "W": other.arrays["W"]}, node.attributes)
+    assert_close({"Y": fed}, {"Y": alike.by_runtime()["Y"]}, allowed(node))
+    np.testing.assert_array_equal(evaluator.run(["Y"], node.feeds)[0], before)
+
+
 # The backend
 
 
@@ -472,6 +494,20 @@ def test_weights_that_the_model_computes() -> None:
     wanted = by_runtime(model, {"X": node.arrays["X"]})
     assert_close({"Y": y[:, None], "Y_h": h_n, "Y_c": c_n}, wanted, allowed(node))
     assert layer.state[0].shape == (1, 3, 5)
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+def test_a_constant_state(layout: int) -> None:
+    """It is what a call without a state begins with, in either layout."""
+    node = draw("GRU", direction="bidirectional")
+    wanted, h_0 = evaluated(node), node.arrays["initial_h"]
+    node = node.batch_first() if layout else node
+    model = node.model()
+    model.graph.initializer.append(numpy_helper.from_array(node.arrays["initial_h"], "initial_h"))
+    layer = weights(model)
+    np.testing.assert_array_equal(layer.state, h_0)
+    _, h_n = layer(node.arrays["X"])
+    assert_close({"Y_h": h_n}, {"Y_h": wanted["Y_h"]}, allowed(node))
 
 
 def test_gradients_through_weights_of_a_model() -> None:
