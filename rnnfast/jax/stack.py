@@ -1,0 +1,222 @@
+"""A stack of layers as a JAX primitive: forward and backward are the native kernels, called by XLA.
+
+The operands of the primitive, and the arguments of the handlers in csrc/ffi.cpp, are a fixed list:
+x (T, B, I), h_0, c_0, lengths, then w_ih, w_hh, b_ih and b_hh of every direction of every layer.
+What is not there is an empty array. The results are y, h_n, and c_n, empty for a cell without c.
+
+Why a primitive, and not a `custom_vjp` function alone: vmap of that would take the derivative row
+by row. The primitive is batched first (a mapped axis becomes part of the batch), then derived.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from .. import _native
+
+INSTALL = 'RNNFAST_JAX=ON pip install --force-reinstall --no-deps "rnnfast[jax]"'
+
+if not hasattr(_native, "ffi_handlers"):
+    raise ImportError(
+        "rnnfast was installed without its handlers for JAX, which are compiled from the headers "
+        f"of jaxlib; install it again, with {INSTALL}"
+    )
+for _name, _handler in _native.ffi_handlers.items():
+    jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
+
+Operands = Sequence[Any]
+
+
+class Plan(NamedTuple):
+    """What selects the kernels; sizes come from the operands."""
+
+    kernel: str
+    layers: int
+    directions: int
+    has_c: bool
+    save: str
+
+
+def run(plan: Plan, *operands: Any) -> tuple[Any, Any, Any]:
+    """y (T, B, D*H), h_n and c_n (L*D, B, H), with all of JAX's transformations."""
+    y, h_n, c_n = _stack.bind(*_varying_alike(operands), plan=plan)
+    return y, h_n, c_n
+
+
+class _Sizes:
+    """Shapes of the results, from those of the operands."""
+
+    def __init__(self, plan: Plan, operands: Operands) -> None:
+        x, w_hh = operands[0], operands[5]
+        self.count = plan.layers * plan.directions
+        steps, batch, _ = x.shape
+        hidden = w_hh.shape[1]
+        self.y = (steps, batch, plan.directions * hidden)
+        self.state = (self.count, batch, hidden)
+        self.c = self.state if plan.has_c else (0,)
+        rows, gates = steps * batch, _native.ffi_saved_gates(plan.kernel)
+        self.saved = (
+            (plan.layers - 1, rows, plan.directions * hidden),
+            (self.count, rows, gates, hidden) if plan.save == "all" else (0,),
+            (self.count, rows, hidden),
+            (self.count, rows, hidden) if plan.has_c else (0,),
+        )
+
+
+def _call(target: str, plan: Plan, save: str, operands: Operands, shapes: Any) -> list[Any]:
+    results = [_result(operands[0], shape) for shape in shapes]
+    call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
+    found = call(
+        *operands,
+        cell=plan.kernel,
+        layers=np.int64(plan.layers),
+        directions=np.int64(plan.directions),
+        save=save,
+    )
+    return list(found)
+
+
+def _forward(plan: Plan, *operands: Any) -> list[Any]:
+    sizes = _Sizes(plan, operands)
+    shapes = [sizes.y, sizes.state, sizes.c, *[(0,)] * 4]
+    return _call("rnnfast_forward", plan, "", operands, shapes)[:3]
+
+
+def _forward_saving(plan: Plan, *operands: Any) -> tuple[list[Any], tuple[Any, Any]]:
+    sizes = _Sizes(plan, operands)
+    shapes = [sizes.y, sizes.state, sizes.c, *sizes.saved]
+    results = _call("rnnfast_forward", plan, plan.save, operands, shapes)
+    return results[:3], (operands, results[3:])
+
+
+def _backward(plan: Plan, kept: tuple[Any, Any], cotangents: Any) -> tuple[Any, ...]:
+    operands, saved = kept
+    x, h_0, c_0, _, *weights = operands
+    sizes = _Sizes(plan, operands)
+    shapes = [x.shape, sizes.state, sizes.c, *(w.shape for w in weights)]
+    inputs = [*operands, *saved, *cotangents]
+    dx, dh_0, dc_0, *dweights = _call("rnnfast_backward", plan, plan.save, inputs, shapes)
+    dh_0, dc_0 = (
+        d if primal.ndim > 1 else jnp.zeros_like(primal)
+        for d, primal in ((dh_0, h_0), (dc_0, c_0))
+    )
+    return dx, dh_0, dc_0, None, *dweights
+
+
+_derivable = jax.custom_vjp(_forward, nondiff_argnums=(0,))
+_derivable.defvjp(_forward_saving, _backward)
+
+
+def _implementation(*operands: Any, plan: Plan) -> Any:
+    return _derivable(plan, *operands)
+
+
+_stack = Primitive("rnnfast")
+_stack.multiple_results = True
+_stack.def_impl(jax.jit(_implementation, static_argnames="plan"))
+mlir.register_lowering(
+    _stack, mlir.lower_fun(_implementation, multiple_results=True), platform="cpu"
+)
+
+
+@_stack.def_abstract_eval
+def _abstract(*avals: Any, plan: Plan) -> Any:
+    return jax.make_jaxpr(partial(_forward, plan))(*avals).out_avals
+
+
+def _jvp(primals: Operands, tangents: Operands, *, plan: Plan) -> Any:
+    """Only to be transposed, as `custom_vjp` does; forward mode is refused there."""
+    return jax.jvp(partial(_derivable, plan), tuple(primals), tuple(map(_some, primals, tangents)))
+
+
+def _some(primal: Any, tangent: Any) -> Any:
+    if not isinstance(tangent, ad.Zero):
+        return tangent
+    if jnp.issubdtype(primal.dtype, jnp.floating):
+        return jnp.zeros_like(primal)
+    return np.zeros(primal.shape, jax.dtypes.float0)
+
+
+ad.primitive_jvps[_stack] = _jvp
+
+
+def _batch(operands: Operands, axes: Sequence[int | None], *, plan: Plan) -> Any:
+    """vmap: a mapped axis of x, state and lengths joins B; mapped weights are run in turn."""
+    size = next(a.shape[k] for a, k in zip(operands, axes, strict=True) if k is not None)
+    if any(k is not None for k in axes[4:]):
+        return _in_turn(operands, axes, plan), (0, 0, 0)
+    places = (1, 1, 1, 0)
+    folded = [
+        _fold(a, k, place, size) for a, k, place in zip(operands, axes, places, strict=False)
+    ]
+    y, h_n, c_n = run(plan, *folded, *operands[4:])
+
+    def unfold(a: Any) -> Any:
+        return a.reshape(a.shape[0], size, a.shape[1] // size, a.shape[2])
+
+    if not plan.has_c:
+        return (unfold(y), unfold(h_n), c_n), (1, 1, None)
+    return (unfold(y), unfold(h_n), unfold(c_n)), (1, 1, 1)
+
+
+def _in_turn(operands: Operands, axes: Sequence[int | None], plan: Plan) -> Any:
+    mapped = [jnp.moveaxis(a, k, 0) for a, k in zip(operands, axes, strict=True) if k is not None]
+
+    def one(parts: list[Any]) -> Any:
+        part = iter(parts)
+        return run(plan, *(a if k is None else next(part) for a, k in zip(operands, axes)))
+
+    return jax.lax.map(one, mapped)
+
+
+def _fold(a: Any, axis: int | None, place: int, size: int) -> Any:
+    """a with the mapped axis, or copies of a, merged into the axis `place`."""
+    if axis is None:
+        if a.shape == (0,):
+            return a
+        a = jnp.broadcast_to(
+            jnp.expand_dims(a, place), (*a.shape[:place], size, *a.shape[place:])
+        )
+    else:
+        a = jnp.moveaxis(a, axis, place)
+    return a.reshape(*a.shape[:place], size * a.shape[place + 1], *a.shape[place + 2 :])
+
+
+batching.primitive_batchers[_stack] = _batch
+
+
+def _varying_alike(operands: Operands) -> list[Any]:
+    """Inside of shard_map: every operand varies over the mesh axes over which any of them does.
+
+    The transpose of that sums the gradients of the weights over the devices.
+    """
+    varying = [_axes(a) for a in operands]
+    every = frozenset().union(*varying)
+    return [
+        jax.lax.pcast(a, tuple(every - own), to="varying") if every - own else a
+        for a, own in zip(operands, varying, strict=True)
+    ]
+
+
+def _axes(a: Any) -> frozenset[Any]:
+    kind = jax.typeof(a)
+    return getattr(getattr(kind, "mat", kind), "varying", getattr(kind, "vma", frozenset()))
+
+
+def _result(like: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """A result that varies over the mesh axes over which `like` does."""
+    kind = jax.typeof(like)
+    for name in ("manual_axis_type", "vma"):  # the former from JAX 0.10 on
+        if hasattr(kind, name):
+            more = {name: getattr(kind, name)}
+            return jax.ShapeDtypeStruct(shape, kind.dtype, **more)
+    return jax.ShapeDtypeStruct(shape, kind.dtype)
