@@ -5,7 +5,8 @@
 
 namespace rnnfast {
 
-// Adds to the module `ffi_handlers`, capsules by name, and `ffi_saved_gates`, which gives S of a cell.
+// Adds to the module `ffi_handlers`, capsules by name, `ffi_version`, of XLA's headers, and
+// `ffi_saved_gates`, which gives S of a cell.
 void register_ffi(pybind11::module_& m);
 
 }  // namespace rnnfast

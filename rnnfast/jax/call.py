@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..api import _Call, _spec
+from ..api import Packed, _Call, _spec
 from ..arrays import describe
 from ..backends.native import _kernel
 from ..errors import UnsupportedError
@@ -31,6 +31,8 @@ def run(
     nonlinearity: Any = "tanh",
 ) -> tuple[Any, Any]:
     """Check the arguments by their shapes and dtypes, run the layers, and lay out the results."""
+    if isinstance(weights, Packed):
+        raise TypeError("weights: rnnfast.jax cannot use packed weights; expected the weights")
     checked = _Call(
         _spec(cell, reset_after, nonlinearity),
         _outline(x, "x"),

@@ -10,9 +10,10 @@ by row. The primitive is batched first (a mapped axis becomes part of the batch)
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,20 +21,38 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _native
+from ..errors import UnsupportedError
 
-INSTALL = 'RNNFAST_JAX=ON pip install --force-reinstall --no-deps "rnnfast[jax]"'
+INSTALL = 'RNNFAST_JAX=ON pip install --force-reinstall --no-deps --no-cache-dir "rnnfast[jax]"'
 
-if not hasattr(_native, "ffi_handlers"):
-    raise ImportError(
-        "rnnfast was installed without its handlers for JAX, which are compiled from the headers "
-        f"of jaxlib; install it again, with {INSTALL}"
-    )
+
+def _check_installed() -> None:
+    """Whether there are handlers, and the installed jaxlib takes them. It takes older ones."""
+    if not hasattr(_native, "ffi_handlers"):
+        raise ImportError(
+            "rnnfast was installed without its handlers for JAX, which are compiled from the "
+            f"headers of jaxlib; install it again with {INSTALL}"
+        )
+    header = Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text(encoding="utf-8")
+    found = re.findall(r"#define XLA_FFI_API_M(?:AJOR|INOR) (\d+)", header)
+    version = tuple(map(int, found))
+    built = _native.ffi_version
+    if version[0] != built[0] or version < built:
+        raise ImportError(
+            f"rnnfast's handlers for JAX were compiled for version {built} of XLA's FFI, jaxlib "
+            f"has {version}; install a newer jax, or rnnfast again with --no-build-isolation"
+        )
+
+
+_check_installed()
 for _name, _handler in _native.ffi_handlers.items():
     jax.ffi.register_ffi_target(_name, _handler, platform="cpu")
 
 Operands = Sequence[Any]
+Shape = tuple[int, ...]
 
 
 class Plan(NamedTuple):
@@ -72,7 +91,8 @@ class _Sizes:
         )
 
 
-def _call(target: str, plan: Plan, save: str, operands: Operands, shapes: Any) -> list[Any]:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _call(target: str, plan: Plan, shapes: tuple[Shape, ...], *operands: Any) -> list[Any]:
     results = [_result(operands[0], shape) for shape in shapes]
     call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
     found = call(
@@ -80,21 +100,29 @@ def _call(target: str, plan: Plan, save: str, operands: Operands, shapes: Any) -
         cell=plan.kernel,
         layers=np.int64(plan.layers),
         directions=np.int64(plan.directions),
-        save=save,
+        save=plan.save,
     )
     return list(found)
 
 
+@_call.defjvp
+def _no_second_derivative(*_: Any) -> Any:
+    raise UnsupportedError(
+        "rnnfast.jax has first derivatives in reverse mode (jax.grad, jax.vjp); "
+        "it cannot be differentiated twice"
+    )
+
+
 def _forward(plan: Plan, *operands: Any) -> list[Any]:
     sizes = _Sizes(plan, operands)
-    shapes = [sizes.y, sizes.state, sizes.c, *[(0,)] * 4]
-    return _call("rnnfast_forward", plan, "", operands, shapes)[:3]
+    shapes = (sizes.y, sizes.state, sizes.c, *[(0,)] * 4)
+    return list(_call("rnnfast_forward", plan._replace(save=""), shapes, *operands)[:3])
 
 
 def _forward_saving(plan: Plan, *operands: Any) -> tuple[list[Any], tuple[Any, Any]]:
     sizes = _Sizes(plan, operands)
-    shapes = [sizes.y, sizes.state, sizes.c, *sizes.saved]
-    results = _call("rnnfast_forward", plan, plan.save, operands, shapes)
+    shapes = (sizes.y, sizes.state, sizes.c, *sizes.saved)
+    results = _call("rnnfast_forward", plan, shapes, *operands)
     return results[:3], (operands, results[3:])
 
 
@@ -102,9 +130,9 @@ def _backward(plan: Plan, kept: tuple[Any, Any], cotangents: Any) -> tuple[Any, 
     operands, saved = kept
     x, h_0, c_0, _, *weights = operands
     sizes = _Sizes(plan, operands)
-    shapes = [x.shape, sizes.state, sizes.c, *(w.shape for w in weights)]
-    inputs = [*operands, *saved, *cotangents]
-    dx, dh_0, dc_0, *dweights = _call("rnnfast_backward", plan, plan.save, inputs, shapes)
+    shapes = (x.shape, sizes.state, sizes.c, *(w.shape for w in weights))
+    inputs = (*operands, *saved, *cotangents)
+    dx, dh_0, dc_0, *dweights = _call("rnnfast_backward", plan, shapes, *inputs)
     dh_0, dc_0 = (
         d if primal.ndim > 1 else jnp.zeros_like(primal)
         for d, primal in ((dh_0, h_0), (dc_0, c_0))
@@ -169,11 +197,12 @@ def _batch(operands: Operands, axes: Sequence[int | None], *, plan: Plan) -> Any
 
 
 def _in_turn(operands: Operands, axes: Sequence[int | None], plan: Plan) -> Any:
-    mapped = [jnp.moveaxis(a, k, 0) for a, k in zip(operands, axes, strict=True) if k is not None]
+    pairs = list(zip(operands, axes, strict=True))
+    mapped = [jnp.moveaxis(a, k, 0) for a, k in pairs if k is not None]
 
     def one(parts: list[Any]) -> Any:
         part = iter(parts)
-        return run(plan, *(a if k is None else next(part) for a, k in zip(operands, axes)))
+        return run(plan, *(a if k is None else next(part) for a, k in pairs))
 
     return jax.lax.map(one, mapped)
 
@@ -202,9 +231,15 @@ def _varying_alike(operands: Operands) -> list[Any]:
     varying = [_axes(a) for a in operands]
     every = frozenset().union(*varying)
     return [
-        jax.lax.pcast(a, tuple(every - own), to="varying") if every - own else a
+        _cast(a, tuple(every - own)) if every - own else a
         for a, own in zip(operands, varying, strict=True)
     ]
+
+
+def _cast(a: Any, axes: tuple[Any, ...]) -> Any:
+    if hasattr(jax.lax, "pcast"):  # from JAX 0.9 on
+        return jax.lax.pcast(a, axes, to="varying")
+    return jax.lax.pvary(a, axes)
 
 
 def _axes(a: Any) -> frozenset[Any]:
@@ -215,8 +250,11 @@ def _axes(a: Any) -> frozenset[Any]:
 def _result(like: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
     """A result that varies over the mesh axes over which `like` does."""
     kind = jax.typeof(like)
-    for name in ("manual_axis_type", "vma"):  # the former from JAX 0.10 on
-        if hasattr(kind, name):
-            more = {name: getattr(kind, name)}
-            return jax.ShapeDtypeStruct(shape, kind.dtype, **more)
-    return jax.ShapeDtypeStruct(shape, kind.dtype)
+    more: dict[str, Any] = {}
+    if _axes(like):
+        where = NamedSharding(kind.sharding.mesh, PartitionSpec())
+        if hasattr(kind, "manual_axis_type"):  # from JAX 0.10 on
+            more = {"sharding": where, "manual_axis_type": kind.manual_axis_type}
+        else:
+            more = {"sharding": where, "vma": kind.vma}
+    return jax.ShapeDtypeStruct(shape, kind.dtype, **more)
