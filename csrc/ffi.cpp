@@ -152,7 +152,9 @@ struct Call {
   std::vector<const Layer<T>*> layers;
   std::vector<Buffer<T>> packed;
 
-  Call(Buffers& buffers, std::string_view cell, int64_t count, int64_t directions)
+  // With `packed_weights` the weights are packed now, as a backward pass that computes gates needs.
+  Call(Buffers& buffers, std::string_view cell, int64_t count, int64_t directions,
+       bool packed_weights)
       : L(count), D(directions) {
     const CellKind which = cell_kind(std::string(cell));
     const CellKernels<T>& kernel = *kernels<T>(active_set()).cells[which];
@@ -181,7 +183,7 @@ struct Call {
         if (!w.w_ih || !w.w_hh) throw std::invalid_argument("rnnfast: empty weights");
         weights.push_back(w);
       }
-      owned.emplace_back(new Layer<T>(which, std::move(weights), features, H, false));
+      owned.emplace_back(new Layer<T>(which, std::move(weights), features, H, packed_weights));
       layers.push_back(owned.back().get());
     }
   }
@@ -222,7 +224,7 @@ struct Output {
 template <class T>
 void forward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t directions,
              Save save) {
-  Call<T> call(buffers, cell, layers, directions);
+  Call<T> call(buffers, cell, layers, directions, false);
   const int64_t L = call.L, D = call.D, H = call.H, N = call.N, state = call.state;
   const bool ragged = bool(call.ragged);
   const Output<T> y(buffers.needed<T>(N * D * H), ragged, N * D * H);
@@ -261,8 +263,9 @@ void forward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t di
 }
 
 template <class T>
-void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t directions, Save) {
-  Call<T> call(buffers, cell, layers, directions);
+void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t directions,
+              Save save) {
+  Call<T> call(buffers, cell, layers, directions, save == Save::kRecompute);
   const int64_t L = call.L, D = call.D, H = call.H, N = call.N, state = call.state;
   const T* between = buffers.input<T>((L - 1) * N * D * H);
   const T* gates = buffers.input<T>(L * D * N * call.S * H);
