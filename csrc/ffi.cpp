@@ -14,132 +14,15 @@
 //                      pass saves nothing, gates also where it saves for "recompute".
 #include "ffi.hpp"
 
-#include <cstring>
-#include <numeric>
-
+#include "ffi_buffers.hpp"
 #include "python_layer.hpp"
-#include "xla/ffi/api/ffi.h"
 
 namespace rnnfast {
 namespace {
 
-namespace ffi = xla::ffi;
-
-// Hands out the buffers of a call one by one. An empty buffer is null.
-class Buffers {
- public:
-  Buffers(const ffi::RemainingArgs& from, const ffi::RemainingRets& to) : from_(from), to_(to) {}
-
-  template <class T>
-  const T* input(int64_t size) {
-    return static_cast<const T*>(next(from_.get<ffi::AnyBuffer>(at_++), kind<T>(), size));
-  }
-  template <class T>
-  T* output(int64_t size) {
-    auto result = to_.get<ffi::AnyBuffer>(made_++);
-    if (!result) throw std::invalid_argument(result.error().message());
-    return static_cast<T*>(next(ffi::ErrorOr<ffi::AnyBuffer>(**result), kind<T>(), size));
-  }
-  template <class T>
-  T* needed(int64_t size) {
-    T* found = output<T>(size);
-    if (!found && size > 0) throw std::invalid_argument("rnnfast: an output is missing");
-    return found;
-  }
-  ffi::AnyBuffer peek(size_t ahead) const {
-    const auto found = from_.get<ffi::AnyBuffer>(at_ + ahead);
-    if (!found) throw std::invalid_argument(found.error().message());
-    return *found;
-  }
-  void end() const {
-    if (at_ != from_.size() || made_ != to_.size())
-      throw std::invalid_argument("rnnfast: unexpected number of buffers");
-  }
-
- private:
-  template <class T>
-  static ffi::DataType kind() {
-    if constexpr (std::is_same_v<T, float>) return ffi::DataType::F32;
-    if constexpr (std::is_same_v<T, double>) return ffi::DataType::F64;
-    if constexpr (std::is_same_v<T, int32_t>) return ffi::DataType::S32;
-    return ffi::DataType::S64;
-  }
-  void* next(const ffi::ErrorOr<ffi::AnyBuffer>& found, ffi::DataType kind, int64_t size) const {
-    if (!found) throw std::invalid_argument(found.error().message());
-    const int64_t count = int64_t(found->element_count());
-    if (found->element_type() != kind || (count != 0 && count != size))
-      throw std::invalid_argument("rnnfast: unexpected dtype or size of a buffer");
-    return count > 0 ? found->untyped_data() : nullptr;
-  }
-
-  ffi::RemainingArgs from_;
-  ffi::RemainingRets to_;
-  size_t at_ = 0, made_ = 0;
-};
-
-// How the rows of a padded batch are packed: sorted by falling length, step after step.
-class Ragged {
- public:
-  template <class Int>
-  Ragged(const Int* lengths, int64_t steps, int64_t batch) : steps_(steps), order_(batch) {
-    for (int64_t b = 0; b < batch; b++)
-      if (lengths[b] < 0 || lengths[b] > steps)
-        throw std::invalid_argument("lengths: expected values from 0 to T = " +
-                                    std::to_string(steps) + ", got " + std::to_string(lengths[b]));
-    std::iota(order_.begin(), order_.end(), 0);
-    std::stable_sort(order_.begin(), order_.end(),
-                     [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
-    sizes_.resize(batch > 0 ? lengths[order_[0]] : 0);
-    for (int64_t b = 0; b < batch; b++)
-      for (int64_t t = 0; t < lengths[b]; t++) sizes_[t]++;
-  }
-
-  Batch batch() const { return {int64_t(sizes_.size()), int64_t(order_.size()), sizes_.data()}; }
-
-  template <class T>
-  Buffer<T> pack(const T* padded, int64_t width) const {
-    Buffer<T> packed(std::accumulate(sizes_.begin(), sizes_.end(), int64_t(0)) * width);
-    T* to = packed.get();
-    each_row([&](int64_t row) { to = std::copy_n(padded + row * width, width, to); });
-    return packed;
-  }
-  template <class T>
-  void pad(const T* packed, int64_t width, T* padded) const {
-    std::fill_n(padded, steps_ * int64_t(order_.size()) * width, T(0));
-    each_row([&](int64_t row) {
-      std::copy_n(packed, width, padded + row * width);
-      packed += width;
-    });
-  }
-  template <class T>
-  Buffer<T> sort(const T* states, int64_t count, int64_t width) const {  // [count, B, width]
-    const int64_t batch = int64_t(order_.size());
-    Buffer<T> sorted(count * batch * width);
-    T* to = sorted.get();
-    for (int64_t k = 0; k < count; k++)
-      for (int64_t b : order_) to = std::copy_n(states + (k * batch + b) * width, width, to);
-    return sorted;
-  }
-  template <class T>
-  void unsort(const T* sorted, int64_t count, int64_t width, T* states) const {
-    const int64_t batch = int64_t(order_.size());
-    for (int64_t k = 0; k < count; k++)
-      for (int64_t b : order_) {
-        std::copy_n(sorted, width, states + (k * batch + b) * width);
-        sorted += width;
-      }
-  }
-
- private:
-  template <class Visit>
-  void each_row(Visit visit) const {
-    for (size_t t = 0; t < sizes_.size(); t++)
-      for (int64_t b = 0; b < sizes_[t]; b++) visit(int64_t(t) * int64_t(order_.size()) + order_[b]);
-  }
-
-  int64_t steps_;
-  std::vector<int64_t> order_, sizes_;
-};
+Save save_of(std::string_view name) {
+  return Save(one_of(std::string(name), {"", "all", "recompute"}, "save"));
+}
 
 // What both passes begin with: sizes, layers, and the inputs of the forward pass, packed.
 template <class T>
@@ -210,15 +93,6 @@ struct Call {
     h_0 = sort(h_0);
     c_0 = sort(c_0);
   }
-};
-
-// An output: the caller's memory, or where rows are packed that of `own`, until `finish`.
-template <class T>
-struct Output {
-  T* to;
-  Buffer<T> own;
-  Output(T* to, bool ragged, int64_t size) : to(to), own(ragged ? size : 0) {}
-  T* get() const { return own.get() ? own.get() : to; }
 };
 
 template <class T>
@@ -342,33 +216,20 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
   }
 }
 
-template <class Single, class Double>
-ffi::Error run(Single single, Double twice, const ffi::RemainingArgs& from,
-               const ffi::RemainingRets& to, std::string_view cell, int64_t layers,
-               int64_t directions, std::string_view save) {
-  try {
-    Buffers buffers(from, to);
-    const Save how = Save(one_of(std::string(save), {"", "all", "recompute"}, "save"));
-    if (buffers.peek(0).element_type() == ffi::DataType::F64)
-      twice(buffers, cell, layers, directions, how);
-    else
-      single(buffers, cell, layers, directions, how);
-    return ffi::Error::Success();
-  } catch (const std::invalid_argument& error) {
-    return ffi::Error::InvalidArgument(error.what());
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(error.what());
-  }
-}
-
 ffi::Error run_forward(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
                        int64_t layers, int64_t directions, std::string_view save) {
-  return run(forward<float>, forward<double>, from, to, cell, layers, directions, save);
+  Buffers buffers(from, to);
+  return guarded(buffers, [&](auto zero) {
+    forward<decltype(zero)>(buffers, cell, layers, directions, save_of(save));
+  });
 }
 
 ffi::Error run_backward(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
                         int64_t layers, int64_t directions, std::string_view save) {
-  return run(backward<float>, backward<double>, from, to, cell, layers, directions, save);
+  Buffers buffers(from, to);
+  return guarded(buffers, [&](auto zero) {
+    backward<decltype(zero)>(buffers, cell, layers, directions, save_of(save));
+  });
 }
 
 auto binding() {
@@ -389,11 +250,13 @@ void register_ffi(py::module_& m) {
   py::dict handlers;
   handlers["rnnfast_forward"] = py::capsule(reinterpret_cast<void*>(on_forward));
   handlers["rnnfast_backward"] = py::capsule(reinterpret_cast<void*>(on_backward));
+  add_flexible_handlers(handlers);
   m.attr("ffi_handlers") = handlers;
   m.attr("ffi_version") = py::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
   m.def("ffi_saved_gates", [](const std::string& cell) {
     return kernels<float>(active_set()).cells[cell_kind(cell)]->saved;
   });
+  m.def("ffi_flexible_slots", &flexible_slots);
 }
 
 }  // namespace rnnfast

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..api import Packed, _Call, _spec
 from ..arrays import describe
-from ..backends.native import _kernel
+from ..backends.native import _kernel, flexible_kernel
 from ..errors import UnsupportedError
 from ..weights import Weights, is_entry
 from . import stack
@@ -52,10 +52,12 @@ def run(
         for entry in ([weights] if is_entry(weights) else weights)
     ]
     _refuse(checked)
-    noise = checked.noise
+    noise, spec = checked.noise, checked.spec
     drop = checked.dropout if noise.training and len(layers) > 1 else 0.0
-    if drop or noise.dropconnect:
-        between, connect = jax.random.split(_key(rng))
+    if drop or noise.dropconnect or noise.recurrent_dropout or (noise.training and spec.zoneout):
+        between, connect, on_state = jax.random.split(_key(rng), 3)
+    else:
+        on_state = None
     if noise.dropconnect:
         layers = _drop_connections(connect, noise.dropconnect, layers)
 
@@ -64,25 +66,32 @@ def run(
         rows = rows[:, None]
     elif checked.batch_first:
         rows = rows.swapaxes(0, 1)
-    has_c = checked.spec.info.has_c
+    has_c = spec.info.has_c
     h, c = state if has_c and state is not None else (state, None)
-    initial = [
-        s if s is None or not checked.unbatched else jnp.expand_dims(s, 1) for s in (h, c)
-    ]
-    directions = checked.directions
+    initial = [s if s is None or not checked.unbatched else jnp.expand_dims(s, 1) for s in (h, c)]
+    kernel, options = _kernel(spec), None
+    if not spec.plain:
+        kernel, numbers = flexible_kernel(spec)
+        options = tuple(float(n) for part in numbers for n in (part if isinstance(part, tuple) else [part]))
+    directions, gates = checked.directions, len(spec.info.gates)
+    together = len(layers) if spec.plain and not drop else 1
     finals = []
-    for part in [slice(k, k + 1) for k in range(len(layers))] if drop else [slice(None)]:
-        some = layers[part]
-        if part.start:
+    for first in range(0, len(layers), together):
+        some = layers[first : first + together]
+        if first and drop:
             shape = rows.shape[1:] if noise.variational else rows.shape
-            key = jax.random.fold_in(between, part.start)
-            rows = _drop(key, drop, shape, rows)
-        at = slice((part.start or 0) * directions, ((part.start or 0) + len(some)) * directions)
-        plan = stack.Plan(_kernel(checked.spec), len(some), directions, has_c, checked.save)
+            rows = _drop(jax.random.fold_in(between, first), drop, shape, rows)
+        plan = stack.Plan(kernel, options, gates, len(some), directions, has_c, checked.save)
+        at = slice(first * directions, (first + len(some)) * directions)
+        masks = [None] * 3
+        if spec.recurrent_dropout or spec.zoneout:
+            key = None if on_state is None else jax.random.fold_in(on_state, first)
+            masks = _masks(key, checked, rows)
         operands = [
             *(None if s is None else s[at] for s in initial),
             _integers(lengths),
-            *(a for layer in some for w in layer for a in w[:4]),
+            *masks,
+            *(a for layer in some for w in layer for a in w[: plan.fields]),
         ]
         rows, *final = stack.run(plan, rows, *(_or_empty(a, rows.dtype) for a in operands))
         finals.append(final)
@@ -138,15 +147,35 @@ def _or_empty(array: Any, dtype: Any) -> Any:
 
 def _refuse(checked: _Call) -> None:
     """What the native kernels have and the handlers do not."""
-    if not checked.spec.plain:
-        raise UnsupportedError(
-            f"rnnfast.jax does not have {checked.spec.variants()}; rnnfast.{checked.spec.cell} has"
-        )
     if checked.parsed[0][0].bn_ih is not None:
         raise UnsupportedError(
             "weights.bn_ih: rnnfast.jax has no batch normalisation, whose running statistics are "
             "written into bn_mean and bn_var; expected None"
         )
+
+
+def _masks(key: Any, checked: _Call, rows: Any) -> list[Any]:
+    """Those of one layer, for all directions; see `rnnfast.spec.Masks`."""
+    noise, count, dtype = checked.noise, checked.directions, rows.dtype
+    steps, batch, _ = rows.shape
+
+    def keep(k: int, rate: float, width: int) -> Any:
+        if rate == 0:
+            return None
+        if not noise.training:  # the expectation
+            return jnp.full((count, 1, 1, width), rate, dtype)
+        shape = (count, steps, batch, width)
+        return jax.random.bernoulli(jax.random.fold_in(key, k), rate, shape).astype(dtype)
+
+    recurrent = None
+    if noise.recurrent_dropout:
+        ones = jnp.ones((count, batch, checked.outputs), dtype)
+        recurrent = _drop(jax.random.fold_in(key, 0), noise.recurrent_dropout, ones.shape, ones)
+    return [
+        recurrent,
+        keep(1, noise.zoneout_h, checked.outputs),
+        keep(2, noise.zoneout_c, checked.hidden),
+    ]
 
 
 def _key(rng: Any) -> Any:

@@ -1,8 +1,9 @@
 """A stack of layers as a JAX primitive: forward and backward are the native kernels, called by XLA.
 
-The operands of the primitive, and the arguments of the handlers in csrc/ffi.cpp, are a fixed list:
-x (T, B, I), h_0, c_0, lengths, then w_ih, w_hh, b_ih and b_hh of every direction of every layer.
-What is not there is an empty array. The results are y, h_n, and c_n, empty for a cell without c.
+The operands of the primitive are a fixed list: x (T, B, I), h_0, c_0, lengths, the masks of a cell
+with options, then fields of every direction of every layer. What is not there is an empty array.
+csrc/ffi.cpp has the shapes for plain cells, csrc/ffi_flexible.cpp those for cells with options, of
+which there is one layer at a time. The results are y, h_n, and c_n, empty for a cell without c.
 
 Why a primitive, and not a `custom_vjp` function alone: vmap of that would take the derivative row
 by row. The primitive is batched first (a mapped axis becomes part of the batch), then derived.
@@ -59,14 +60,29 @@ class Plan(NamedTuple):
     """What selects the kernels; sizes come from the operands."""
 
     kernel: str
+    options: tuple[float, ...] | None  # None for a plain cell
+    gates: int
     layers: int
     directions: int
     has_c: bool
     save: str
 
+    @property
+    def target(self) -> str:
+        return "rnnfast_" if self.options is None else "rnnfast_flexible_"
+
+    @property
+    def fields(self) -> int:
+        """How many of `Weights` there are among the operands, for each direction."""
+        return 4 if self.options is None else 10
+
+
+MASKS = slice(4, 7)  # among the operands: recurrent, keep_h, keep_c
+WEIGHTS = MASKS.stop  # where they begin
+
 
 def run(plan: Plan, *operands: Any) -> tuple[Any, Any, Any]:
-    """y (T, B, D*H), h_n and c_n (L*D, B, H), with all of JAX's transformations."""
+    """y (T, B, D*P), h_n and c_n (L*D, B, P or H), with all of JAX's transformations."""
     y, h_n, c_n = _stack.bind(*_varying_alike(operands), plan=plan)
     return y, h_n, c_n
 
@@ -75,34 +91,50 @@ class _Sizes:
     """Shapes of the results, from those of the operands."""
 
     def __init__(self, plan: Plan, operands: Operands) -> None:
-        x, w_hh = operands[0], operands[5]
-        self.count = plan.layers * plan.directions
+        x, w_hh = operands[0], operands[WEIGHTS + 1]
+        count = plan.layers * plan.directions
         steps, batch, _ = x.shape
-        hidden = w_hh.shape[1]
-        self.y = (steps, batch, plan.directions * hidden)
-        self.state = (self.count, batch, hidden)
-        self.c = self.state if plan.has_c else (0,)
-        rows, gates = steps * batch, _native.ffi_saved_gates(plan.kernel)
-        self.saved = (
-            (plan.layers - 1, rows, plan.directions * hidden),
-            (self.count, rows, gates, hidden) if plan.save == "all" else (0,),
-            (self.count, rows, hidden),
-            (self.count, rows, hidden) if plan.has_c else (0,),
-        )
+        rows, outputs = w_hh.shape
+        hidden = rows // plan.gates
+        self.y = (steps, batch, plan.directions * outputs)
+        self.h = (count, batch, outputs)
+        self.c = (count, batch, hidden) if plan.has_c else (0,)
+        rows = steps * batch
+        of_c = (count, rows, hidden) if plan.has_c else (0,)
+        if plan.options is None:
+            gates = _native.ffi_saved_gates(plan.kernel)
+            self.saved: tuple[Shape, ...] = (
+                (plan.layers - 1, rows, plan.directions * hidden),
+                (count, rows, gates, hidden) if plan.save == "all" else (0,),
+                (count, rows, hidden),
+                of_c,
+            )
+        else:
+            slots = _native.ffi_flexible_slots(plan.kernel, operands[WEIGHTS + 6].size > 0)
+            masked = operands[MASKS][0].size > 0
+            self.saved = (
+                (count, rows, slots, hidden),
+                (count, rows, _SCALES),
+                (count, rows, outputs),
+                (count, rows, outputs) if masked else (0,),
+                of_c,
+            )
+
+
+_SCALES = 5  # kScales of csrc/flexible_params.hpp
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _call(target: str, plan: Plan, shapes: tuple[Shape, ...], *operands: Any) -> list[Any]:
+def _call(verb: str, plan: Plan, shapes: tuple[Shape, ...], *operands: Any) -> list[Any]:
     results = [_result(operands[0], shape) for shape in shapes]
-    call = jax.ffi.ffi_call(target, results, vmap_method="sequential")
-    found = call(
-        *operands,
-        cell=plan.kernel,
-        layers=np.int64(plan.layers),
-        directions=np.int64(plan.directions),
-        save=plan.save,
-    )
-    return list(found)
+    call = jax.ffi.ffi_call(plan.target + verb, results, vmap_method="sequential")
+    if plan.options is None:
+        operands = (*operands[: MASKS.start], *operands[MASKS.stop :])
+        more: dict[str, Any] = {"layers": np.int64(plan.layers)}
+    else:
+        more = {"options": np.array(plan.options)}
+    directions = np.int64(plan.directions)
+    return list(call(*operands, cell=plan.kernel, directions=directions, save=plan.save, **more))
 
 
 @_call.defjvp
@@ -115,29 +147,27 @@ def _no_second_derivative(*_: Any) -> Any:
 
 def _forward(plan: Plan, *operands: Any) -> list[Any]:
     sizes = _Sizes(plan, operands)
-    shapes = (sizes.y, sizes.state, sizes.c, *[(0,)] * 4)
-    return list(_call("rnnfast_forward", plan._replace(save=""), shapes, *operands)[:3])
+    shapes = (sizes.y, sizes.h, sizes.c, *[(0,)] * len(sizes.saved))
+    return list(_call("forward", plan._replace(save=""), shapes, *operands)[:3])
 
 
 def _forward_saving(plan: Plan, *operands: Any) -> tuple[list[Any], tuple[Any, Any]]:
     sizes = _Sizes(plan, operands)
-    shapes = (sizes.y, sizes.state, sizes.c, *sizes.saved)
-    results = _call("rnnfast_forward", plan, shapes, *operands)
+    results = _call("forward", plan, (sizes.y, sizes.h, sizes.c, *sizes.saved), *operands)
     return results[:3], (operands, results[3:])
 
 
 def _backward(plan: Plan, kept: tuple[Any, Any], cotangents: Any) -> tuple[Any, ...]:
     operands, saved = kept
-    x, h_0, c_0, _, *weights = operands
+    x, h_0, c_0 = operands[:3]
     sizes = _Sizes(plan, operands)
-    shapes = (x.shape, sizes.state, sizes.c, *(w.shape for w in weights))
-    inputs = (*operands, *saved, *cotangents)
-    dx, dh_0, dc_0, *dweights = _call("rnnfast_backward", plan, shapes, *inputs)
+    shapes = (x.shape, sizes.h, sizes.c, *(w.shape for w in operands[WEIGHTS:]))
+    dx, dh_0, dc_0, *dweights = _call("backward", plan, shapes, *operands, *saved, *cotangents)
     dh_0, dc_0 = (
         d if primal.ndim > 1 else jnp.zeros_like(primal)
         for d, primal in ((dh_0, h_0), (dc_0, c_0))
     )
-    return dx, dh_0, dc_0, None, *dweights
+    return dx, dh_0, dc_0, *[None] * (WEIGHTS - 3), *dweights
 
 
 _derivable = jax.custom_vjp(_forward, nondiff_argnums=(0,))
@@ -180,13 +210,13 @@ ad.primitive_jvps[_stack] = _jvp
 def _batch(operands: Operands, axes: Sequence[int | None], *, plan: Plan) -> Any:
     """vmap: a mapped axis of x, state and lengths joins B; mapped weights are run in turn."""
     size = next(a.shape[k] for a, k in zip(operands, axes, strict=True) if k is not None)
-    if any(k is not None for k in axes[4:]):
+    if any(k is not None for k in axes[WEIGHTS:]):
         return _in_turn(operands, axes, plan), (0, 0, 0)
-    places = (1, 1, 1, 0)
     folded = [
-        _fold(a, k, place, size) for a, k, place in zip(operands, axes, places, strict=False)
+        _fold(a, k, place, size)
+        for a, k, place in zip(operands, axes, (1, 1, 1, 0, 1, 2, 2), strict=False)
     ]
-    y, h_n, c_n = run(plan, *folded, *operands[4:])
+    y, h_n, c_n = run(plan, *folded, *operands[WEIGHTS:])
 
     def unfold(a: Any) -> Any:
         return a.reshape(a.shape[0], size, a.shape[1] // size, a.shape[2])
@@ -210,7 +240,7 @@ def _in_turn(operands: Operands, axes: Sequence[int | None], plan: Plan) -> Any:
 def _fold(a: Any, axis: int | None, place: int, size: int) -> Any:
     """a with the mapped axis, or copies of a, merged into the axis `place`."""
     if axis is None:
-        if a.shape == (0,):
+        if a.shape == (0,) or (a.ndim == 4 and a.shape[1:3] == (1, 1)):  # one row for all
             return a
         a = jnp.broadcast_to(
             jnp.expand_dims(a, place), (*a.shape[:place], size, *a.shape[place:])
