@@ -103,7 +103,8 @@ void forward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t di
   const bool ragged = bool(call.ragged);
   const Output<T> y(buffers.needed<T>(N * D * H), ragged, N * D * H);
   const Output<T> h_n(buffers.needed<T>(L * D * state), ragged, L * D * state);
-  const Output<T> c_n(buffers.needed<T>(call.has_c ? L * D * state : 0), ragged && call.has_c, L * D * state);
+  const Output<T> c_n(buffers.needed<T>(call.has_c ? L * D * state : 0), ragged && call.has_c,
+                      L * D * state);
   T* between = buffers.output<T>((L - 1) * N * D * H);
   T* gates = buffers.output<T>(L * D * N * call.S * H);
   T* h = buffers.output<T>(L * D * N * H);
@@ -151,7 +152,8 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
   const bool ragged = bool(call.ragged);
   const Output<T> dx(buffers.needed<T>(N * call.I), ragged, N * call.I);
   const Output<T> dh_0(buffers.needed<T>(L * D * state), ragged, L * D * state);
-  const Output<T> dc_0(buffers.needed<T>(call.has_c ? L * D * state : 0), ragged && call.has_c, L * D * state);
+  const Output<T> dc_0(buffers.needed<T>(call.has_c ? L * D * state : 0), ragged && call.has_c,
+                       L * D * state);
 
   const Batch batch = call.batch();
   const Buffer<T> zeros(state);

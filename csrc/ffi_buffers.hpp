@@ -129,7 +129,8 @@ class Ragged {
   template <class Visit>
   void each_row(Visit visit) const {
     for (size_t t = 0; t < sizes_.size(); t++)
-      for (int64_t b = 0; b < sizes_[t]; b++) visit(int64_t(t) * int64_t(order_.size()) + order_[b]);
+      for (int64_t b = 0; b < sizes_[t]; b++)
+        visit(int64_t(t) * int64_t(order_.size()) + order_[b]);
   }
 
   int64_t steps_;

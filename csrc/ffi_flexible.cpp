@@ -8,9 +8,9 @@
 //   masks                       recurrent [D, B, P], keep_h [D, T, B, P], keep_c [D, T, B, H]; the
 //                               last two also [D, 1, 1, P] and [D, 1, 1, H], one row for all
 //   saved                       as in FlexibleSaved, in its order, D times as many numbers
+#include "ffi.hpp"
 #include "ffi_buffers.hpp"
 #include "python_flexible.hpp"
-#include "ffi.hpp"
 
 namespace rnnfast {
 namespace {
@@ -19,8 +19,8 @@ constexpr int kWeightFields = 10;
 constexpr size_t kNumbers = 13;  // of the attribute `options`, in the order of OptionTuple
 
 FlexibleKind flexible_kind(std::string_view cell) {
-  return FlexibleKind(one_of(std::string(cell),
-                             {"lstm", "gru_after", "gru_before", "rnn", "gated"}, "cell"));
+  return FlexibleKind(
+      one_of(std::string(cell), {"lstm", "gru_after", "gru_before", "rnn", "gated"}, "cell"));
 }
 
 CellOptions options_of(ffi::Span<const double> numbers) {
@@ -31,7 +31,7 @@ CellOptions options_of(ffi::Span<const double> numbers) {
       throw std::invalid_argument("rnnfast: unexpected function");
     return Activation{Function(int(which)), numbers[3 * k + 1], numbers[3 * k + 2]};
   };
-  return {function(0), function(1),       function(2),         numbers[9],
+  return {function(0), function(1),        function(2),         numbers[9],
           numbers[10], numbers[11] != 0.0, int64_t(numbers[12])};
 }
 
@@ -147,8 +147,8 @@ void flexible_forward(Buffers& buffers, std::string_view cell, ffi::Span<const d
   T* operand_before = buffers.output<T>(D * N * P);
   T* c_before = buffers.output<T>(D * N * H);
   buffers.end();
-  FlexibleForwardArrays<T> a{call.x,    call.h_0, call.c_0, y.get(),
-                             h_n.get(), call.has_c ? c_n.get() : nullptr, {}};
+  FlexibleForwardArrays<T> a{
+      call.x, call.h_0, call.c_0, y.get(), h_n.get(), call.has_c ? c_n.get() : nullptr, {}};
   for (int64_t d = 0; d < D; d++) {
     a.masks[d] = call.masks[d];
     const auto part = [d, N](T* all, int64_t width) { return all ? all + d * N * width : nullptr; };
@@ -263,8 +263,7 @@ auto flexible_binding() {
 }  // namespace
 
 int flexible_slots(const std::string& cell, bool norm) {
-  const FlexibleKernels<float>& kernel =
-      kernels<float>(active_set()).flexible[flexible_kind(cell)];
+  const FlexibleKernels<float>& kernel = kernels<float>(active_set()).flexible[flexible_kind(cell)];
   return kernel.saved + (norm ? 2 * kernel.gates : 0);
 }
 

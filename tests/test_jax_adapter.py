@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import (
-    ROOT,
     BIASES,
     COTANGENTS,
+    ROOT,
     STATES,
     Case,
     Problem,
@@ -60,7 +60,7 @@ def ours(spec: Spec) -> Callable[..., Any]:
 
 
 def run_jax(p: Problem, call: Callable[..., Any] | None = None, **options: Any) -> dict[str, Any]:
-    """Every output and gradient, by name, as `helpers.run` has them. `call` is (x, weights, state)."""
+    """Every output and gradient, by name, as from `helpers.run`; of `call`(x, weights, state)."""
     f = call or partial(ours(p.spec), lengths=p.lengths, **options)
 
     def named(x: Any, weights: Any, state: Any) -> Any:
@@ -131,7 +131,10 @@ def test_options_of_the_cells(data: Any) -> None:
     }
     if cell == "lstm":
         fields |= {"proj_size": draw(0, 3), "peepholes": draw(False, True)}
-        options |= {"input_forget": draw(False, True), "output_activation": draw("tanh", "softsign")}
+        options |= {
+            "input_forget": draw(False, True),
+            "output_activation": draw("tanh", "softsign"),
+        }
     if cell == "gru":
         options["reset_after"] = draw(False, True)
     if cell == "rnn":
@@ -181,7 +184,9 @@ def test_masks_on_the_state(spec: Spec) -> None:
     rates = np.asarray(random(p.x, p.weights, p.state, training=False)[0])
     assert_near(rates, np.asarray(f(p.x, p.weights, p.state, zoneout=0.3, training=False)[0]), 0)
     keys = jax.random.split(jax.random.key(1), 3)
-    every = jax.vmap(lambda k: f(p.x, p.weights, zoneout=0.5, recurrent_dropout=0.5, rng=k)[0])(keys)
+    every = jax.vmap(lambda k: f(p.x, p.weights, zoneout=0.5, recurrent_dropout=0.5, rng=k)[0])(
+        keys
+    )
     one = [f(p.x, p.weights, zoneout=0.5, recurrent_dropout=0.5, rng=k)[0] for k in keys]
     assert_near(every, jnp.stack(one))
 
@@ -321,8 +326,10 @@ def test_checkpoint_and_scan(spec: Spec) -> None:
     p = problem(Case(spec, T=12, B=3, I=4, H=5, L=2))
     f = ours(spec)
     whole = jax.grad(lambda w: jnp.sin(f(p.x, w, p.state)[0]).sum())
-    assert_near(jax.grad(jax.checkpoint(lambda w: jnp.sin(f(p.x, w, p.state)[0]).sum()))(p.weights),
-                whole(p.weights))
+    assert_near(
+        jax.grad(jax.checkpoint(lambda w: jnp.sin(f(p.x, w, p.state)[0]).sum()))(p.weights),
+        whole(p.weights),
+    )
 
     def in_segments(w: Any) -> Any:
         @jax.checkpoint
@@ -400,7 +407,9 @@ def test_traced_lengths() -> None:
     for wrong in (-1, 7, 2**32 + 1):
         lengths = p.lengths.copy()
         lengths[1] = wrong
-        with pytest.raises(Exception, match=f"lengths: expected values from 0 to T = 6, got {wrong}"):
+        with pytest.raises(
+            Exception, match=f"lengths: expected values from 0 to T = 6, got {wrong}"
+        ):
             jax.block_until_ready(call(p.x, lengths))
 
 
@@ -430,9 +439,7 @@ def test_dropout() -> None:
     weights = [*p.weights, hands_on]
     first, h_n = adapter.rnn(p.x, p.weights, nonlinearity="relu")
     call = jax.jit(
-        lambda key, **o: adapter.rnn(
-            p.x, weights, nonlinearity="relu", dropout=rate, rng=key, **o
-        ),
+        lambda key, **o: adapter.rnn(p.x, weights, nonlinearity="relu", dropout=rate, rng=key, **o),
         static_argnames="variational",
     )
     y, state_n = call(jax.random.key(1))
@@ -507,7 +514,9 @@ def test_without_handlers() -> None:
     assert "ImportError: rnnfast was installed without its handlers" in found.stderr
     assert "RNNFAST_JAX=ON pip install" in found.stderr
     code = "import rnnfast._native as n; n.ffi_version = (0, 999); import rnnfast.jax"
-    assert "ImportError: rnnfast's handlers for JAX were compiled for version" in python(code).stderr
+    assert (
+        "ImportError: rnnfast's handlers for JAX were compiled for version" in python(code).stderr
+    )
 
 
 def test_imported_only_when_asked_for() -> None:
@@ -545,7 +554,10 @@ class TestFlax:
         weights = [
             tuple(
                 rnnfast.Weights(
-                    *(np.asarray(found[f"{name}_l{k}{end}"]) for name in rnnfast.Weights._fields[:4])
+                    *(
+                        np.asarray(found[f"{name}_l{k}{end}"])
+                        for name in rnnfast.Weights._fields[:4]
+                    )
                 )
                 for end in ("", "_reverse")
             )

@@ -72,7 +72,9 @@ def run(
     kernel, options = _kernel(spec), None
     if not spec.plain:
         kernel, numbers = flexible_kernel(spec)
-        options = tuple(float(n) for part in numbers for n in (part if isinstance(part, tuple) else [part]))
+        options = tuple(
+            float(n) for part in numbers for n in (part if isinstance(part, tuple) else [part])
+        )
     directions, gates = checked.directions, len(spec.info.gates)
     together = len(layers) if spec.plain and not drop else 1
     finals = []
@@ -107,9 +109,10 @@ def _outline(value: Any, name: str = "weights") -> Any:
     """Memory of the shape and dtype of an array, never touched, to be checked in its place."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return value
-    if isinstance(value.dtype, np.dtype) and jax.dtypes.canonicalize_dtype(
-        value.dtype
-    ) != value.dtype:
+    if (
+        isinstance(value.dtype, np.dtype)
+        and jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype
+    ):
         raise TypeError(
             f"{name}: {value.dtype} needs jax.config.update('jax_enable_x64', True), "
             f"without which JAX would cast it"

@@ -38,7 +38,10 @@ def weights(get: Callable[[str], Any], num_layers: int, bidirectional: bool, bia
     """The parameters as `rnnfast.jax.lstm` takes them; get(name) is one of them."""
     fields = _FIELDS if bias else _FIELDS[:2]
     layers = [
-        tuple(Weights(*(get(f"{field}_l{k}{end}") for field in fields)) for end in _ends(bidirectional))
+        tuple(
+            Weights(*(get(f"{field}_l{k}{end}") for field in fields))
+            for end in _ends(bidirectional)
+        )
         for k in range(num_layers)
     ]
     return layers if bidirectional else [layer[0] for layer in layers]

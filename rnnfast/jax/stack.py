@@ -164,8 +164,7 @@ def _backward(plan: Plan, kept: tuple[Any, Any], cotangents: Any) -> tuple[Any, 
     shapes = (x.shape, sizes.h, sizes.c, *(w.shape for w in operands[WEIGHTS:]))
     dx, dh_0, dc_0, *dweights = _call("backward", plan, shapes, *operands, *saved, *cotangents)
     dh_0, dc_0 = (
-        d if primal.ndim > 1 else jnp.zeros_like(primal)
-        for d, primal in ((dh_0, h_0), (dc_0, c_0))
+        d if primal.ndim > 1 else jnp.zeros_like(primal) for d, primal in ((dh_0, h_0), (dc_0, c_0))
     )
     return dx, dh_0, dc_0, *[None] * (WEIGHTS - 3), *dweights
 
@@ -242,9 +241,7 @@ def _fold(a: Any, axis: int | None, place: int, size: int) -> Any:
     if axis is None:
         if a.shape == (0,) or (a.ndim == 4 and a.shape[1:3] == (1, 1)):  # one row for all
             return a
-        a = jnp.broadcast_to(
-            jnp.expand_dims(a, place), (*a.shape[:place], size, *a.shape[place:])
-        )
+        a = jnp.broadcast_to(jnp.expand_dims(a, place), (*a.shape[:place], size, *a.shape[place:]))
     else:
         a = jnp.moveaxis(a, axis, place)
     return a.reshape(*a.shape[:place], size * a.shape[place + 1], *a.shape[place + 2 :])
