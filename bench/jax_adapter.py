@@ -144,7 +144,13 @@ def _arguments(add: Any) -> None:
     add("--modes", nargs="+", choices=MODES, default=MODES)
 
 
+def _missing() -> bool:
+    return importlib.util.find_spec("jax") is None
+
+
 def _rows(chosen: argparse.Namespace) -> Iterator[Row]:
+    if _missing():
+        return
     if hasattr(os, "sched_setaffinity"):
         processors = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, processors[: chosen.worker])
@@ -158,8 +164,8 @@ def _rows(chosen: argparse.Namespace) -> Iterator[Row]:
 
 
 def _header() -> list[str]:
-    missing = importlib.util.find_spec("jax") is None
-    return ["nothing is timed, because jax is not installed"] * missing + report.row_header()
+    left_out = ["nothing is timed, because jax is not installed"] * _missing()
+    return left_out + report.row_header()
 
 
 def _summary(rows: list[Row]) -> list[str]:

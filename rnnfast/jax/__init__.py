@@ -32,7 +32,8 @@ def lstm(
     """Run a stack of LSTM layers over a batch of sequences: `rnnfast.lstm` for JAX.
 
     Shapes, weights and equations are those of `rnnfast.lstm`; T steps, B rows, I input size, H
-    hidden size, L layers, D directions. Errors are raised when the call is traced.
+    hidden size, P projection size or else H, L layers, D directions. Errors are raised when the
+    call is traced.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ def lstm(
     weights : Weights, tuple of arrays, or list with one entry per layer
         As `rnnfast.lstm` takes them: a pytree, so that its gradient has the same structure.
     state : (h_0, c_0) or None
-        Each an array (L*D, B, H), without B if x is unbatched, or None for zeros.
+        Arrays (L*D, B, P) and (L*D, B, H), without B if x is unbatched, or None for zeros.
     lengths : int array (B,) or None
         The number of valid steps of each row, 0 to T. It may be traced.
     batch_first : bool
@@ -54,12 +55,12 @@ def lstm(
     save : {"all", "recompute"}
         What the forward pass keeps for the backward pass, as `rnnfast.lstm_vjp` has it.
     **options
-        `variational`, `dropconnect` and `training` of `rnnfast.Options`.
+        See `rnnfast.Options`; batch normalisation is not there.
 
     Returns
     -------
-    y : array (T, B, D*H), or as x is laid out
-    (h_n, c_n) : arrays (L*D, B, H), without B if x is unbatched
+    y : array (T, B, D*P), or as x is laid out
+    (h_n, c_n) : arrays (L*D, B, P) and (L*D, B, H), without B if x is unbatched
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -37,7 +38,7 @@ def run(
         _spec(cell, reset_after, nonlinearity),
         _outline(x, "x"),
         _map(_outline, weights),
-        _map(_outline, state),
+        _map(partial(_outline, name="state"), state),
         _known(lengths),
         batch_first,
         dropout,
