@@ -168,7 +168,7 @@ def test_options_of_the_cells(data: Any) -> None:
 
 @pytest.mark.parametrize("spec", [Spec("lstm"), Spec("gru")], ids=Spec.variants)
 def test_masks_on_the_state(spec: Spec) -> None:
-    p = problem(Case(spec, T=5, B=3, I=3, H=4, L=2, D=2, ragged=True))
+    p = problem(Case(spec, T=5, B=3, I=3, H=4, L=1 + spec.info.has_c, D=2, ragged=True))
     f = partial(ours(spec), lengths=p.lengths)
     random = partial(f, recurrent_dropout=0.4, zoneout=0.3, rng=jax.random.key(5))
     results = random(p.x, p.weights, p.state)
@@ -235,7 +235,8 @@ def test_a_scan(spec: Spec) -> None:
 def test_finite_differences(spec: Spec) -> None:
     p = problem(Case(spec, T=4, B=3, I=3, H=4, L=2, D=2, ragged=True))
     f = partial(ours(spec), lengths=p.lengths)
-    check_grads(f, (p.x, p.weights, p.state), order=1, modes=["rev"], eps=1e-5, rtol=1e-6)
+    arguments = (p.x, p.weights, p.state)
+    check_grads(jax.jit(f), arguments, order=1, modes=["rev"], eps=1e-5, rtol=1e-6)
 
 
 def loss_of(p: Problem, **options: Any) -> Callable[..., Any]:
@@ -463,7 +464,8 @@ def test_gradients_with_dropout(options: Any) -> None:
     p = problem(Case(Spec("lstm"), T=3, B=2, I=3, H=4, L=3))
     f = partial(adapter.lstm, rng=jax.random.key(3), **options)
     assert not np.array_equal(f(p.x, p.weights)[0], adapter.lstm(p.x, p.weights)[0])
-    check_grads(f, (p.x, p.weights, p.state), order=1, modes=["rev"], eps=1e-5, rtol=1e-6)
+    arguments = (p.x, p.weights, p.state)
+    check_grads(jax.jit(f), arguments, order=1, modes=["rev"], eps=1e-5, rtol=1e-6)
 
 
 def test_errors_of_a_trace() -> None:
