@@ -160,7 +160,7 @@ def _rows(chosen: argparse.Namespace) -> Iterator[Row]:
                 continue
             for mode in chosen.modes:
                 families = [peer.name for peer in THEIRS]
-                yield row(cell, shape, mode, chosen.worker, families, chosen.budget, OURS, THEIRS)
+                yield row(cell, shape, mode, chosen.worker, families, chosen.budget, (OURS, THEIRS))
 
 
 def _header() -> list[str]:

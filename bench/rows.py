@@ -22,10 +22,13 @@ def row(
     threads: int,
     families: Iterable[str],
     budget: float,
-    of_us: Sequence[peers.Peer] = peers.OURS,
-    others: Sequence[peers.Peer] = peers.THEIRS,
+    contenders: tuple[Sequence[peers.Peer], Sequence[peers.Peer]] | None = None,
 ) -> Row:
-    """Compare rnnfast with every peer of these families that can do it and is installed."""
+    """Compare rnnfast with every peer of these families that can do it and is installed.
+
+    `contenders` are ours and theirs, by default those of `peers`.
+    """
+    of_us, others = contenders or (peers.OURS, peers.THEIRS)
     spec = CELLS[cell]
     problem = draw(spec, shape, mode)
     calls: dict[str, Call] = {}

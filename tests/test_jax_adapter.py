@@ -634,8 +634,7 @@ def test_benchmark(cell: str, mode: Any) -> None:
             1,
             ["lax.scan"],
             0.0,
-            bench.jax_adapter.OURS,
-            bench.jax_adapter.THEIRS,
+            (bench.jax_adapter.OURS, bench.jax_adapter.THEIRS),
         )
     finally:
         rnnfast.set_num_threads(threads)
