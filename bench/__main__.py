@@ -16,8 +16,9 @@ SUBJECTS = {
     "precision": "bfloat16 and int8 weights: speed and error",
     "options": "what each option of the cells costs, beside the plain cell",
     "onnx": "rnnfast.onnx in onnx's evaluator beside ONNX Runtime",
+    "jax": "rnnfast.jax beside layers written with lax.scan, both under jit",
 }
-_MODULES = {"onnx": "onnx_adapter"}  # where they have other names
+_MODULES = {"jax": "jax_adapter", "onnx": "onnx_adapter"}  # where they have other names
 ALSO = {
     "page": "docs/performance.md and its pictures, from the newest results",
     "everything": "all subjects one after the other, then the page",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import peers
@@ -16,16 +16,26 @@ Row = dict[str, Any]  # see README.md; of JSON's types, because it crosses proce
 
 
 def row(
-    cell: str, shape: Shape, mode: Mode, threads: int, families: Iterable[str], budget: float
+    cell: str,
+    shape: Shape,
+    mode: Mode,
+    threads: int,
+    families: Iterable[str],
+    budget: float,
+    contenders: tuple[Sequence[peers.Peer], Sequence[peers.Peer]] | None = None,
 ) -> Row:
-    """Compare rnnfast with every peer of these families that can do it and is installed."""
+    """Compare rnnfast with every peer of these families that can do it and is installed.
+
+    `contenders` are ours and theirs, by default those of `peers`.
+    """
+    of_us, others = contenders or (peers.OURS, peers.THEIRS)
     spec = CELLS[cell]
     problem = draw(spec, shape, mode)
     calls: dict[str, Call] = {}
     failed: dict[str, str] = {}
     rivals = []
-    for peer in (*peers.OURS, *peers.THEIRS):
-        ours = peer in peers.OURS
+    for peer in (*of_us, *others):
+        ours = peer in of_us
         wanted = ours or peer.name.partition("-")[0] in families
         if not wanted or not peer.supports(spec, shape, mode) or peers.missing(peer):
             continue
@@ -36,7 +46,7 @@ def row(
             failed[peer.name] = outcome
         else:
             calls[peer.name] = outcome
-    own = [peer.name for peer in peers.OURS if peer.supports(spec, shape, mode)]
+    own = [peer.name for peer in of_us if peer.supports(spec, shape, mode)]
     timings, load = timed({} if failed.keys() & own else calls, budget)
     return {
         "threads": threads,

@@ -1,4 +1,5 @@
 // The Python module.
+#include "ffi.hpp"
 #include "python_flexible.hpp"
 #include "shortcut.hpp"
 #include "threads.hpp"
@@ -92,4 +93,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("multiply_nn", &product<double, false>, py::arg().noconvert(), py::arg().noconvert());
   m.def("multiply_tn", &product<float, true>, py::arg().noconvert(), py::arg().noconvert());
   m.def("multiply_tn", &product<double, true>, py::arg().noconvert(), py::arg().noconvert());
+#if defined(RNNFAST_HAS_FFI)
+  register_ffi(m);
+#endif
 }

@@ -35,6 +35,9 @@ struct ForwardArrays {
   T* y;          // [N, D*H]
   T* h_n;        // [D, B, H]
   T* c_n;        // [D, B, H] or null for a cell without c
+  struct {
+    T *gates, *h, *c;
+  } keep[2] = {};  // where to save, as in Saved; null for memory of its own
 };
 
 template <class T>

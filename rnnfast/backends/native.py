@@ -43,7 +43,8 @@ def _function(f: Activation) -> tuple[int, float, float]:
     return _FUNCTIONS.index(f.name), f.alpha, f.beta
 
 
-def _flexible(spec: Spec, layer: Layer) -> Any:
+def flexible_kernel(spec: Spec) -> tuple[str, tuple[Any, ...]]:
+    """The kernel of a cell with options, and what these are for it."""
     options = (
         _function(spec.of_gates),
         _function(spec.of_candidate),
@@ -53,9 +54,12 @@ def _flexible(spec: Spec, layer: Layer) -> Any:
         spec.input_forget,
         spec.truncate or 0,
     )
-    kernel = "rnn" if spec.cell == "rnn" else _kernel(spec)
+    return "rnn" if spec.cell == "rnn" else _kernel(spec), options
+
+
+def _flexible(spec: Spec, layer: Layer) -> Any:
     kind = _FLEXIBLE[layer[0].w_hh.dtype]
-    return kind(kernel, options, [list(w[:_FIELDS]) for w in layer])
+    return kind(*flexible_kernel(spec), [list(w[:_FIELDS]) for w in layer])
 
 
 def _of_layer(state: Array | None, k: int, layers: int) -> Array | None:
