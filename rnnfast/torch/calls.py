@@ -1,0 +1,243 @@
+"""One call of rnnfast on tensors, in the flat form that PyTorch's autograd and compiler take.
+
+A call is described by tensors and plain values alone:
+
+x, h_0, c_0, lengths
+    As `rnnfast.lstm` takes them; lengths an int64 tensor.
+weights
+    Every given array of every direction of every layer, in order.
+seed
+    Of the dropout masks: an int64 tensor of one number, or None where there is no dropout.
+cell, directions, batch_first, dropout
+    As in rnnfast.
+fields
+    The names of the given fields of `rnnfast.Weights`, with spaces between them, for one direction
+    of one layer if all are alike, or for each with commas between.
+options
+    The other keyword arguments, as the `repr` of a dictionary.
+"""
+
+from __future__ import annotations
+
+import ast
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import rnnfast
+
+from ..api import Backward
+from ..spec import CELLS
+
+_TRAINING_ONLY = ("save", "checkpoint", "truncate")  # keywords of the _vjp functions
+
+
+class Call(NamedTuple):
+    """What of a call is no tensor."""
+
+    cell: str
+    fields: str
+    directions: int
+    batch_first: bool
+    dropout: float
+    options: str
+
+    def names(self, count: int) -> list[tuple[str, ...]]:
+        """The fields of each direction of each layer, for so many arrays."""
+        groups = _groups(self.fields)
+        return list(groups) if len(groups) > 1 else list(groups) * (count // len(groups[0]))
+
+    def structure(self, arrays: Sequence[Any]) -> list[Any]:
+        """The arrays as `rnnfast.lstm` takes weights."""
+        rest = iter(arrays)
+        entries = [_weights(names, rest) for names in self.names(len(arrays))]
+        if self.directions == 1:
+            return entries
+        return list(zip(entries[::2], entries[1::2], strict=True))
+
+    def flatten(self, structure: list[Any], count: int) -> list[Any]:
+        """`count` arrays: the inverse of `structure`."""
+        entries = structure if self.directions == 1 else [w for pair in structure for w in pair]
+        return [
+            getattr(entry, name)
+            for entry, names in zip(entries, self.names(count), strict=True)
+            for name in names
+        ]
+
+    def keywords(self, training: bool) -> dict[str, Any]:
+        """The options that the function, or with `training` the _vjp function, takes."""
+        found = _parsed(self.options)
+        return {k: v for k, v in found.items() if training or k not in _TRAINING_ONLY}
+
+
+@lru_cache
+def _groups(fields: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(group.split()) for group in fields.split(","))
+
+
+@lru_cache
+def _parsed(options: str) -> dict[str, Any]:
+    found = ast.literal_eval(options)
+    assert isinstance(found, dict)
+    return found
+
+
+def _weights(names: tuple[str, ...], arrays: Iterator[Any]) -> rnnfast.Weights:
+    given = [next(arrays) for _ in names]
+    if names == rnnfast.Weights._fields[: len(names)]:
+        return rnnfast.Weights(*given)
+    return rnnfast.Weights(**dict(zip(names, given, strict=True)))
+
+
+def run(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+    packed: rnnfast.Packed | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, h_n and c_n; c_n is empty for a cell that has none. Nothing is kept."""
+    structure = packed or call.structure([array(w) for w in weights])
+    y, state = getattr(rnnfast, call.cell)(
+        array(x), structure, _state(call, h_0, c_0), **_keywords(call, lengths, seed, False)
+    )
+    return _results(call, y, state)
+
+
+def run_and_keep(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, h_n, c_n and a tape, from which `gradients` goes back."""
+    *results, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
+    return (*_results(call, *results), _record(backward))
+
+
+def gradients(
+    tape: Tensor | None,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> list[Tensor]:
+    """Those of x, h_0, c_0 (empty for a cell that has none) and of each of the weights.
+
+    Where the tape is None, or a copy of one, the forward pass is run again.
+    """
+    backward = None if tape is None else _backward_of(tape)
+    if backward is None:
+        _, _, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
+    given = [None if d is None else array(d) for d in (dy, dh_n, dc_n)]
+    dstate: Any = (given[1], given[2]) if CELLS[call.cell].has_c else given[1]
+    dx, dweights, dinitial = backward(given[0], dstate)
+    return [
+        *_results(call, dx, dinitial),
+        *map(torch.from_numpy, call.flatten(dweights, len(weights))),
+    ]
+
+
+def array(tensor: Tensor) -> NDArray[Any]:
+    """The memory of a tensor."""
+    if not tensor.is_cpu:
+        raise rnnfast.UnsupportedError(
+            f"expected tensors on the CPU, got one on {tensor.device}; no backend for devices is "
+            f"there yet, so move the module and its inputs with .cpu()"
+        )
+    if tensor.dtype is torch.bfloat16:
+        raise TypeError(
+            "expected tensors of float32 or float64, got torch.bfloat16; keep the module in "
+            "float32: under torch.autocast its inputs are cast"
+        )
+    return tensor.numpy(force=True)
+
+
+def _state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:
+    if not CELLS[call.cell].has_c:
+        return None if h is None else array(h)
+    if h is None and c is None:
+        return None
+    return (None if h is None else array(h), None if c is None else array(c))
+
+
+def _keywords(
+    call: Call, lengths: Tensor | None, seed: Tensor | None, training: bool
+) -> dict[str, Any]:
+    # What is not asked for is left out, so that rnnfast may take its shortest way.
+    found = call.keywords(training)
+    if call.batch_first is not False:
+        found["batch_first"] = call.batch_first
+    if lengths is not None:
+        found["lengths"] = array(lengths)
+    if seed is not None:
+        found["dropout"], found["rng"] = call.dropout, int(seed)
+    return found
+
+
+def _vjp(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> tuple[NDArray[Any], Any, Backward]:
+    found: tuple[NDArray[Any], Any, Backward] = getattr(rnnfast, f"{call.cell}_vjp")(
+        array(x),
+        call.structure([array(w) for w in weights]),
+        _state(call, h_0, c_0),
+        **_keywords(call, lengths, seed, True),
+    )
+    return found
+
+
+def _results(call: Call, y: NDArray[Any], state: Any) -> tuple[Tensor, Tensor, Tensor]:
+    h, c = state if CELLS[call.cell].has_c else (state, None)
+    y = torch.from_numpy(y)
+    return y, torch.from_numpy(h), y.new_empty(0) if c is None else torch.from_numpy(c)
+
+
+# A tape travels as a tensor, so that whoever holds what autograd saved, be it the graph, a
+# compiled function, or torch.utils.checkpoint, decides how long it lives. The tensor's one byte
+# means nothing: its memory belongs to an array that holds the function `backward`, and is found
+# again by address. A copy of the tensor, which save_on_cpu makes, is not found.
+
+
+class _Tape(np.ndarray[Any, np.dtype[np.uint8]]):
+    backward: Backward
+
+
+_tapes: weakref.WeakValueDictionary[int, _Tape] = weakref.WeakValueDictionary()
+
+
+def _record(backward: Backward) -> Tensor:
+    memory = np.zeros(1, np.uint8).view(_Tape)
+    memory.backward = backward
+    tape = torch.from_numpy(memory)
+    _tapes[tape.data_ptr()] = memory
+    return tape
+
+
+def _backward_of(tape: Tensor) -> Backward | None:
+    memory = _tapes.get(tape.data_ptr()) if tape.numel() else None
+    return None if memory is None else memory.backward

@@ -1,0 +1,267 @@
+"""The call as operators of PyTorch, for what traces: torch.compile, torch.export, torch.func.
+
+`rnnfast::run` gives y, h_n, c_n and a tape; `rnnfast::gradients` goes back. Both have shapes for
+fake tensors, and the first has a derivative. `dispatch` takes them only where something traces;
+otherwise an autograd.Function, which costs a tenth, calls the same two functions of calls.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rnnfast
+
+from ..spec import CELLS
+from . import calls
+from .calls import Call
+
+_CALL = "str cell, str fields, int directions, bool batch_first, float dropout, str options"
+_INPUTS = "Tensor x, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor? lengths, Tensor? seed"
+
+
+def _run(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    cell: str,
+    fields: str,
+    directions: int,
+    batch_first: bool,
+    dropout: float,
+    options: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = Call(cell, fields, directions, batch_first, dropout, options)
+    if keep:
+        return calls.run_and_keep(x, h_0, c_0, weights, lengths, seed, call)
+    results = calls.run(x, h_0, c_0, weights, lengths, seed, call)
+    return (*results, torch.empty(0, dtype=torch.uint8))
+
+
+def _gradients(
+    tape: Tensor,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    cell: str,
+    fields: str,
+    directions: int,
+    batch_first: bool,
+    dropout: float,
+    options: str,
+) -> list[Tensor]:
+    call = Call(cell, fields, directions, batch_first, dropout, options)
+    return calls.gradients(tape, dy, dh_n, dc_n, x, h_0, c_0, weights, lengths, seed, call)
+
+
+run_op = torch.library.custom_op(
+    "rnnfast::run",
+    _run,
+    mutates_args=(),
+    schema=f"({_INPUTS}, {_CALL}, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+gradients_op = torch.library.custom_op(
+    "rnnfast::gradients",
+    _gradients,
+    mutates_args=(),
+    schema=f"(Tensor tape, Tensor? dy, Tensor? dh_n, Tensor? dc_n, {_INPUTS}, {_CALL}) -> Tensor[]",
+)
+
+
+def _fake_run(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    cell: str,
+    fields: str,
+    directions: int,
+    batch_first: bool,
+    dropout: float,
+    options: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = Call(cell, fields, directions, batch_first, dropout, options)
+    h_n, c_n = _fake_states(call, x, weights)
+    y = _fake_sequence(call, x, directions * h_n.shape[-1])
+    return y, h_n, c_n, x.new_empty(int(keep), dtype=torch.uint8)
+
+
+def _fake_gradients(
+    tape: Tensor,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    cell: str,
+    fields: str,
+    directions: int,
+    batch_first: bool,
+    dropout: float,
+    options: str,
+) -> list[Tensor]:
+    call = Call(cell, fields, directions, batch_first, dropout, options)
+    states = _fake_states(call, x, weights)
+    return [
+        _fake_sequence(call, x, x.shape[-1]),
+        *states,
+        *(w.new_empty(w.shape) for w in weights),
+    ]
+
+
+def _fake_states(call: Call, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Like h_n and c_n, and like their initial values."""
+    names = call.names(len(weights))
+    w_hh = weights[names[0].index("w_hh")]
+    info = CELLS[call.cell]
+    batch = [] if x.dim() == 2 else [x.shape[0 if call.batch_first else 1]]
+    h_n = x.new_empty([len(names), *batch, w_hh.shape[1]])
+    hidden = w_hh.shape[0] // len(info.gates)
+    return h_n, x.new_empty([len(names), *batch, hidden] if info.has_c else 0)
+
+
+def _fake_sequence(call: Call, x: Tensor, width: int) -> Tensor:
+    """Like y or dx, which lie in memory with the time as first axis."""
+    if x.dim() == 3 and call.batch_first:
+        batch, steps, _ = x.shape
+        return x.new_empty([steps, batch, width]).transpose(0, 1)
+    return x.new_empty([*x.shape[:-1], width])
+
+
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, h_0, c_0, weights, lengths, seed, *static, _ = inputs
+    _save(ctx, (x, h_0, c_0, lengths, seed), weights, Call(*static), output)
+
+
+def _save(
+    ctx: Any,
+    inputs: tuple[Tensor | None, ...],
+    weights: Sequence[Tensor],
+    call: Call,
+    output: tuple[Tensor, ...],
+) -> None:
+    """Keep what `_back` needs. With y among it, an error tells where the caller overwrote it."""
+    y, h_n, c_n, tape = output
+    ctx.save_for_backward(*inputs, y, h_n, c_n, tape, *weights)
+    ctx.call = call
+    ctx.set_materialize_grads(False)
+
+
+def _back(
+    ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: None
+) -> list[Tensor | None]:
+    """The gradients of x, h_0, c_0 and the weights; None for a state that was None."""
+    x, h_0, c_0, lengths, seed, _y, _h_n, _c_n, tape, *weights = ctx.saved_tensors
+    if not CELLS[ctx.call.cell].has_c:
+        dc_n = None
+    arguments = (dy, dh_n, dc_n, x, h_0, c_0, weights, lengths, seed)
+    if torch.is_grad_enabled() or not is_plain(x) or torch.compiler.is_compiling():
+        dx, dh_0, dc_0, *dweights = gradients_op(tape, *arguments, *ctx.call)
+    else:
+        dx, dh_0, dc_0, *dweights = calls.gradients(tape, *arguments, ctx.call)
+    return [dx, None if h_0 is None else dh_0, None if c_0 is None else dc_0, *dweights]
+
+
+def _back_op(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+    dx, dh_0, dc_0, *dweights = _back(ctx, *cotangents)
+    return dx, dh_0, dc_0, dweights, *[None] * 9
+
+
+def _no_second_derivative(ctx: Any, *cotangents: Any) -> Any:
+    raise rnnfast.UnsupportedError(
+        "the gradients of rnnfast's layers cannot be differentiated again; torch.nn's layers can "
+        "on the CPU"
+    )
+
+
+run_op.register_fake(_fake_run)
+run_op.register_autograd(_back_op, setup_context=_set_up)
+gradients_op.register_fake(_fake_gradients)
+gradients_op.register_autograd(_no_second_derivative)
+
+
+class _Run(torch.autograd.Function):
+    """`calls.run_and_keep` with its derivative, for tensors that nothing traces."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        h_0: Tensor | None,
+        c_0: Tensor | None,
+        lengths: Tensor | None,
+        seed: Tensor | None,
+        call: Call,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        return calls.run_and_keep(x, h_0, c_0, weights, lengths, seed, call)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, call = inputs[:6]
+        _save(ctx, tuple(tensors), inputs[6:], call, output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...]:
+        dx, dh_0, dc_0, *dweights = _back(ctx, *cotangents)
+        return dx, dh_0, dc_0, None, None, None, *dweights
+
+
+def dispatch(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, h_n and c_n, with gradients where they are wanted."""
+    keep = needs_gradients(x, h_0, c_0, *weights)
+    if torch.compiler.is_compiling() or not is_plain(x):
+        # An exported program is for inference: it keeps nothing, and its gradients run it again.
+        keep = keep and not _is_exporting()
+        y, h_n, c_n, _ = run_op(x, h_0, c_0, weights, lengths, seed, *call, keep)
+        return y, h_n, c_n
+    if keep:
+        y, h_n, c_n, _ = _Run.apply(x, h_0, c_0, lengths, seed, call, *weights)
+        return y, h_n, c_n
+    return calls.run(x, h_0, c_0, weights, lengths, seed, call)
+
+
+def needs_gradients(*tensors: Tensor | None) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    for tensor in tensors:  # noqa: SIM110 - a generator costs a microsecond
+        if tensor is not None and tensor.requires_grad:
+            return True
+    return False
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x has memory that may be read: it is no fake, no subclass, nor on device meta."""
+    return (type(x) is Tensor or type(x) is torch.nn.Parameter) and not x.is_meta
+
+
+def _is_exporting() -> bool:
+    exporting = getattr(torch.compiler, "is_exporting", None)  # since PyTorch 2.7
+    return exporting is not None and bool(exporting())
