@@ -48,10 +48,9 @@ class Call(NamedTuple):
     dropout: float
     options: str
 
-    def names(self, count: int) -> list[tuple[str, ...]]:
+    def names(self, count: int) -> tuple[tuple[str, ...], ...]:
         """The fields of each direction of each layer, for so many arrays."""
-        groups = _groups(self.fields)
-        return list(groups) if len(groups) > 1 else list(groups) * (count // len(groups[0]))
+        return _names(self.fields, count)
 
     def structure(self, arrays: Sequence[Any]) -> list[Any]:
         """The arrays as `rnnfast.lstm` takes weights."""
@@ -72,20 +71,19 @@ class Call(NamedTuple):
 
     def keywords(self, training: bool) -> dict[str, Any]:
         """The options that the function, or with `training` the _vjp function, takes."""
-        found = _parsed(self.options)
-        return {k: v for k, v in found.items() if training or k not in _TRAINING_ONLY}
+        return dict(_parsed(self.options, training))
 
 
 @lru_cache
-def _groups(fields: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(group.split()) for group in fields.split(","))
+def _names(fields: str, count: int) -> tuple[tuple[str, ...], ...]:
+    groups = tuple(tuple(group.split()) for group in fields.split(","))
+    return groups if len(groups) > 1 else groups * (count // len(groups[0]))
 
 
 @lru_cache
-def _parsed(options: str) -> dict[str, Any]:
+def _parsed(options: str, training: bool) -> dict[str, Any]:
     found = ast.literal_eval(options)
-    assert isinstance(found, dict)
-    return found
+    return {k: v for k, v in found.items() if training or k not in _TRAINING_ONLY}
 
 
 def _weights(names: tuple[str, ...], arrays: Iterator[Any]) -> rnnfast.Weights:
@@ -99,16 +97,17 @@ def run(
     x: Tensor,
     h_0: Tensor | None,
     c_0: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Any,
     lengths: Tensor | None,
     seed: Tensor | None,
     call: Call,
-    packed: rnnfast.Packed | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, h_n and c_n; c_n is empty for a cell that has none. Nothing is kept."""
-    structure = packed or call.structure([array(w) for w in weights])
+    """y, h_n and c_n; c_n is empty for a cell that has none. Nothing is kept.
+
+    Here and below, weights are arrays, as rnnfast takes them.
+    """
     y, state = getattr(rnnfast, call.cell)(
-        array(x), structure, _state(call, h_0, c_0), **_keywords(call, lengths, seed, False)
+        array(x), weights, _state(call, h_0, c_0), **_keywords(call, lengths, seed, False)
     )
     return _results(call, y, state)
 
@@ -117,18 +116,18 @@ def run_and_keep(
     x: Tensor,
     h_0: Tensor | None,
     c_0: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Any,
     lengths: Tensor | None,
     seed: Tensor | None,
     call: Call,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, h_n, c_n and a tape, from which `gradients` goes back."""
-    *results, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
-    return (*_results(call, *results), _record(backward))
+    y, state, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
+    return (*_results(call, y, state), _record(backward))
 
 
 def gradients(
-    tape: Tensor | None,
+    tape: Tensor,
     dy: Tensor | None,
     dh_n: Tensor | None,
     dc_n: Tensor | None,
@@ -142,14 +141,14 @@ def gradients(
 ) -> list[Tensor]:
     """Those of x, h_0, c_0 (empty for a cell that has none) and of each of the weights.
 
-    Where the tape is None, or a copy of one, the forward pass is run again.
+    Where the tape is lost, or nothing was kept, the forward pass is run again.
     """
-    backward = None if tape is None else _backward_of(tape)
+    backward = _backward_of(tape)
     if backward is None:
-        _, _, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
-    given = [None if d is None else array(d) for d in (dy, dh_n, dc_n)]
-    dstate: Any = (given[1], given[2]) if CELLS[call.cell].has_c else given[1]
-    dx, dweights, dinitial = backward(given[0], dstate)
+        structure = call.structure([array(w) for w in weights])
+        _, _, backward = _vjp(x, h_0, c_0, structure, lengths, seed, call)
+    given = None if dy is None else array(dy)
+    dx, dweights, dinitial = backward(given, _state(call, dh_n, dc_n))
     return [
         *_results(call, dx, dinitial),
         *map(torch.from_numpy, call.flatten(dweights, len(weights))),
@@ -197,24 +196,21 @@ def _vjp(
     x: Tensor,
     h_0: Tensor | None,
     c_0: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Any,
     lengths: Tensor | None,
     seed: Tensor | None,
     call: Call,
 ) -> tuple[NDArray[Any], Any, Backward]:
     found: tuple[NDArray[Any], Any, Backward] = getattr(rnnfast, f"{call.cell}_vjp")(
-        array(x),
-        call.structure([array(w) for w in weights]),
-        _state(call, h_0, c_0),
-        **_keywords(call, lengths, seed, True),
+        array(x), weights, _state(call, h_0, c_0), **_keywords(call, lengths, seed, True)
     )
     return found
 
 
 def _results(call: Call, y: NDArray[Any], state: Any) -> tuple[Tensor, Tensor, Tensor]:
     h, c = state if CELLS[call.cell].has_c else (state, None)
-    y = torch.from_numpy(y)
-    return y, torch.from_numpy(h), y.new_empty(0) if c is None else torch.from_numpy(c)
+    first = torch.from_numpy(y)
+    return first, torch.from_numpy(h), first.new_empty(0) if c is None else torch.from_numpy(c)
 
 
 # A tape travels as a tensor, so that whoever holds what autograd saved, be it the graph, a

@@ -118,14 +118,19 @@ def _call(
                 "weights: packed weights are for inference; expected the weights themselves"
             )
         call = Call(cell, "", 1, batch_first, dropout, repr(options))
-        return calls.run(x, h_0, c_0, (), ends, seed, call, weights)
+        return calls.run(x, h_0, c_0, weights, ends, seed, call)
     layers = _layers(weights, cell)
     entries = [Weights(*entry) for layer in layers for entry in layer]
     given = [[(f, v) for f, v in entry._asdict().items() if v is not None] for entry in entries]
     fields = ",".join(" ".join(f for f, _ in pairs) for pairs in given)
     flat = [v for pairs in given for _, v in pairs]
     call = Call(cell, fields, len(layers[0]), batch_first, dropout, repr(options))
-    return ops.dispatch(x, h_0, c_0, flat, ends, seed, call)
+    if ops.is_traced(x):
+        return ops.trace(x, h_0, c_0, flat, ends, seed, call)
+    structure = call.structure([calls.array(w) for w in flat])
+    if ops.needs_gradients(x, h_0, c_0, *flat):
+        return ops.train(x, h_0, c_0, flat, ends, seed, call, structure)
+    return calls.run(x, h_0, c_0, structure, ends, seed, call)
 
 
 def _layers(weights: Any, cell: str) -> list[list[Any]]:

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-import rnnfast
-
 from . import calls, ops
 from .calls import Call
-from .packing import Packing
+from .held import Held
 
 _FLOATS = (torch.float32, torch.float64)
 _FIELDS = {
@@ -34,7 +32,7 @@ class _Recurrent(torch.nn.RNNBase):
     """
 
     _twin: ClassVar[type[torch.nn.RNNBase]]  # the layer of torch.nn that this one stands for
-    _packing: Packing | None = None
+    _held: Held | None = None
 
     def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:  # noqa: A002 - torch's name
         """Run the layers; arguments and results are those of the layer of torch.nn.
@@ -64,7 +62,7 @@ class _Recurrent(torch.nn.RNNBase):
             return self._forward_packed(input, hx)
         weights = self._weights()
         x, state = input, self._split(hx)
-        if torch.is_autocast_enabled(x.device.type):
+        if torch.is_autocast_enabled("cpu"):
             x, state = self._without_autocast(x, state, weights[0].dtype)
         if not self._fits(x, state, weights[0]):
             self._refuse(input, hx)
@@ -77,11 +75,11 @@ class _Recurrent(torch.nn.RNNBase):
         trace in a tensor's version.
         """
         super().flatten_parameters()
-        self.__dict__.pop("_packing", None)
+        self.__dict__.pop("_held", None)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {k: v for k, v in state.items() if k != "_packing"}
+        return {k: v for k, v in state.items() if k != "_held"}
 
     def _call(self, batch_first: bool, dropout: bool) -> Call:
         fields = _FIELDS[self.bias, self.proj_size > 0]
@@ -109,33 +107,29 @@ class _Recurrent(torch.nn.RNNBase):
         seed = None
         if self.dropout > 0 and self.training and self.num_layers > 1:
             seed = torch.randint(2**62, (), device="cpu")
-        call = self._call(batch_first, seed is not None)
-        if (
-            not torch.compiler.is_compiling()
-            and ops.is_plain(x)
-            and not weights[0].is_inference()
-            and not ops.needs_gradients(x, *state, *weights)
-        ):
-            packed = self._packed(weights, self._call(False, False))
-            return calls.run(x, *state, weights, lengths, seed, call, packed)
-        return ops.dispatch(x, *state, weights, lengths, seed, call)
-
-    def _packed(self, weights: list[Tensor], call: Call) -> rnnfast.Packed | None:
-        """From the second time on that they are the same: weights that change are not packed."""
-        packing = self._packing
-        if packing is not None and packing.holds(weights, call):
-            return packing.packed()
-        self.__dict__["_packing"] = Packing(weights, call)
-        return None
+        h_0, c_0 = state
+        if ops.is_traced(x):
+            call = self._call(batch_first, seed is not None)
+            return ops.trace(x, h_0, c_0, weights, lengths, seed, call)
+        held = self._held
+        if held is None or not held.fits(weights):
+            held = self.__dict__["_held"] = Held(weights, self._call(batch_first, False))
+        call = held.call
+        if seed is not None or call.batch_first is not batch_first:
+            call = self._call(batch_first, seed is not None)
+        if ops.needs_gradients(x, h_0, c_0, *weights):
+            return ops.train(x, h_0, c_0, weights, lengths, seed, call, held.structure)
+        packed = None if weights[0].is_inference() else held.packed(weights)
+        return calls.run(x, h_0, c_0, packed or held.structure, lengths, seed, call)
 
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, order, back = packed
         weights = self._weights()
         state = self._split(hx)
-        if torch.is_autocast_enabled(data.device.type):
+        if torch.is_autocast_enabled("cpu"):
             data, state = self._without_autocast(data, state, weights[0].dtype)
         batch = int(batch_sizes[0])
-        if data.dim() != 2 or not self._fits_in_batch(data, state, weights[0], batch):
+        if data.dim() != 2 or not self._fits_in_batch(data, state, weights[0], (batch,)):
             self._refuse(packed, hx)
         x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
         y, h_n, c_n = self._run(x, self._reorder(state, order), weights, lengths, False)
@@ -166,29 +160,31 @@ class _Recurrent(torch.nn.RNNBase):
 
     def _fits(self, x: Tensor, state: State, weight: Tensor) -> bool:
         """Whether torch.nn would take these."""
-        dim = x.dim()
-        if dim == 3:
-            steps, batch = x.shape[:2]
-            if self.batch_first:
-                steps, batch = batch, steps
-            return steps > 0 and self._fits_in_batch(x, state, weight, batch)
-        return dim == 2 and x.shape[0] > 0 and self._fits_in_batch(x, state, weight, None)
+        shape = x.shape
+        if len(shape) == 3:
+            steps, batch = (shape[1], shape[0]) if self.batch_first else (shape[0], shape[1])
+            return steps > 0 and self._fits_in_batch(x, state, weight, (batch,))
+        return len(shape) == 2 and shape[0] > 0 and self._fits_in_batch(x, state, weight, ())
 
-    def _fits_in_batch(self, x: Tensor, state: State, weight: Tensor, batch: int | None) -> bool:
+    def _fits_in_batch(
+        self, x: Tensor, state: State, weight: Tensor, batch: tuple[int, ...]
+    ) -> bool:
+        dtype, device = x.dtype, x.device
         if (
             x.shape[-1] != self.input_size
-            or x.dtype != weight.dtype
-            or x.dtype not in _FLOATS
-            or x.device != weight.device
+            or dtype not in _FLOATS
+            or dtype != weight.dtype
+            or device != weight.device
         ):
             return False
-        rows = () if batch is None else (batch,)
         count = self.num_layers * (1 + self.bidirectional)
-        for value, width in zip(state, (self.proj_size or self.hidden_size, self.hidden_size)):  # noqa: B905
+        h, c = state
+        widths = (h, self.proj_size or self.hidden_size), (c, self.hidden_size)
+        for value, width in widths:
             if value is not None and (
-                value.shape != (count, *rows, width)
-                or value.dtype != x.dtype
-                or value.device != x.device
+                value.shape != (count, *batch, width)
+                or value.dtype != dtype
+                or value.device != device
             ):
                 return False
         return True
@@ -263,9 +259,9 @@ class LSTM(_Recurrent):
         return y, (h_n, c_n)
 
     # `_refuse` runs torch.nn.LSTM.forward, which calls these.
-    check_forward_args = torch.nn.LSTM.check_forward_args
-    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
-    permute_hidden = torch.nn.LSTM.permute_hidden
+    check_forward_args: Any = torch.nn.LSTM.check_forward_args
+    get_expected_cell_size: Any = torch.nn.LSTM.get_expected_cell_size
+    permute_hidden: Any = torch.nn.LSTM.permute_hidden
 
 
 class GRU(_Recurrent):

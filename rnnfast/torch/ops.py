@@ -1,13 +1,14 @@
 """The call as operators of PyTorch, for what traces: torch.compile, torch.export, torch.func.
 
 `rnnfast::run` gives y, h_n, c_n and a tape; `rnnfast::gradients` goes back. Both have shapes for
-fake tensors, and the first has a derivative. `dispatch` takes them only where something traces;
-otherwise an autograd.Function, which costs a tenth, calls the same two functions of calls.py.
+fake tensors, and the first has a derivative. They are taken only
+where something traces: otherwise an autograd.Function, which costs less, calls the same functions
+of calls.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ def _run(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(cell, fields, directions, batch_first, dropout, options)
+    structure = call.structure([calls.array(w) for w in weights])
     if keep:
-        return calls.run_and_keep(x, h_0, c_0, weights, lengths, seed, call)
-    results = calls.run(x, h_0, c_0, weights, lengths, seed, call)
+        return calls.run_and_keep(x, h_0, c_0, structure, lengths, seed, call)
+    results = calls.run(x, h_0, c_0, structure, lengths, seed, call)
     return (*results, torch.empty(0, dtype=torch.uint8))
 
 
@@ -150,32 +152,35 @@ def _fake_sequence(call: Call, x: Tensor, width: int) -> Tensor:
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h_0, c_0, weights, lengths, seed, *static, _ = inputs
-    _save(ctx, (x, h_0, c_0, lengths, seed), weights, Call(*static), output)
+    _save(ctx, x, h_0, c_0, weights, lengths, seed, Call(*static), output[3])
 
 
 def _save(
     ctx: Any,
-    inputs: tuple[Tensor | None, ...],
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
     call: Call,
-    output: tuple[Tensor, ...],
+    tape: Tensor,
 ) -> None:
-    """Keep what `_back` needs. With y among it, an error tells where the caller overwrote it."""
-    y, h_n, c_n, tape = output
-    ctx.save_for_backward(*inputs, y, h_n, c_n, tape, *weights)
+    """Keep what `_back` needs: the tape reads x and the weights, and a lost one is made again."""
+    ctx.save_for_backward(tape, x, h_0, c_0, lengths, seed, *weights)
     ctx.call = call
     ctx.set_materialize_grads(False)
 
 
 def _back(
-    ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: None
+    ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None
 ) -> list[Tensor | None]:
     """The gradients of x, h_0, c_0 and the weights; None for a state that was None."""
-    x, h_0, c_0, lengths, seed, _y, _h_n, _c_n, tape, *weights = ctx.saved_tensors
+    tape, x, h_0, c_0, lengths, seed, *weights = ctx.saved_tensors
     if not CELLS[ctx.call.cell].has_c:
         dc_n = None
     arguments = (dy, dh_n, dc_n, x, h_0, c_0, weights, lengths, seed)
-    if torch.is_grad_enabled() or not is_plain(x) or torch.compiler.is_compiling():
+    if torch.is_grad_enabled() or is_traced(x):
         dx, dh_0, dc_0, *dweights = gradients_op(tape, *arguments, *ctx.call)
     else:
         dx, dh_0, dc_0, *dweights = calls.gradients(tape, *arguments, ctx.call)
@@ -183,7 +188,7 @@ def _back(
 
 
 def _back_op(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-    dx, dh_0, dc_0, *dweights = _back(ctx, *cotangents)
+    dx, dh_0, dc_0, *dweights = _back(ctx, *cotangents[:3])
     return dx, dh_0, dc_0, dweights, *[None] * 9
 
 
@@ -205,28 +210,27 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(
+        ctx: Any,
         x: Tensor,
         h_0: Tensor | None,
         c_0: Tensor | None,
         lengths: Tensor | None,
         seed: Tensor | None,
         call: Call,
+        structure: list[Any],
         *weights: Tensor,
-    ) -> tuple[Tensor, ...]:
-        return calls.run_and_keep(x, h_0, c_0, weights, lengths, seed, call)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, call = inputs[:6]
-        _save(ctx, tuple(tensors), inputs[6:], call, output)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y, h_n, c_n, tape = calls.run_and_keep(x, h_0, c_0, structure, lengths, seed, call)
+        _save(ctx, x, h_0, c_0, weights, lengths, seed, call, tape)
+        return y, h_n, c_n
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...]:
         dx, dh_0, dc_0, *dweights = _back(ctx, *cotangents)
-        return dx, dh_0, dc_0, None, None, None, *dweights
+        return dx, dh_0, dc_0, None, None, None, None, *dweights
 
 
-def dispatch(
+def trace(
     x: Tensor,
     h_0: Tensor | None,
     c_0: Tensor | None,
@@ -235,17 +239,26 @@ def dispatch(
     seed: Tensor | None,
     call: Call,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, h_n and c_n, with gradients where they are wanted."""
-    keep = needs_gradients(x, h_0, c_0, *weights)
-    if torch.compiler.is_compiling() or not is_plain(x):
-        # An exported program is for inference: it keeps nothing, and its gradients run it again.
-        keep = keep and not _is_exporting()
-        y, h_n, c_n, _ = run_op(x, h_0, c_0, weights, lengths, seed, *call, keep)
-        return y, h_n, c_n
-    if keep:
-        y, h_n, c_n, _ = _Run.apply(x, h_0, c_0, lengths, seed, call, *weights)
-        return y, h_n, c_n
-    return calls.run(x, h_0, c_0, weights, lengths, seed, call)
+    """y, h_n and c_n, by the operator: where `is_traced`."""
+    # An exported program is for inference: it keeps nothing, and its gradients run it again.
+    keep = needs_gradients(x, h_0, c_0, *weights) and not _is_exporting()
+    y, h_n, c_n, _ = run_op(x, h_0, c_0, weights, lengths, seed, *call, keep)
+    return y, h_n, c_n
+
+
+def train(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+    structure: list[Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, h_n and c_n with gradients. `structure` has the memory of the weights as arrays."""
+    apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Run.apply
+    return apply(x, h_0, c_0, lengths, seed, call, structure, *weights)
 
 
 def needs_gradients(*tensors: Tensor | None) -> bool:
@@ -257,9 +270,18 @@ def needs_gradients(*tensors: Tensor | None) -> bool:
     return False
 
 
-def is_plain(x: Tensor) -> bool:
-    """Whether x has memory that may be read: it is no fake, no subclass, nor on device meta."""
-    return (type(x) is Tensor or type(x) is torch.nn.Parameter) and not x.is_meta
+def is_traced(x: Tensor) -> bool:
+    """Whether x stands for other tensors, or has no memory that may be read."""
+    return (
+        torch.compiler.is_compiling()
+        or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
+        or x.is_meta
+        or _in_functorch()
+    )
+
+
+# Not public, but what autograd.Function.apply itself asks.
+_in_functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 def _is_exporting() -> bool:
