@@ -125,8 +125,8 @@ def _call(
     fields = ",".join(" ".join(f for f, _ in pairs) for pairs in given)
     flat = [v for pairs in given for _, v in pairs]
     call = Call(cell, fields, len(layers[0]), batch_first, dropout, repr(options))
-    if ops.is_traced(x):
-        return ops.trace(x, h_0, c_0, flat, ends, seed, call)
+    if ops.is_traced(x) or ops.is_transformed():
+        return ops.general(x, h_0, c_0, flat, ends, seed, call)
     structure = call.structure([calls.array(w) for w in flat])
     if ops.needs_gradients(x, h_0, c_0, *flat):
         return ops.train(x, h_0, c_0, flat, ends, seed, call, structure)

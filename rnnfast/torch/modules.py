@@ -108,9 +108,9 @@ class _Recurrent(torch.nn.RNNBase):
         if self.dropout > 0 and self.training and self.num_layers > 1:
             seed = torch.randint(2**62, (), device="cpu")
         h_0, c_0 = state
-        if ops.is_traced(x):
+        if ops.is_traced(x) or ops.is_transformed():
             call = self._call(batch_first, seed is not None)
-            return ops.trace(x, h_0, c_0, weights, lengths, seed, call)
+            return ops.general(x, h_0, c_0, weights, lengths, seed, call)
         held = self._held
         if held is None or not held.fits(weights):
             held = self.__dict__["_held"] = Held(weights, self._call(batch_first, False))

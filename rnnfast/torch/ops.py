@@ -1,9 +1,8 @@
-"""The call as operators of PyTorch, for what traces: torch.compile, torch.export, torch.func.
+"""The call with its derivative, in the forms that autograd, the compiler and torch.func take.
 
-`rnnfast::run` gives y, h_n, c_n and a tape; `rnnfast::gradients` goes back. Both have shapes for
-fake tensors, and the first has a derivative. They are taken only
-where something traces: otherwise an autograd.Function, which costs less, calls the same functions
-of calls.py.
+For torch.compile and torch.export there are two operators: `rnnfast::run` gives y, h_n, c_n and a
+tape, `rnnfast::gradients` goes back. Otherwise an autograd.Function, which costs less, calls the
+same functions of calls.py.
 """
 
 from __future__ import annotations
@@ -179,11 +178,15 @@ def _back(
     tape, x, h_0, c_0, lengths, seed, *weights = ctx.saved_tensors
     if not CELLS[ctx.call.cell].has_c:
         dc_n = None
-    arguments = (dy, dh_n, dc_n, x, h_0, c_0, weights, lengths, seed)
-    if torch.is_grad_enabled() or is_traced(x):
-        dx, dh_0, dc_0, *dweights = gradients_op(tape, *arguments, *ctx.call)
+    before = (tape, dy, dh_n, dc_n, x, h_0, c_0)
+    found: Sequence[Tensor]
+    if is_traced(x):
+        found = gradients_op(*before, weights, lengths, seed, *ctx.call)
+    elif torch.is_grad_enabled() or is_transformed():
+        found = _Gradients.apply(*before, lengths, seed, ctx.call, *weights)  # type: ignore[no-untyped-call]
     else:
-        dx, dh_0, dc_0, *dweights = calls.gradients(tape, *arguments, ctx.call)
+        found = calls.gradients(*before, weights, lengths, seed, ctx.call)
+    dx, dh_0, dc_0, *dweights = found
     return [dx, None if h_0 is None else dh_0, None if c_0 is None else dc_0, *dweights]
 
 
@@ -192,7 +195,7 @@ def _back_op(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
     return dx, dh_0, dc_0, dweights, *[None] * 9
 
 
-def _no_second_derivative(ctx: Any, *cotangents: Any) -> Any:
+def _refuse(ctx: Any, *cotangents: Any) -> Any:
     raise rnnfast.UnsupportedError(
         "the gradients of rnnfast's layers cannot be differentiated again; torch.nn's layers can "
         "on the CPU"
@@ -202,7 +205,7 @@ def _no_second_derivative(ctx: Any, *cotangents: Any) -> Any:
 run_op.register_fake(_fake_run)
 run_op.register_autograd(_back_op, setup_context=_set_up)
 gradients_op.register_fake(_fake_gradients)
-gradients_op.register_autograd(_no_second_derivative)
+gradients_op.register_autograd(_refuse)
 
 
 class _Run(torch.autograd.Function):
@@ -230,7 +233,61 @@ class _Run(torch.autograd.Function):
         return dx, dh_0, dc_0, None, None, None, None, *dweights
 
 
-def trace(
+class _Transformed(torch.autograd.Function):
+    """The same in the form that torch.func asks for, which takes far longer to call."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        h_0: Tensor | None,
+        c_0: Tensor | None,
+        lengths: Tensor | None,
+        seed: Tensor | None,
+        call: Call,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        structure = call.structure([calls.array(w) for w in weights])
+        return calls.run_and_keep(x, h_0, c_0, structure, lengths, seed, call)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, h_0, c_0, lengths, seed, call, *weights = inputs
+        _save(ctx, x, h_0, c_0, weights, lengths, seed, call, output[3])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Tensor | None, ...]:
+        dx, dh_0, dc_0, *dweights = _back(ctx, *cotangents[:3])
+        return dx, dh_0, dc_0, None, None, None, *dweights
+
+
+class _Gradients(torch.autograd.Function):
+    """`calls.gradients` where someone may want to go back once more."""
+
+    @staticmethod
+    def forward(
+        tape: Tensor,
+        dy: Tensor | None,
+        dh_n: Tensor | None,
+        dc_n: Tensor | None,
+        x: Tensor,
+        h_0: Tensor | None,
+        c_0: Tensor | None,
+        lengths: Tensor | None,
+        seed: Tensor | None,
+        call: Call,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        before = (tape, dy, dh_n, dc_n, x, h_0, c_0)
+        return tuple(calls.gradients(*before, weights, lengths, seed, call))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    backward = staticmethod(_refuse)
+
+
+def general(
     x: Tensor,
     h_0: Tensor | None,
     c_0: Tensor | None,
@@ -239,7 +296,11 @@ def trace(
     seed: Tensor | None,
     call: Call,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, h_n and c_n, by the operator: where `is_traced`."""
+    """y, h_n and c_n, where `is_traced` or `is_transformed`."""
+    if not is_traced(x):
+        apply: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _Transformed.apply
+        y, h_n, c_n, _ = apply(x, h_0, c_0, lengths, seed, call, *weights)
+        return y, h_n, c_n
     # An exported program is for inference: it keeps nothing, and its gradients run it again.
     keep = needs_gradients(x, h_0, c_0, *weights) and not _is_exporting()
     y, h_n, c_n, _ = run_op(x, h_0, c_0, weights, lengths, seed, *call, keep)
@@ -271,17 +332,16 @@ def needs_gradients(*tensors: Tensor | None) -> bool:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Whether x stands for other tensors, or has no memory that may be read."""
+    """Whether a compiler records what is done, or x has no memory that may be read."""
     return (
         torch.compiler.is_compiling()
         or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
         or x.is_meta
-        or _in_functorch()
     )
 
 
-# Not public, but what autograd.Function.apply itself asks.
-_in_functorch: Callable[[], bool] = torch._C._are_functorch_transforms_active
+# Whether torch.func transforms what is done. Not public, but what autograd.Function itself asks.
+is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
 
 
 def _is_exporting() -> bool:
