@@ -296,9 +296,7 @@ def test_outputs_may_be_overwritten(name: str) -> None:
     theirs, ours = pair(name, 3, 5)
     x = sample(4, 2, 3).requires_grad_()
     y, _ = ours(x)
-    close(
-        torch.autograd.grad(y.mul_(2).sum(), x), torch.autograd.grad(2 * theirs(x)[0].sum(), x)
-    )
+    close(torch.autograd.grad(y.mul_(2).sum(), x), torch.autograd.grad(2 * theirs(x)[0].sum(), x))
 
 
 def test_what_a_step_keeps_is_let_go() -> None:
