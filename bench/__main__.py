@@ -15,7 +15,9 @@ SUBJECTS = {
     "products": "the matrix products of training beside other libraries",
     "precision": "bfloat16 and int8 weights: speed and error",
     "options": "what each option of the cells costs, beside the plain cell",
+    "torch": "the layers of rnnfast.torch beside torch.nn's",
 }
+MODULES = {"torch": "torch_adapter"}  # where the name is another
 ALSO = {
     "page": "docs/performance.md and its pictures, from the newest results",
     "everything": "all subjects one after the other, then the page",
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
         return _everything(argv[1:])
     named = bool(argv) and argv[0] in SUBJECTS | ALSO
     subject, options = (argv[0], argv[1:]) if named else ("table", argv)
-    module = importlib.import_module(f".{subject}", __package__)
+    module = importlib.import_module(f".{MODULES.get(subject, subject)}", __package__)
     return int(module.main(options))
 
 
