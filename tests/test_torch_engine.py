@@ -224,17 +224,60 @@ def test_gradcheck(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("traced", [False, True])
-def test_second_derivatives_are_refused(name: str, traced: bool) -> None:
+@pytest.mark.parametrize("case", ["plain", "rich"])
+def test_second_derivatives(name: str, case: str) -> None:
+    """Of a penalty on gradients, as torch.nn's layers have them on the CPU."""
+    rich = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    theirs, ours = pair(name, 3, 5, **(rich if case == "rich" else {}))
+    x = sample(4, 4, 3).requires_grad_()
+    hx = state(name, 4, 4, 5) if case == "rich" else None
+    results = []
+    for module in (theirs, ours):
+        inputs = [x, *flat(hx), *module.parameters()]
+        loss = sum(t.square().sum() for t in flat(module(x, hx)))
+        first = torch.autograd.grad(loss, inputs, create_graph=True)
+        penalty = sum(d.square().sum() for d in first)
+        results.append([*first, *torch.autograd.grad(penalty, inputs)])
+    close(results[1], results[0], rtol=1e-9)
+
+
+def test_gradgradcheck() -> None:
+    _, ours = pair("LSTM", 2, 3)
+    x, hx = sample(3, 2, 2).requires_grad_(), state("LSTM", 1, 2, 3)
+    assert torch.autograd.gradgradcheck(lambda x, *hx: flat(ours(x, hx)), (x, *hx))
+
+
+def test_second_derivatives_through_torch_func() -> None:
+    theirs, ours = pair("GRU", 3, 5)
+    x, v = sample(4, 2, 3), sample(4, 2, 3) * 2
+    results = []
+    for module in (theirs, ours):
+
+        def slope(x: Any, module: Any = module) -> Any:
+            return (torch.func.grad(lambda x: module(x)[0].square().sum())(x) * v).sum()
+
+        results.append(torch.func.grad(slope)(x))
+    close(results[1], results[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_derivatives_that_are_refused(name: str) -> None:
     _, ours = pair(name, 3, 5)
     x = sample(4, 2, 3).requires_grad_()
-    if traced:
-        call = ours._call(False, False)
-        y, *_ = ops.run_op(x, None, None, ours._weights(), None, None, *call, True)
-    else:
-        y, _ = ours(x)
-    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-    with pytest.raises(rnnfast.UnsupportedError, match="cannot be differentiated again"):
+    traced, *_ = ops.run_op(
+        x, None, None, ours._weights(), None, None, *ours._call(False, False), True
+    )
+    for y in (ours(x)[0], traced):
+        found = y.square().sum()
+        for _ in range(2):
+            (dx,) = torch.autograd.grad(found, x, create_graph=True)
+            found = dx.square().sum()
+        with pytest.raises(rnnfast.UnsupportedError, match="cannot be differentiated again"):
+            found.backward()
+    single = rnnfast.torch.RNN(3, 5)
+    x = sample(4, 2, 3, dtype=torch.float32).requires_grad_()
+    (dx,) = torch.autograd.grad(single(x)[0].square().sum(), x, create_graph=True)
+    with pytest.raises(rnnfast.UnsupportedError, match="second derivatives are for float64"):
         dx.sum().backward()
 
 

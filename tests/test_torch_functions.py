@@ -15,6 +15,7 @@ from helpers import Case, assert_same_bits, flatten_weights, function, problem, 
 
 import rnnfast
 import rnnfast.torch
+from rnnfast import Weights
 from rnnfast.spec import Spec, all_specs
 
 SPECS = [spec for spec in all_specs() if hasattr(rnnfast.torch, spec.cell)]
@@ -83,6 +84,75 @@ def test_options_reach_rnnfast(options: dict[str, Any]) -> None:
             torch.tensor(p.x), p.map(torch.from_numpy).weights, torch.tensor(p.h_0), **options
         )
     assert_same_bits({"y": y.numpy()}, {"y": wanted["y"]})
+
+
+RICH = {
+    "projection": ({"proj_size": 5}, {}),
+    "peepholes": ({"peepholes": True}, {}),
+    "layer norm": ({"layer_norm": True}, {}),
+    "activations": ({}, {"activation": ("leaky_relu", 0.2, 0.0), "clip": 2.0}),
+    "noise": (
+        {},
+        {"recurrent_dropout": 0.3, "zoneout": (0.2, 0.1), "dropconnect": 0.2, "variational": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RICH)
+def test_what_torch_nn_has_not(name: str) -> None:
+    """Second layers too, and in one graph; the masks of a seed are those of rnnfast."""
+    fields, options = RICH[name]
+    rng = np.random.default_rng(0)
+    weights = rnnfast.init_weights("lstm", 3, 17, 2, dtype=np.float64, rng=rng, **fields)
+    x = rng.standard_normal((6, 4, 3))
+    seeded = {"rng": 7} if name == "noise" else {}
+    y, state, backward = rnnfast.lstm_vjp(x, weights, **options, **seeded)
+    dx, dweights, _ = backward(np.ones_like(y))
+    wanted = {"y": y, "h_n": state[0], "c_n": state[1], "dx": dx} | flatten_weights(dweights)
+
+    def trained(apply: Any) -> dict[str, Any]:
+        leaves = [torch.tensor(a, requires_grad=True) for a in flatten_weights(weights).values()]
+        rest = iter(leaves)
+        given = [Weights(*(None if a is None else next(rest) for a in w)) for w in weights]
+        data = torch.tensor(x, requires_grad=True)
+        y, state = apply(data, given)
+        y.sum().backward()
+        found = [t.detach().numpy() for t in (y, *state)]
+        gradients = [t.grad.numpy() for t in (data, *leaves)]
+        return dict(zip(wanted, [*found, *gradients], strict=True))
+
+    def apply(x: Any, weights: Any) -> Any:
+        return rnnfast.torch.lstm(x, weights, **options, **seeded)
+
+    assert_same_bits(trained(apply), wanted)
+    torch._dynamo.reset()
+    compiled = torch.compile(apply, fullgraph=True, backend="aot_eager")
+    assert_same_bits(trained(compiled), wanted)
+
+
+def test_running_statistics() -> None:
+    """They are written in place, which a compiled call cannot do."""
+    weights = rnnfast.init_weights("gru", 3, 7, batch_norm=True, rng=0)
+    x = np.random.default_rng(0).standard_normal((6, 4, 3)).astype(np.float32)
+    entry = Weights(*(None if a is None else torch.tensor(a) for a in weights[0]))
+    for name in ("w_ih", "w_hh", "b_ih", "b_hh", "bn_ih"):
+        getattr(entry, name).requires_grad_()
+    y, _, backward = rnnfast.gru_vjp(x, weights)
+    got, _ = rnnfast.torch.gru(torch.from_numpy(x), entry)
+    dweights = backward(np.ones_like(y))[1][0]
+    got.sum().backward()
+    assert_same_bits(
+        {
+            "y": got.detach().numpy(),
+            "bn_mean": entry.bn_mean.numpy(),
+            "bn_ih": entry.bn_ih.grad.numpy(),
+        },
+        {"y": y, "bn_mean": weights[0].bn_mean, "bn_ih": dweights.bn_ih},
+    )
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: rnnfast.torch.gru(x, entry)[0], backend="aot_eager")
+    with pytest.raises(Exception, match="running statistics"):
+        compiled(torch.from_numpy(x))
 
 
 def test_layouts() -> None:

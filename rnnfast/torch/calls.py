@@ -138,20 +138,44 @@ def gradients(
     lengths: Tensor | None,
     seed: Tensor | None,
     call: Call,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """Those of x, h_0, c_0 (empty for a cell that has none) and of each of the weights.
 
-    Where the tape is lost, or nothing was kept, the forward pass is run again.
+    None for running statistics, which have none. Where the tape is lost, or nothing was kept, the
+    forward pass is run again.
     """
-    backward = _backward_of(tape)
-    if backward is None:
-        structure = call.structure([array(w) for w in weights])
-        _, _, backward = _vjp(x, h_0, c_0, structure, lengths, seed, call)
-    given = None if dy is None else array(dy)
-    dx, dweights, dinitial = backward(given, _state(call, dh_n, dc_n))
+    backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
+    dx, dweights, dinitial = backward(_array(dy), _state(call, dh_n, dc_n))
+    return [*_results(call, dx, dinitial), *_flat(call, dweights, len(weights))]
+
+
+def second(
+    tape: Tensor,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+    ddx: Tensor | None,
+    ddh_0: Tensor | None,
+    ddc_0: Tensor | None,
+    ddweights: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of dy, dh_n, dc_n, x, h_0, c_0 and the weights, given those of `gradients`."""
+    backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
+    _, double_backward = backward.vjp(_array(dy), _state(call, dh_n, dc_n))
+    (gx, gweights, gstate), (gdy, gdstate) = double_backward(
+        _array(ddx), call.structure(list(map(_array, ddweights))), _state(call, ddh_0, ddc_0)
+    )
     return [
-        *_results(call, dx, dinitial),
-        *map(torch.from_numpy, call.flatten(dweights, len(weights))),
+        *_results(call, gdy, gdstate),
+        *_results(call, gx, gstate),
+        *_flat(call, gweights, len(weights)),
     ]
 
 
@@ -170,12 +194,18 @@ def array(tensor: Tensor) -> NDArray[Any]:
     return tensor.numpy(force=True)
 
 
+def _array(tensor: Tensor | None) -> NDArray[Any] | None:
+    return None if tensor is None else array(tensor)
+
+
+def _flat(call: Call, structure: list[Any], count: int) -> list[Tensor | None]:
+    return [None if a is None else torch.from_numpy(a) for a in call.flatten(structure, count)]
+
+
 def _state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:
     if not CELLS[call.cell].has_c:
-        return None if h is None else array(h)
-    if h is None and c is None:
-        return None
-    return (None if h is None else array(h), None if c is None else array(c))
+        return _array(h)
+    return None if h is None and c is None else (_array(h), _array(c))
 
 
 def _keywords(
@@ -234,6 +264,18 @@ def _record(backward: Backward) -> Tensor:
     return tape
 
 
-def _backward_of(tape: Tensor) -> Backward | None:
+def _backward(
+    tape: Tensor,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> Backward:
     memory = _tapes.get(tape.data_ptr()) if tape.numel() else None
-    return None if memory is None else memory.backward
+    if memory is not None:
+        return memory.backward
+    structure = call.structure([array(w) for w in weights])
+    return _vjp(x, h_0, c_0, structure, lengths, seed, call)[2]

@@ -15,6 +15,8 @@ from ..weights import Weights, is_entry, parse
 from . import calls, ops
 from .calls import Call
 
+_RANDOM = ("recurrent_dropout", "zoneout", "dropconnect")
+
 
 def lstm(
     x: Tensor,
@@ -42,9 +44,10 @@ def lstm(
     batch_first, dropout
         As `rnnfast.lstm` takes them.
     rng : torch.Generator, int or None
-        Source or seed of the dropout masks; None is PyTorch's own generator.
+        Source or seed of all that is drawn; None is PyTorch's own generator.
     **options
-        Every other keyword of `rnnfast.lstm_vjp` but `out`: ``backend``, ``save`` and so on.
+        Every other keyword of `rnnfast.lstm_vjp` but `out`: ``backend``, ``save``, and those of
+        `rnnfast.Options`.
 
     Returns
     -------
@@ -111,7 +114,8 @@ def _call(
         if not isinstance(value, Tensor) and (value is not None or name == "x"):
             raise TypeError(f"{name}: expected a torch.Tensor, got {arrays.describe(value)}")
     ends = None if lengths is None else torch.as_tensor(lengths)
-    seed = None if dropout == 0 else _seed(rng)
+    random = dropout != 0 or any(options.get(name) for name in _RANDOM)
+    seed = _seed(rng) if random else None
     if isinstance(weights, rnnfast.Packed):
         if ops.needs_gradients(x, h_0, c_0):
             raise TypeError(

@@ -65,7 +65,9 @@ def _gradients(
     options: str,
 ) -> list[Tensor]:
     call = Call(cell, fields, directions, batch_first, dropout, options)
-    return calls.gradients(tape, dy, dh_n, dc_n, x, h_0, c_0, weights, lengths, seed, call)
+    first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
+    found = calls.gradients(*first, weights, lengths, seed, call)
+    return [d for d in found if d is not None]  # `general` refuses what has None
 
 
 run_op = torch.library.custom_op(
@@ -178,14 +180,14 @@ def _back(
     tape, x, h_0, c_0, lengths, seed, *weights = ctx.saved_tensors
     if not CELLS[ctx.call.cell].has_c:
         dc_n = None
-    before = (tape, dy, dh_n, dc_n, x, h_0, c_0)
-    found: Sequence[Tensor]
+    first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
+    found: Sequence[Tensor | None]
     if is_traced(x):
-        found = gradients_op(*before, weights, lengths, seed, *ctx.call)
+        found = gradients_op(*first, weights, lengths, seed, *ctx.call)
     elif torch.is_grad_enabled() or is_transformed():
-        found = _Gradients.apply(*before, lengths, seed, ctx.call, *weights)  # type: ignore[no-untyped-call]
+        found = _Gradients.apply(*first, lengths, seed, ctx.call, *weights)  # type: ignore[no-untyped-call]
     else:
-        found = calls.gradients(*before, weights, lengths, seed, ctx.call)
+        found = calls.gradients(*first, weights, lengths, seed, ctx.call)
     dx, dh_0, dc_0, *dweights = found
     return [dx, None if h_0 is None else dh_0, None if c_0 is None else dc_0, *dweights]
 
@@ -197,8 +199,8 @@ def _back_op(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
 
 def _refuse(ctx: Any, *cotangents: Any) -> Any:
     raise rnnfast.UnsupportedError(
-        "the gradients of rnnfast's layers cannot be differentiated again; torch.nn's layers can "
-        "on the CPU"
+        "these gradients of rnnfast cannot be differentiated again: there are second derivatives, "
+        "but not when compiled, and no third ones"
     )
 
 
@@ -264,21 +266,40 @@ class _Gradients(torch.autograd.Function):
     """`calls.gradients` where someone may want to go back once more."""
 
     @staticmethod
-    def forward(
-        tape: Tensor,
-        dy: Tensor | None,
-        dh_n: Tensor | None,
-        dc_n: Tensor | None,
-        x: Tensor,
-        h_0: Tensor | None,
-        c_0: Tensor | None,
-        lengths: Tensor | None,
-        seed: Tensor | None,
-        call: Call,
-        *weights: Tensor,
-    ) -> tuple[Tensor, ...]:
-        before = (tape, dy, dh_n, dc_n, x, h_0, c_0)
-        return tuple(calls.gradients(*before, weights, lengths, seed, call))
+    def forward(*inputs: Any) -> tuple[Tensor | None, ...]:
+        tape, dy, dh_n, dc_n, x, h_0, c_0, lengths, seed, call, *weights = inputs
+        return tuple(
+            calls.gradients(tape, dy, dh_n, dc_n, x, h_0, c_0, weights, lengths, seed, call)
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:9], *inputs[10:])
+        ctx.call = inputs[9]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of all inputs: tape, dy, dh_n, dc_n, x, h_0, c_0, ..., weights."""
+        saved = ctx.saved_tensors
+        found = _Second.apply(ctx.call, *saved, *cotangents)  # type: ignore[no-untyped-call]
+        given = [None if t is None else g for t, g in zip(saved[1:7], found, strict=False)]
+        return None, *given, None, None, None, *found[6:]
+
+
+class _Second(torch.autograd.Function):
+    """`calls.second`, from which there is no way back."""
+
+    @staticmethod
+    def forward(call: Call, *tensors: Any) -> tuple[Tensor | None, ...]:
+        count = len(tensors) // 2 - 6  # 9 and the weights, then 3 and as many again
+        tape, dy, dh_n, dc_n, x, h_0, c_0, lengths, seed, *weights = tensors[: 9 + count]
+        ddx, ddh_0, ddc_0, *ddweights = tensors[9 + count :]
+        if not CELLS[call.cell].has_c:
+            ddc_0 = None
+        back = (tape, dy, dh_n, dc_n)
+        further = (ddx, ddh_0, ddc_0, ddweights)
+        return tuple(calls.second(*back, x, h_0, c_0, weights, lengths, seed, call, *further))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -301,6 +322,10 @@ def general(
         apply: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _Transformed.apply
         y, h_n, c_n, _ = apply(x, h_0, c_0, lengths, seed, call, *weights)
         return y, h_n, c_n
+    if "bn_mean" in call.fields:
+        raise rnnfast.UnsupportedError(
+            "bn_mean, bn_var: a compiled call cannot write running statistics; call it uncompiled"
+        )
     # An exported program is for inference: it keeps nothing, and its gradients run it again.
     keep = needs_gradients(x, h_0, c_0, *weights) and not _is_exporting()
     y, h_n, c_n, _ = run_op(x, h_0, c_0, weights, lengths, seed, *call, keep)
