@@ -10,6 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 import rnnfast.torch
 
+torch.set_num_threads(1)  # whose threads would spin beside those of rnnfast
+
 NAMES = ("LSTM", "GRU", "RNN")
 RTOL = 1e-11  # in float64, relative to the largest number of an array
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +29,8 @@ class Held:
         arrays = [calls.array(w) for w in weights]
         self.structure = call.structure(arrays)
         self._addresses = _addresses(weights)
-        self._samples = [_sample(a) for a in arrays]
+        self._arrays = arrays
+        self._samples: list[NDArray[Any]] | None = None
         # What the values were, as far as `packed` can tell, and those packed once they are seen
         # for the second time. Replaced as one, so that threads never mix two.
         self._last: tuple[Any, rnnfast.Packed | None] = (None, None)
@@ -45,6 +46,8 @@ class Held:
         Against these, and changes through NumPy, small arrays are compared, and samples of
         others.
         """
+        if self._samples is None:
+            self._samples = [_sample(a) for a in self._arrays]
         values = [w._version for w in weights], [s.tobytes() for s in self._samples]
         before, packed = self._last
         if values != before:
@@ -66,6 +69,6 @@ def _sample(array: NDArray[Any]) -> NDArray[Any]:
     if flat.ndim > 1 or flat.size <= 1024:
         return flat
     step = flat.size // _SAMPLES
-    while np.gcd(step, array.shape[-1]) > 1:  # else it would stay in the same columns
+    while math.gcd(step, array.shape[-1]) > 1:  # else it would stay in the same columns
         step -= 1
     return flat[::step]
