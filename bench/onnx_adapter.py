@@ -22,7 +22,7 @@ from rnnfast.spec import Spec
 
 from . import peers, report, shapes
 from .problem import CELLS, Array, Mode, Problem, draw, named
-from .rows import Row, _checked, timed
+from .rows import Row, checked, timed
 from .shapes import Shape
 from .suite import Suite
 from .table import shape_name
@@ -116,7 +116,7 @@ def measured(cell: str, shape: Shape, threads: int, budget: float) -> Row:
     problem = draw(CELLS[cell], shape, "forward")
     calls, failed = {}, {}
     for peer in _CONTENDERS:
-        outcome = _checked(peer, problem, threads)
+        outcome = checked(peer, problem, threads)
         if isinstance(outcome, str):
             failed[peer.name] = outcome
         else:

@@ -41,7 +41,7 @@ def row(
             continue
         if not ours:
             rivals.append(peer)
-        outcome = _checked(peer, problem, threads)
+        outcome = checked(peer, problem, threads)
         if isinstance(outcome, str):
             failed[peer.name] = outcome
         else:
@@ -89,7 +89,7 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def _checked(peer: peers.Peer, problem: Problem, threads: int) -> Call | str:
+def checked(peer: peers.Peer, problem: Problem, threads: int) -> Call | str:
     """The call to time, or why it may not be."""
     try:
         contender = peer.make(problem, threads)
