@@ -24,9 +24,11 @@ from .backends import backends
 from .config import get_num_threads, set_num_threads, show_config
 from .convert import convert
 from .errors import UnsupportedError
+from .options import Options
 from .weights import Weights, init_weights
 
 __all__ = [
+    "Options",
     "Packed",
     "UnsupportedError",
     "Weights",

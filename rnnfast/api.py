@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import arrays, checks, layers
+from . import arrays, batchnorm, checks, layers
 from .backends import Backend, get
 from .errors import UnsupportedError
-from .spec import CELLS, Spec
-from .weights import Layer, Weights, parse, rebuild
+from .noise import Between, DropConnect, OnState
+from .options import QUIET, Options, activation, with_weights
+from .options import parse as parse_options
+from .spec import ACTIVATIONS, CELLS, Spec, Steps
+from .weights import RUNNING, Layer, Weights, parse, rebuild
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _LSTM, _GATED = Spec("lstm"), Spec("gated")
 _GRU = {reset_after: Spec("gru", reset_after) for reset_after in (False, True)}
@@ -34,8 +40,8 @@ class Packed:
 
     __slots__ = (
         "backend",
-        "directions",
         "dtype",
+        "first",
         "hidden",
         "input_size",
         "precision",
@@ -53,8 +59,8 @@ class Packed:
         self.precision = precision
         self.dtype: np.dtype[Any] = first.w_hh.dtype
         self.input_size: int = first.w_ih.shape[1]
-        self.hidden: int = first.w_hh.shape[1]
-        self.directions = len(parsed[0])
+        self.hidden: int = first.w_hh.shape[0] // len(spec.info.gates)
+        self.first = parsed[:1]  # the first layer, for its structure
         self.prepared = [
             backend.prepare(spec, layer, reuse=True, precision=precision) for layer in parsed
         ]
@@ -63,7 +69,7 @@ class Packed:
     def __repr__(self) -> str:
         return (
             f"<rnnfast.Packed {self.spec.variants()}, {len(self.prepared)} layer(s), "
-            f"{self.directions} direction(s), I={self.input_size}, H={self.hidden}, "
+            f"{len(self.first[0])} direction(s), I={self.input_size}, H={self.hidden}, "
             f"{self.precision or self.dtype}, backend {self.backend.name!r}>"
         )
 
@@ -74,8 +80,9 @@ def pack(
     cell: str,
     dtype: DTypeLike | None = None,
     reset_after: bool = True,
-    nonlinearity: str = "tanh",
+    nonlinearity: str | tuple[Any, ...] = "tanh",
     backend: str = "auto",
+    **options: Unpack[Options],
 ) -> Packed:
     """Prepare weights once, for many calls of `lstm`, `gru`, `rnn` or `gated`.
 
@@ -99,6 +106,8 @@ def pack(
         The variant of the cell, as `rnnfast.gru` and `rnnfast.rnn` take it.
     backend : str
         The backend whose layout it is.
+    **options
+        As the calls have them: see `rnnfast.Options`.
 
     Returns
     -------
@@ -113,7 +122,15 @@ def pack(
         For a dtype or a cell that the backend does not have.
     """
     spec = _spec(cell, reset_after, nonlinearity)
+    noise = QUIET
+    if options:
+        spec, noise = parse_options(spec, dict(options))
+    if noise.dropconnect > 0:
+        raise TypeError("dropconnect: packed weights are for inference; expected 0")
     parsed = parse(weights, spec.info, None)
+    spec = with_weights(spec, parsed)
+    if parsed[0][0].bn_ih is not None:
+        parsed = [batchnorm.with_running(layer).layer for layer in parsed]
     precision = _precision(dtype)
     if precision is not None:
         kind = np.dtype(np.float32)
@@ -143,6 +160,7 @@ def lstm(
     rng: np.random.Generator | int | None = None,
     backend: str = "auto",
     out: Any = None,
+    **options: Unpack[Options],
 ) -> tuple[Any, tuple[Any, Any]]:
     """Run a stack of LSTM layers over a batch of sequences.
 
@@ -158,7 +176,7 @@ def lstm(
         An entry is a `rnnfast.Weights` or, for a bidirectional layer, a pair of them. Of x's
         dtype.
     state : (h_0, c_0) or None
-        Each an array (L*D, B, H), without B if x is unbatched, or None for zeros.
+        Arrays (L*D, B, P) and (L*D, B, H), without B if x is unbatched, or None for zeros.
     lengths : int array (B,) or None
         The number of valid steps of each row, 0 to T, in any order. Past a row's end y is zero;
         h_n and c_n are those at its end; a reverse direction starts there.
@@ -174,12 +192,16 @@ def lstm(
     out : array like y, pair (y, state_n) of all that is returned, or None
         Where to write the results. C-contiguous, apart from every input and from one another,
         except that h_n and c_n may be h_0 and c_0 themselves, which are then updated in place.
+    **options
+        Variants of the cell, and what is random in training: see `rnnfast.Options`. Projection,
+        peepholes and normalisation come with the weights: see `rnnfast.Weights`.
 
     Returns
     -------
-    y : array (T, B, D*H), or as x is laid out
-        The outputs of the last layer; the forward direction's H numbers come first.
-    (h_n, c_n) : arrays (L*D, B, H), without B if x is unbatched
+    y : array (T, B, D*P), or as x is laid out
+        The outputs of the last layer; the forward direction's P numbers come first. P is the size
+        of a projection w_hr, or H where there is none.
+    (h_n, c_n) : arrays (L*D, B, P) and (L*D, B, H), without B if x is unbatched
         The state at the end, layer by layer, forward before reverse.
 
     Raises
@@ -198,7 +220,8 @@ def lstm(
     >>> y.shape, h_n.shape, c_n.shape
     ((5, 3, 16), (2, 3, 16), (2, 3, 16))
     """
-    return _forward(_LSTM, x, weights, state, lengths, batch_first, dropout, rng, backend, out)
+    rest = (lengths, batch_first, dropout, rng, backend, out, options)
+    return _forward(_LSTM, x, weights, state, *rest)
 
 
 def lstm_vjp(
@@ -214,12 +237,13 @@ def lstm_vjp(
     out: Any = None,
     save: str = "all",
     checkpoint: int | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Any, tuple[Any, Any], Backward]:
     """`lstm`, and a function that back-propagates through time (BPTT).
 
     Parameters
     ----------
-    x, weights, state, lengths, batch_first, dropout, rng, backend, out
+    x, weights, state, lengths, batch_first, dropout, rng, backend, out, **options
         As `rnnfast.lstm` takes them, except that `weights` may not be `Packed`. x and the weights
         must keep their values until `backward` has been called for the last time.
     save : {"all", "recompute"}
@@ -245,7 +269,7 @@ def lstm_vjp(
     ValueError, TypeError, UnsupportedError
         As `rnnfast.lstm` does; `backward` too.
     """
-    rest = (lengths, batch_first, dropout, rng, backend, out, save, checkpoint)
+    rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
     return _Call(_LSTM, x, weights, state, *rest).vjp()
 
 
@@ -261,6 +285,7 @@ def gru(
     rng: np.random.Generator | int | None = None,
     backend: str = "auto",
     out: Any = None,
+    **options: Unpack[Options],
 ) -> tuple[Any, Any]:
     """Run a stack of GRU layers over a batch of sequences.
 
@@ -268,7 +293,7 @@ def gru(
 
     Parameters
     ----------
-    x, weights, lengths, batch_first, dropout, rng, backend, out
+    x, weights, lengths, batch_first, dropout, rng, backend, out, **options
         As `rnnfast.lstm` takes them, with three gates.
     h_0 : array (L*D, B, H), without B if x is unbatched, or None
         The initial state; None for zeros.
@@ -287,7 +312,9 @@ def gru(
         As `rnnfast.lstm` does.
     """
     spec = _GRU[checks.flag("reset_after", reset_after)]
-    return _forward(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out)
+    return _forward(
+        spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out, options
+    )
 
 
 def gru_vjp(
@@ -304,10 +331,11 @@ def gru_vjp(
     out: Any = None,
     save: str = "all",
     checkpoint: int | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Any, Any, Backward]:
     """`gru`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _GRU[checks.flag("reset_after", reset_after)]
-    rest = (lengths, batch_first, dropout, rng, backend, out, save, checkpoint)
+    rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
     return _Call(spec, x, weights, h_0, *rest).vjp()
 
 
@@ -316,13 +344,14 @@ def rnn(
     weights: Any,
     h_0: Any = None,
     *,
-    nonlinearity: str = "tanh",
+    nonlinearity: str | tuple[Any, ...] = "tanh",
     lengths: Any = None,
     batch_first: bool = False,
     dropout: float = 0.0,
     rng: np.random.Generator | int | None = None,
     backend: str = "auto",
     out: Any = None,
+    **options: Unpack[Options],
 ) -> tuple[Any, Any]:
     """Run a stack of vanilla (Elman) RNN layers over a batch of sequences.
 
@@ -330,11 +359,11 @@ def rnn(
 
     Parameters
     ----------
-    x, weights, lengths, batch_first, dropout, rng, backend, out
+    x, weights, lengths, batch_first, dropout, rng, backend, out, **options
         As `rnnfast.lstm` takes them, with one gate.
     h_0 : array (L*D, B, H), without B if x is unbatched, or None
         The initial state; None for zeros.
-    nonlinearity : {"tanh", "relu", "sigmoid"}
+    nonlinearity : {"tanh", "relu", "sigmoid"} or another activation of `rnnfast.Options`
         phi.
 
     Returns
@@ -348,7 +377,9 @@ def rnn(
         As `rnnfast.lstm` does.
     """
     spec = _spec("rnn", True, nonlinearity)
-    return _forward(spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out)
+    return _forward(
+        spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out, options
+    )
 
 
 def rnn_vjp(
@@ -356,7 +387,7 @@ def rnn_vjp(
     weights: Any,
     h_0: Any = None,
     *,
-    nonlinearity: str = "tanh",
+    nonlinearity: str | tuple[Any, ...] = "tanh",
     lengths: Any = None,
     batch_first: bool = False,
     dropout: float = 0.0,
@@ -365,10 +396,11 @@ def rnn_vjp(
     out: Any = None,
     save: str = "all",
     checkpoint: int | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Any, Any, Backward]:
     """`rnn`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _spec("rnn", True, nonlinearity)
-    rest = (lengths, batch_first, dropout, rng, backend, out, save, checkpoint)
+    rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
     return _Call(spec, x, weights, h_0, *rest).vjp()
 
 
@@ -383,6 +415,7 @@ def gated(
     rng: np.random.Generator | int | None = None,
     backend: str = "auto",
     out: Any = None,
+    **options: Unpack[Options],
 ) -> tuple[Any, Any]:
     """Run a stack of layers of the two-gate recurrence h' = f * h + i * u, all three sigmoids.
 
@@ -390,7 +423,7 @@ def gated(
 
     Parameters
     ----------
-    x, weights, lengths, batch_first, dropout, rng, backend, out
+    x, weights, lengths, batch_first, dropout, rng, backend, out, **options
         As `rnnfast.lstm` takes them, with three gates.
     h_0 : array (L*D, B, H), without B if x is unbatched, or None
         The initial state; None for zeros.
@@ -405,7 +438,8 @@ def gated(
     ValueError, TypeError, UnsupportedError
         As `rnnfast.lstm` does.
     """
-    return _forward(_GATED, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out)
+    rest = (lengths, batch_first, dropout, rng, backend, out, options)
+    return _forward(_GATED, x, weights, h_0, *rest)
 
 
 def gated_vjp(
@@ -421,10 +455,11 @@ def gated_vjp(
     out: Any = None,
     save: str = "all",
     checkpoint: int | None = None,
+    **options: Unpack[Options],
 ) -> tuple[Any, Any, Backward]:
     """`gated`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _GATED
-    rest = (lengths, batch_first, dropout, rng, backend, out, save, checkpoint)
+    rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
     return _Call(spec, x, weights, h_0, *rest).vjp()
 
 
@@ -439,6 +474,7 @@ def _forward(
     rng: Any,
     backend: str,
     out: Any,
+    options: Any,
 ) -> tuple[Any, Any]:
     # Most calls need no conversion: the backend may take the arguments as they are.
     plain = (
@@ -447,6 +483,7 @@ def _forward(
         and type(dropout) is float
         and dropout == 0.0
         and rng is None
+        and not options
     )
     done = None
     if not plain:
@@ -459,7 +496,8 @@ def _forward(
         done = get(backend, spec).call(spec, x, weights, state)
     if done is not None:
         return done
-    call = _Call(spec, x, weights, state, lengths, batch_first, dropout, rng, backend, out)
+    rest = (lengths, batch_first, dropout, rng, backend, out, options)
+    call = _Call(spec, x, weights, state, *rest)
     return call.forward()
 
 
@@ -478,19 +516,26 @@ class _Call:
         rng: Any,
         backend: str,
         out: Any,
+        options: Any,
         save: str = "all",
         checkpoint: int | None = None,
     ) -> None:
-        self.spec = spec
+        spec, self.noise = parse_options(spec, options) if options else (spec, QUIET)
         self.like = x
         self.weights = weights
         self.batch_first = checks.flag("batch_first", batch_first)
         if isinstance(weights, Packed):
             self.packed: Packed | None = weights
             self.parsed: list[Layer] = []
+            spec = with_weights(spec, weights.first)
             if weights.spec is not spec and weights.spec != spec:
                 raise ValueError(
                     f"weights: packed for {weights.spec.variants()}, expected {spec.variants()}"
+                )
+            if self.noise.dropconnect > 0:
+                raise TypeError(
+                    "weights: packed weights are for inference; expected the weights themselves "
+                    "for dropconnect"
                 )
             if backend not in ("auto", weights.backend.name):
                 raise ValueError(
@@ -499,7 +544,6 @@ class _Call:
             self.backend = weights.backend
         else:
             self.packed = None
-            self.backend = get(backend, spec)
 
         data = arrays.floating("x", x)
         self.unbatched = data.ndim == 2
@@ -525,14 +569,18 @@ class _Call:
                     f"got {data.dtype}"
                 )
             wanted = self.packed.input_size
-            self.hidden, self.directions = self.packed.hidden, self.packed.directions
             self.num_layers = len(self.packed.prepared)
+            layer = self.packed.first[0]
         else:
             self.parsed = parse(weights, spec.info, data.dtype)
-            first = self.parsed[0][0]
-            wanted = first.w_ih.shape[1]
-            self.hidden, self.directions = first.w_hh.shape[1], len(self.parsed[0])
+            spec = with_weights(spec, self.parsed)
+            self.backend = get(backend, spec)
             self.num_layers = len(self.parsed)
+            layer = self.parsed[0]
+            wanted = layer[0].w_ih.shape[1]
+        self.spec = spec
+        rows, self.outputs = layer[0].w_hh.shape
+        self.hidden, self.directions = rows // len(spec.info.gates), len(layer)
         if features != wanted:
             raise ValueError(
                 f"x: expected {wanted} features (I) as weights.w_ih has columns, "
@@ -552,8 +600,9 @@ class _Call:
         self.save = _saved(save)
         self.checkpoint = self._checkpoint(checkpoint)
         self.dropout = _rate(dropout)
-        self.rng = checks.generator(rng) if dropout or rng is not None else None
-        self.y_shape = (self.num_steps, self.batch, self.directions * self.hidden)
+        random = dropout or rng is not None or self.noise != QUIET
+        self.rng = checks.generator(rng) if random else None
+        self.y_shape = (self.num_steps, self.batch, self.directions * self.outputs)
         self.given_y, self.given_state = _parts_of(out)
         self.out = None if self.given_y is None else self._out(self.given_y)
         self.state_out = self._state_out()
@@ -581,6 +630,8 @@ class _Call:
             """Gradients of x, of the weights and of the initial state; see `rnnfast.lstm_vjp`."""
             dstate = self._state(dstate_n, "dh_n", "dc_n", "dstate_n")
             dx, dweights, dinitial = layers.backward(tape, self._dy(dy), dstate)
+            if self.dropconnect is not None:
+                dweights = self.dropconnect.backward(dweights)
             given = (
                 Weights(*(None if a is None else arrays.give(a, self.like) for a in w))
                 for w in dweights
@@ -594,27 +645,76 @@ class _Call:
         return self._give_y(y), self._give_state_n(state_n), backward
 
     def _run(self, save: bool) -> tuple[Array, tuple[Array | None, ...], layers.Tape | None]:
-        checkpoint = self.checkpoint if save else None
-        prepared = (
-            [self.backend.prepare(self.spec, p, reuse=checkpoint is not None) for p in self.parsed]
-            if self.packed is None
-            else self.packed.prepared
-        )
-        dropout = None
-        if self.dropout > 0 and self.rng is not None:
-            rows = self.num_steps * self.batch if self.lengths is None else int(self.lengths.sum())
-            width = self.directions * self.hidden
-            dropout = layers.Dropout(self.rng, self.dropout, self.num_layers, rows, width)
+        ragged = None if self.lengths is None else layers.Ragged.of(self.lengths)
+        steps = Steps(self.num_steps, self.batch) if ragged is None else ragged.steps
+        stack = self._stack(steps, save)
         return layers.forward(
-            layers.Stack(self.spec, self.backend, prepared, self.hidden, self.directions, dropout),
+            stack,
             self.x,
             self.state,
-            self.lengths,
+            ragged,
             self.into,
             self.state_out,
             self.save if save else None,
-            checkpoint,
+            self.checkpoint if save else None,
         )
+
+    def _stack(self, steps: Steps, save: bool) -> layers.Stack:
+        """The layers, with everything drawn that is random."""
+        noise, rng = self.noise, self.rng
+        between = on_state = None
+        if self.dropout > 0 and noise.training and rng is not None:
+            between = Between(
+                rng, self.dropout, noise.variational, self.num_layers, steps, self.y_shape[-1]
+            )
+        if self.spec.recurrent_dropout or self.spec.zoneout:
+            on_state = OnState(
+                rng, noise, self.num_layers, self.directions, steps, self.outputs, self.hidden
+            )
+        parsed = self.parsed
+        self.dropconnect = None
+        if noise.dropconnect > 0 and rng is not None:
+            self.dropconnect = DropConnect(rng, noise.dropconnect, parsed)
+            parsed = self.dropconnect.apply(parsed)
+        normed = None
+        if self.packed is not None:
+            prepared = self.packed.prepared
+        elif parsed[0][0].bn_ih is not None and (save or noise.training):
+            self._check_running()
+            normed, prepared = parsed, [None] * len(parsed)
+        else:
+            if parsed[0][0].bn_ih is not None:
+                parsed = [batchnorm.with_running(layer).layer for layer in parsed]
+            again = save and self.checkpoint is not None
+            prepared = [self.backend.prepare(self.spec, p, reuse=again) for p in parsed]
+        return layers.Stack(
+            self.spec,
+            self.backend,
+            self.dtype,
+            prepared,
+            self.hidden,
+            self.outputs,
+            self.directions,
+            between,
+            on_state,
+            normed,
+            noise.bn_momentum if noise.training else None,
+        )
+
+    def _check_running(self) -> None:
+        """Running statistics are written, unless they are used."""
+        for layer in self.parsed:
+            for w in layer:
+                for name in RUNNING:
+                    if self.noise.training and not getattr(w, name).flags.writeable:
+                        raise ValueError(
+                            f"weights.{name}: expected a writable array, or training=False"
+                        )
+        if self.checkpoint is not None:
+            raise UnsupportedError(
+                "checkpoint: no backend has it with batch normalisation, whose statistics are "
+                "those of all steps; save='recompute' saves memory there"
+            )
 
     def _layout(self, array: Array) -> Array:
         """(T, B, F) as the caller lays out x and y."""
@@ -641,28 +741,30 @@ class _Call:
     def _state(
         self, state: Any, h: str = "h_0", c: str = "c_0", both: str = "state"
     ) -> layers.State:
-        """A state or its cotangent as (h, c), each (L*D, B, H) or None."""
+        """A state or its cotangent as (h, c), each (L*D, B, P or H) or None."""
         if state is None:
             return None, None
         if not self.spec.info.has_c:
-            return self._one_state(h, state), None
+            return self._one_state(h, state, self.outputs), None
         if not isinstance(state, tuple | list) or len(state) != 2:
             got = f"{len(state)} of them" if isinstance(state, tuple) else arrays.describe(state)
             raise TypeError(f"{both}: expected a pair ({h}, {c}), got {got}")
-        return self._one_state(h, state[0]), self._one_state(c, state[1])
+        h_c = zip((h, c), state, (self.outputs, self.hidden), strict=True)
+        first, second = (self._one_state(*one) for one in h_c)
+        return first, second
 
-    def _one_state(self, name: str, value: Any) -> Array | None:
+    def _one_state(self, name: str, value: Any, size: int) -> Array | None:
         if value is None:
             return None
         array = arrays.floating(name, value, self.dtype)
-        wanted = self._state_shape()
+        wanted = self._state_shape(size)
         if array.shape != wanted:
             raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
-        return arrays.contiguous(array.reshape(wanted[0], self.batch, self.hidden))
+        return arrays.contiguous(array.reshape(wanted[0], self.batch, size))
 
-    def _state_shape(self) -> tuple[int, ...]:
+    def _state_shape(self, size: int) -> tuple[int, ...]:
         count = self.num_layers * self.directions
-        return (count, self.hidden) if self.unbatched else (count, self.batch, self.hidden)
+        return (count, size) if self.unbatched else (count, self.batch, size)
 
     def _checkpoint(self, every: Any) -> int | None:
         if every is None:
@@ -675,6 +777,10 @@ class _Call:
             raise UnsupportedError(
                 "checkpoint: no backend has it for bidirectional layers, whose reverse direction "
                 "starts at the end; save='recompute' saves memory there"
+            )
+        if self.spec.truncate is not None and every % self.spec.truncate:
+            raise ValueError(
+                f"checkpoint: expected a multiple of truncate = {self.spec.truncate}, got {every}"
             )
         return int(every)
 
@@ -724,16 +830,17 @@ class _Call:
                     f"out: expected (y, (h_n, c_n)), got {arrays.describe(given)} in second place"
                 )
         made: list[Array] = []
-        for name, value in zip(("out h_n", "out c_n"), given, strict=False):
+        sizes = (self.outputs, self.hidden)
+        for name, value, size in zip(("out h_n", "out c_n"), given, sizes, strict=False):
             array = arrays.floating(name, value, self.dtype)
-            wanted = self._state_shape()
+            wanted = self._state_shape(size)
             if array.shape != wanted:
                 raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
             self._check_written(name, array)
             _check_apart(name, array, "out y", self.out)
             for other in made:
                 _check_apart(name, array, "out h_n", other)
-            made.append(array.reshape(wanted[0], self.batch, self.hidden))
+            made.append(array.reshape(wanted[0], self.batch, size))
         # An initial state that is updated in place is read after h_n is written.
         h_0, c_0 = (
             s.copy() if s is not None and any(np.may_share_memory(s, m) for m in made) else s
@@ -769,19 +876,21 @@ class _Call:
         return arrays.contiguous(array)
 
 
-def _spec(cell: str, reset_after: bool, nonlinearity: str) -> Spec:
+def _spec(cell: str, reset_after: bool, nonlinearity: Any) -> Spec:
     info = checks.cell(cell)
-    allowed = info.nonlinearities
-    if allowed and (not isinstance(nonlinearity, str) or nonlinearity not in allowed):
-        raise ValueError(
-            f"nonlinearity: expected one of {', '.join(allowed)}, got {nonlinearity!r}"
-        )
     reset_after = checks.flag("reset_after", reset_after)
     if info.has_reset_after:
         return _GRU[reset_after]
-    if allowed:
+    if not info.nonlinearities:
+        return _LSTM if info.has_c else _GATED
+    if isinstance(nonlinearity, str) and nonlinearity in _RNN:
         return _RNN[nonlinearity]
-    return _LSTM if info.has_c else _GATED
+    f = activation("nonlinearity", nonlinearity)
+    return (
+        _RNN[f.name]
+        if f == ACTIVATIONS.get(f.name) and f.name in _RNN
+        else Spec(cell, activation=f)
+    )
 
 
 def _parts_of(out: Any) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
-"""Stacking, directions, dropout between layers and variable lengths, once for every backend.
+"""Stacking, directions, what lies between layers, and variable lengths, once for every backend.
 
-A backend passes one layer over a packed batch (see `rnnfast.spec.Steps`). Here a batch is sorted
-and packed, the layers are run one after the other, and everything is put back in place.
+A backend passes layers over a packed batch (see `rnnfast.spec.Steps`). Here a batch is sorted and
+packed, the layers are run, and everything is put back in place.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import batchnorm
 from .backends import Backend
-from .spec import Spec, Steps
-from .weights import Weights
+from .noise import Between, OnState
+from .spec import Masks, Spec, Steps
+from .weights import Layer, Weights
 
 Array = NDArray[Any]
-State = tuple[Array | None, Array | None]  # (h, c), each (L*D, B, H); None means zeros
+State = tuple[Array | None, Array | None]  # h (L*D, B, P) and c (L*D, B, H); None means zeros
 
 
 @dataclass(frozen=True)
@@ -55,48 +57,31 @@ class Ragged:
         return out
 
 
-class Dropout:
-    """The masks on the inputs of all layers but the first: drawn layer by layer, kept as bits."""
-
-    def __init__(
-        self, rng: np.random.Generator, rate: float, layers: int, rows: int, width: int
-    ) -> None:
-        self.scale = 1 / (1 - rate) if rate < 1 else 0.0
-        self.width = width
-        # In blocks of rows, which draw the same numbers as one block and need little memory.
-        block = max(1, _DRAWN_AT_ONCE // max(1, width))
-        self.bits = []
-        for _ in range(layers - 1):
-            bits = np.empty((rows, (width + 7) // 8), np.uint8)
-            for first in range(0, rows, block):
-                at = bits[first : first + block]
-                at[...] = np.packbits(rng.random((len(at), width)) >= rate, axis=1)
-            self.bits.append(bits)
-
-    def mask(self, layer: int, first: int, rows: int, dtype: np.dtype[Any]) -> Array:
-        """What multiplies some rows of the input of a layer: 0 or 1 / (1 - rate)."""
-        bits = self.bits[layer - 1][first : first + rows]
-        kept = np.unpackbits(bits, axis=1, count=self.width)
-        return np.asarray(kept * dtype.type(self.scale))
-
-
-_DRAWN_AT_ONCE = 1 << 20
-
-
 @dataclass(frozen=True)
 class Stack:
     """Layers with prepared weights, run one after the other over some steps of a packed batch."""
 
     spec: Spec
     backend: Backend
+    dtype: np.dtype[Any]
     prepared: list[Any]  # per layer
-    hidden: int
+    hidden: int  # H
+    outputs: int  # P, which is H without projection
     directions: int
-    dropout: Dropout | None
+    between: Between | None = None
+    on_state: OnState | None = None
+    normed: list[Layer] | None = None  # layers with batch normalisation: prepared as they run
+    momentum: float | None = None  # of its running statistics, or None where they are used
 
     @property
     def width(self) -> int:
-        return self.directions * self.hidden
+        return self.directions * self.outputs
+
+    def state_shape(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """The shapes of h and c, None where there is no c."""
+        count = len(self.prepared) * self.directions
+        has_c = self.spec.info.has_c
+        return (count, batch, self.outputs), (count, batch, self.hidden) if has_c else None
 
     def forward(
         self,
@@ -104,16 +89,15 @@ class Stack:
         first_row: int,  # of the whole batch, for the masks
         steps: Steps,
         state: State,
-        y: Array,  # (N, D*H), written
+        y: Array,  # (N, D*P), written
         state_n: State,  # written
         save: str | None,
-    ) -> list[Any]:
+    ) -> list[Run]:
         """Run every layer; return what each run of layers saved."""
         count = len(self.prepared)
         saved = []
         for layers in self._runs():
-            if layers.start > 0 and self.dropout is not None:
-                rows = rows * self.dropout.mask(layers.start, first_row, rows.shape[0], rows.dtype)
+            rows = self._dropped(rows, layers, first_row, steps)
             ys = [
                 y if k + 1 == count else np.empty((rows.shape[0], self.width), y.dtype)
                 for k in range(layers.start, layers.stop)
@@ -121,44 +105,62 @@ class Stack:
             h_0, c_0 = (self._part_of(s, layers) for s in state)
             h_n, c_n = (self._part_of(s, layers) for s in state_n)
             assert h_n is not None
-            saved.append(
-                self.backend.forward(
-                    self.spec, self.prepared[layers], rows, steps, h_0, c_0, ys, h_n, c_n, save
-                )
+            prepared, folded = self.prepared[layers], None
+            if self.normed is not None:
+                folded = batchnorm.fold(self.normed[layers.start], rows, self.momentum)
+                prepared = [self.backend.prepare(self.spec, folded.layer, reuse=False)]
+            masks = self._masks(layers, first_row, steps)
+            kept = self.backend.forward(
+                self.spec, prepared, rows, steps, h_0, c_0, ys, h_n, c_n, save, masks
             )
+            saved.append(Run(layers, prepared, folded, kept))
             rows = ys[-1]
         return saved
 
     def backward(
-        self, saved: list[Any], first_row: int, dy: Array | None, dstate_n: State
+        self, saved: list[Run], first_row: int, steps: Steps, dy: Array | None, dstate_n: State
     ) -> tuple[Array, list[Weights], State]:
         """Gradients of the rows, of every direction of every layer in order, and of the state."""
         gradients: list[Weights] = []
         dh_0: list[Array] = []
         dc_0: list[Array] = []
-        for layers, kept in zip(reversed(self._runs()), reversed(saved), strict=True):
+        for run in reversed(saved):
+            layers = run.layers
             dh_n, dc_n = (self._part_of(d, layers) for d in dstate_n)
+            masks = self._masks(layers, first_row, steps)
             dy, dweights, dh_k, dc_k = self.backend.backward(
-                self.spec, self.prepared[layers], kept, dy, dh_n, dc_n
+                self.spec, run.prepared, run.kept, dy, dh_n, dc_n, masks
             )
+            if run.folded is not None:
+                dy, dweights = batchnorm.backward(run.folded, dy, dweights)
             gradients[:0] = dweights
             dh_0.insert(0, dh_k)
             if dc_k is not None:
                 dc_0.insert(0, dc_k)
-            if layers.start > 0 and self.dropout is not None:
-                dy = dy * self.dropout.mask(layers.start, first_row, dy.shape[0], dy.dtype)
+            dy = self._dropped(dy, layers, first_row, steps)
         assert dy is not None  # there is at least one layer
         return dy, gradients, (_joined(dh_0), _joined(dc_0) if dc_0 else None)
 
+    def _dropped(self, rows: Array, layers: slice, first_row: int, steps: Steps) -> Array:
+        """The inputs of a run, or their gradients, after dropout."""
+        if layers.start == 0 or self.between is None:
+            return rows
+        return rows * self.between.mask(layers.start, first_row, steps, rows.dtype)
+
+    def _masks(self, layers: slice, first_row: int, steps: Steps) -> list[Masks] | None:
+        if self.on_state is None:
+            return None
+        return self.on_state.masks(layers.start, first_row, steps, self.dtype)
+
     def _runs(self) -> list[slice]:
-        """The layers with nothing between them."""
+        """The layers that a backend is given together."""
         count = len(self.prepared)
-        if self.dropout is None:
+        if self.between is None and self.on_state is None and self.normed is None:
             return [slice(0, count)]
         return [slice(k, k + 1) for k in range(count)]
 
     def _part_of(self, state: Array | None, layers: slice) -> Array | None:
-        """The rows of some layers: of (L*D, B, H)."""
+        """The rows of some layers: of (L*D, B, ...)."""
         if state is None:
             return None
         return state[layers.start * self.directions : layers.stop * self.directions]
@@ -166,6 +168,15 @@ class Stack:
 
 def _joined(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class Run(NamedTuple):
+    """Layers that a backend ran together, and what they left."""
+
+    layers: slice
+    prepared: list[Any]
+    folded: batchnorm.Folded | None
+    kept: Any
 
 
 class Segment(NamedTuple):
@@ -189,7 +200,7 @@ class Tape:
     input_size: int
     steps: Steps
     ragged: Ragged | None
-    saved: list[Any]  # what `Stack.forward` returned; with checkpoints nothing
+    saved: list[Run]  # what `Stack.forward` returned; with checkpoints nothing
     rows: Array  # (N, I) x
     segments: list[Segment]  # between checkpoints
     save: str
@@ -199,7 +210,7 @@ def forward(
     stack: Stack,
     x: Array,
     state: State,
-    lengths: NDArray[np.int64] | None,
+    ragged: Ragged | None,
     out: Array | None,
     state_out: State,
     save: str | None,
@@ -211,12 +222,10 @@ def forward(
     `checkpoint` it saves nothing yet: states are kept every so many steps.
     """
     num_steps, batch, input_size = x.shape
-    ragged = None
-    if lengths is None:
+    if ragged is None:
         steps = Steps(num_steps, batch)
         rows = x.reshape(num_steps * batch, input_size)
     else:
-        ragged = Ragged.of(lengths)
         steps, rows = ragged.steps, ragged.pack(x)
         h_0, c_0 = state
         state = (
@@ -225,15 +234,16 @@ def forward(
         )
 
     h_n, c_n = state_out if ragged is None else (None, None)
+    h_shape, c_shape = stack.state_shape(batch)
     if h_n is None:
-        h_n = np.empty((len(stack.prepared) * stack.directions, batch, stack.hidden), x.dtype)
-    if c_n is None and stack.spec.info.has_c:
-        c_n = np.empty_like(h_n)
+        h_n = np.empty(h_shape, x.dtype)
+    if c_n is None and c_shape is not None:
+        c_n = np.empty(c_shape, x.dtype)
     if out is not None and ragged is None:
         y = out.reshape(num_steps * batch, stack.width)
     else:
         y = np.empty((rows.shape[0], stack.width), x.dtype)
-    saved: list[Any] = []
+    saved: list[Run] = []
     segments: list[Segment] = []
     if checkpoint is None:
         saved = stack.forward(rows, 0, steps, state, y, (h_n, c_n), save)
@@ -289,7 +299,7 @@ def backward(tape: Tape, dy: Array | None, dstate_n: State) -> tuple[Array, list
         dy = dy.reshape(tape.rows.shape[0], dy.shape[-1])
 
     if tape.saved:
-        dx, dweights, dstate = stack.backward(tape.saved, 0, dy, dstate_n)
+        dx, dweights, dstate = stack.backward(tape.saved, 0, tape.steps, dy, dstate_n)
     else:
         dx, dweights, dstate = _back_through_segments(tape, dy, dstate_n)
 
@@ -306,10 +316,10 @@ def _back_through_segments(
 ) -> tuple[Array, list[Weights], State]:
     """From the last segment to the first: run it again, now saving, and back through it."""
     stack, rows = tape.stack, tape.rows
-    shape = (len(stack.prepared), tape.steps.batch, stack.hidden)
+    h_shape, c_shape = stack.state_shape(tape.steps.batch)
     dstate: State = (
-        _copy_or_zeros(dstate_n[0], shape, rows.dtype),
-        _copy_or_zeros(dstate_n[1], shape, rows.dtype) if stack.spec.info.has_c else None,
+        _copy_or_zeros(dstate_n[0], h_shape, rows.dtype),
+        None if c_shape is None else _copy_or_zeros(dstate_n[1], c_shape, rows.dtype),
     )
     dx = np.empty_like(rows)
     dweights: list[Weights] = []
@@ -328,9 +338,14 @@ def _back_through_segments(
         dx[at], parts, dbefore = stack.backward(
             saved,
             segment.first_row,
+            segment.steps,
             None if dy is None else dy[at],
             _rows_of(dstate, segment.steps.batch),
         )
+        if stack.spec.truncate is not None and segment.first_row > 0:
+            h, c = dbefore
+            assert h is not None
+            dbefore = np.zeros_like(h), None if c is None else np.zeros_like(c)
         _put_rows(dstate, dbefore)
         if not dweights:
             dweights = parts

@@ -8,7 +8,7 @@ state that step t - 1 left, and step t turns them into the next h and c.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,25 +36,98 @@ CELLS = {
 }
 
 
+class Activation(NamedTuple):
+    """A function of a gate, with the parameters that some of them have."""
+
+    name: str
+    alpha: float = 0.0
+    beta: float = 0.0
+
+
+# The functions of ONNX's recurrent operators and `linear`, with ONNX's defaults of alpha and beta.
+# All are monotonic, so that a derivative follows from the value.
+ACTIVATIONS = {
+    f.name: f
+    for f in (
+        Activation("sigmoid"),
+        Activation("tanh"),
+        Activation("relu"),
+        Activation("linear"),
+        Activation("affine", 1.0, 0.0),
+        Activation("leaky_relu", 0.01),
+        Activation("thresholded_relu", 1.0),
+        Activation("scaled_tanh", 1.0, 1.0),
+        Activation("hard_sigmoid", 0.2, 0.5),
+        Activation("elu", 1.0),
+        Activation("softsign"),
+        Activation("softplus"),
+    )
+}
+
+
 @dataclass(frozen=True)
 class Spec:
-    """Everything that selects the mathematics of a layer pass; sizes come from the arrays."""
+    """Everything that selects the mathematics of a layer pass; sizes come from the arrays.
+
+    Where every field from `gate_activation` on has its default, the cell is a plain one.
+    """
 
     cell: str
     reset_after: bool = True  # GRU: the reset gate acts after (cuDNN) or before (paper) w_hh
     nonlinearity: str = "tanh"  # RNN
+    gate_activation: Activation | None = None  # None for the cell's own, here and below
+    activation: Activation | None = None
+    output_activation: Activation | None = None
+    clip: float | None = None
+    input_forget: bool = False
+    grad_clip: float | None = None
+    truncate: int | None = None
+    projection: bool = False
+    peepholes: bool = False
+    layer_norm: bool = False
+    recurrent_dropout: bool = False
+    zoneout: bool = False
 
     @property
     def info(self) -> Cell:
         return CELLS[self.cell]
 
+    @property
+    def plain(self) -> bool:
+        """Whether this is the cell as papers and frameworks have it, without any option."""
+        return self == Spec(self.cell, self.reset_after, self.nonlinearity)
+
+    @property
+    def of_gates(self) -> Activation:
+        return self.gate_activation or ACTIVATIONS["sigmoid"]
+
+    @property
+    def of_candidate(self) -> Activation:
+        if self.activation is not None:
+            return self.activation
+        own = {"rnn": self.nonlinearity, "gated": "sigmoid"}
+        return ACTIVATIONS[own.get(self.cell, "tanh")]
+
+    @property
+    def of_output(self) -> Activation:
+        return self.output_activation or ACTIVATIONS["tanh"]
+
+    def options(self) -> dict[str, Any]:
+        """What makes the cell another than the plain one, by name."""
+        plain = Spec(self.cell, self.reset_after, self.nonlinearity)
+        return {k: v for k, v in vars(self).items() if v != getattr(plain, k)}
+
     def variants(self) -> str:
         """The cell with the options that apply to it, for people to read."""
+        named = {}
         if self.info.has_reset_after:
-            return f"{self.cell}(reset_after={self.reset_after})"
-        if self.info.nonlinearities:
-            return f"{self.cell}(nonlinearity={self.nonlinearity!r})"
-        return self.cell
+            named["reset_after"] = str(self.reset_after)
+        if self.info.nonlinearities and self.activation is None:
+            named["nonlinearity"] = repr(self.nonlinearity)
+        for name, value in self.options().items():
+            named[name] = repr(value.name if isinstance(value, Activation) else value)
+        listed = ", ".join(f"{k}={v}" for k, v in named.items())
+        return f"{self.cell}({listed})" if listed else self.cell
 
 
 def all_specs() -> list[Spec]:
@@ -65,6 +138,19 @@ def all_specs() -> list[Spec]:
             for nonlinearity in cell.nonlinearities or ("tanh",):
                 specs.append(Spec(cell.name, reset_after, nonlinearity))
     return specs
+
+
+class Masks(NamedTuple):
+    """What multiplies the state of one direction of one layer; P is the size of h.
+
+    `recurrent` multiplies h before a step where it enters a matrix product, at every step alike.
+    With k from `keep_h`, h' becomes h' + k (h - h'): 1 keeps what was before the step, 0 lets the
+    step happen; so with `keep_c`. They have one row for each packed row, or one for all of them.
+    """
+
+    recurrent: NDArray[Any] | None = None  # (B, P)
+    keep_h: NDArray[Any] | None = None  # (N, P) or (1, P)
+    keep_c: NDArray[Any] | None = None  # (N, H) or (1, H)
 
 
 class Steps(NamedTuple):

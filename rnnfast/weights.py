@@ -23,14 +23,25 @@ class Weights(NamedTuple):
     ----------
     w_ih : array (G*H, I)
         Input-to-hidden weights.
-    w_hh : array (G*H, H)
-        Hidden-to-hidden (recurrent) weights.
+    w_hh : array (G*H, P)
+        Hidden-to-hidden (recurrent) weights. P is H but for an LSTM with projection.
     b_ih, b_hh : array (G*H,) or None
-        Biases. None means no bias; either may be given alone.
+        Biases. None means no bias; either may be given alone. They are added after a
+        normalisation, as its shift.
     w_hr : array (P, H) or None
-        LSTM projection. Reserved: no backend has it yet.
+        LSTM projection, as PyTorch's proj_size.
     w_peep : array (3, H) or None
-        LSTM peepholes i, f, o. Reserved: no backend has them yet.
+        LSTM peepholes of i, f and o.
+    ln_ih, ln_hh : array (G*H,) or None
+        Gains of the layer normalisation of W_ih x and W_hh h; both or none. Over all gates
+        together, but in a GRU over r and z together and over n.
+    ln_c, ln_c_shift : array (H,) or None
+        LSTM with ln_ih: gain and shift of the layer normalisation of c on its way to h.
+    bn_ih : array (G*H,) or None
+        Gain of the batch normalisation of W_ih x, over all steps and rows (Laurent et al. 2015).
+    bn_mean, bn_var : array (G*H,) or None
+        Its running statistics, given with bn_ih. A call in training uses those of its batch, and
+        writes new running ones into these arrays; see `bn_momentum` in `rnnfast.Options`.
     """
 
     w_ih: Any
@@ -39,10 +50,26 @@ class Weights(NamedTuple):
     b_hh: Any = None
     w_hr: Any = None
     w_peep: Any = None
+    ln_ih: Any = None
+    ln_hh: Any = None
+    ln_c: Any = None
+    ln_c_shift: Any = None
+    bn_ih: Any = None
+    bn_mean: Any = None
+    bn_var: Any = None
 
 
 Layer = tuple[Weights, ...]  # one Weights a direction
-_RESERVED = ("w_hr", "w_peep")
+_OF_LSTM = ("w_hr", "w_peep", "ln_c", "ln_c_shift")
+_NEEDED = {  # by a field: the others that must be there
+    "ln_ih": ("ln_hh",),
+    "ln_hh": ("ln_ih",),
+    "ln_c": ("ln_ih",),
+    "ln_c_shift": ("ln_c",),
+    "bn_ih": ("bn_mean", "bn_var"),
+    "bn_mean": ("bn_ih", "bn_var"),
+    "bn_var": ("bn_ih", "bn_mean"),
+}
 
 
 def is_entry(value: object) -> bool:
@@ -98,7 +125,8 @@ def parse(weights: object, cell: Cell, dtype: np.dtype[Any] | None) -> list[Laye
             )
         layer: list[Weights] = []
         for part_name, part in zip(part_names, parts, strict=True):
-            one = _direction(part_name, part, cell, dtype, features, layer)
+            first = layers[0][0] if layers else layer[0] if layer else None
+            one = _direction(part_name, part, cell, dtype, features, layer, first)
             dtype = one.w_ih.dtype
             layer.append(one)
         layers.append(tuple(layer))
@@ -113,7 +141,9 @@ def _direction(
     dtype: np.dtype[Any] | None,
     features: int | None,
     before: list[Weights],
+    first: Weights | None,
 ) -> Weights:
+    """Check one direction. `before` is the forward one of its layer, `first` that of the stack."""
     if not isinstance(entry, Weights):
         if not 2 <= len(entry) <= len(Weights._fields):
             raise ValueError(
@@ -121,39 +151,85 @@ def _direction(
                 f"({', '.join(Weights._fields)}), got {len(entry)}"
             )
         entry = Weights(*entry)
-    for field in _RESERVED:
-        if getattr(entry, field) is not None:
-            raise UnsupportedError(f"{name}.{field}: no backend supports {field} yet")
+    _check_fields(name, entry, cell, first)
     w_ih = arrays.floating(f"{name}.w_ih", entry.w_ih, dtype)
     w_hh = arrays.floating(f"{name}.w_hh", entry.w_hh, w_ih.dtype)
     gates = len(cell.gates)
-    if w_hh.ndim != 2 or w_hh.shape[0] != gates * w_hh.shape[1] or w_hh.shape[1] == 0:
+    if entry.w_hr is not None:
+        w_hr = arrays.floating(f"{name}.w_hr", entry.w_hr, w_ih.dtype)
+        if w_hr.ndim != 2 or 0 in w_hr.shape:
+            raise ValueError(f"{name}.w_hr: expected shape (P, H), got {w_hr.shape}")
+        outputs, hidden = w_hr.shape
+        if w_hh.shape != (gates * hidden, outputs):
+            raise ValueError(
+                f"{name}.w_hh: expected shape {(gates * hidden, outputs)} as w_hr has shape "
+                f"{w_hr.shape}, got {w_hh.shape}"
+            )
+    elif w_hh.ndim != 2 or w_hh.shape[0] != gates * w_hh.shape[1] or w_hh.shape[1] == 0:
         raise ValueError(
             f"{name}.w_hh: expected shape ({gates}*H, H) with H >= 1 for {cell.name}, "
             f"got {w_hh.shape}"
         )
-    rows, hidden = w_hh.shape
-    if before and hidden != before[0].w_hh.shape[1]:
-        raise ValueError(
-            f"{name}.w_hh: expected hidden size {before[0].w_hh.shape[1]} as in the forward "
-            f"direction, got {hidden}"
-        )
+    rows, outputs = w_hh.shape
+    hidden = rows // gates
+    other = before[0] if before else first
+    if other is not None and w_hh.shape != other.w_hh.shape:
+        where = "the forward direction" if before else "the first layer"
+        size = other.w_hh.shape[0] // gates
+        wanted = f"hidden size {size}" if size != hidden else f"shape {other.w_hh.shape}"
+        got = hidden if size != hidden else w_hh.shape
+        raise ValueError(f"{name}.w_hh: expected {wanted} as in {where}, got {got}")
     if before:
         features = before[0].w_ih.shape[1]
-    wanted = f"({rows}, {'I' if features is None else features})"
+    wanted_ih = f"({rows}, {'I' if features is None else features})"
     if w_ih.ndim != 2 or w_ih.shape[0] != rows or w_ih.shape[1] == 0:
-        raise ValueError(f"{name}.w_ih: expected shape {wanted}, got {w_ih.shape}")
+        raise ValueError(f"{name}.w_ih: expected shape {wanted_ih}, got {w_ih.shape}")
     if features is not None and w_ih.shape[1] != features:
-        raise ValueError(f"{name}.w_ih: expected shape {wanted}, got {w_ih.shape}")
-    biases = []
-    for field in ("b_ih", "b_hh"):
-        bias = getattr(entry, field)
-        if bias is not None:
-            bias = arrays.floating(f"{name}.{field}", bias, w_ih.dtype)
-            if bias.shape != (rows,):
-                raise ValueError(f"{name}.{field}: expected shape ({rows},), got {bias.shape}")
-        biases.append(bias)
-    return Weights(*(None if a is None else arrays.contiguous(a) for a in (w_ih, w_hh, *biases)))
+        raise ValueError(f"{name}.w_ih: expected shape {wanted_ih}, got {w_ih.shape}")
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(Weights._fields, (rows,))
+    shapes |= {
+        "w_ih": w_ih.shape,
+        "w_hh": w_hh.shape,
+        "w_hr": (outputs, hidden),
+        "w_peep": (3, hidden),
+        "ln_c": (hidden,),
+        "ln_c_shift": (hidden,),
+    }
+    found = {}
+    for field, value in entry._asdict().items():
+        if value is not None:
+            array = arrays.floating(f"{name}.{field}", value, w_ih.dtype)
+            if array.shape != shapes[field]:
+                raise ValueError(
+                    f"{name}.{field}: expected shape {shapes[field]}, got {array.shape}"
+                )
+            found[field] = array if field in RUNNING else arrays.contiguous(array)
+    return Weights(**found)
+
+
+RUNNING = ("bn_mean", "bn_var")  # written in place, so that a copy would not do
+
+
+def _check_fields(name: str, entry: Weights, cell: Cell, first: Weights | None) -> None:
+    """Which optional fields there may be, and must be."""
+    given = entry._asdict()
+    for field in _OF_LSTM:
+        if given[field] is not None and cell.name != "lstm":
+            raise UnsupportedError(f"{name}.{field}: {cell.name} has none; lstm has")
+    for field, needed in _NEEDED.items():
+        missing = [other for other in needed if given[other] is None]
+        if given[field] is not None and missing:
+            raise ValueError(f"{name}.{missing[0]}: expected an array, as {field} is one, got None")
+    if entry.ln_ih is not None and entry.bn_ih is not None:
+        raise UnsupportedError(
+            f"{name}.bn_ih: no backend has batch and layer normalisation of one product; "
+            f"expected None as ln_ih is given"
+        )
+    for field in Weights._fields[4:]:
+        if first is not None and (given[field] is None) != (getattr(first, field) is None):
+            wanted = "None" if given[field] is not None else "an array"
+            got = "None" if given[field] is None else "an array"
+            raise ValueError(f"{name}.{field}: expected {wanted} as in the first layer, got {got}")
 
 
 def rebuild(template: Any, leaves: Iterator[Weights]) -> Any:
@@ -175,6 +251,10 @@ def init_weights(
     bias: bool = True,
     dtype: DTypeLike = np.float32,
     rng: np.random.Generator | int | None = None,
+    *,
+    peepholes: bool = False,
+    layer_norm: bool = False,
+    batch_norm: bool = False,
 ) -> list[Weights | tuple[Weights, Weights]]:
     """Random weights, uniform in +-1/sqrt(hidden_size), as `torch.nn.LSTM` draws them.
 
@@ -184,16 +264,22 @@ def init_weights(
     input_size, hidden_size : int
         I and H, at least 1.
     num_layers : int
-        L. Layer k > 0 reads the D*H outputs of layer k - 1.
+        L. Layer k > 0 reads the D*P outputs of layer k - 1; P is H without projection.
     bidirectional : bool
         Whether each entry is a (forward, reverse) pair.
     proj_size : int
-        Reserved for the LSTM projection; only 0 is supported yet.
+        P, the size of an LSTM's projection w_hr; 0 for none.
     bias : bool
         Whether b_ih and b_hh are drawn, or None.
     dtype : float32 or float64
     rng : numpy.random.Generator, int or None
         The source of randomness, or a seed for a new one.
+    peepholes : bool
+        Whether an LSTM has w_peep, drawn as the others.
+    layer_norm : bool
+        Whether there are ln_ih and ln_hh and, for an LSTM, ln_c and ln_c_shift: gains 1, shift 0.
+    batch_norm : bool
+        Whether there are bn_ih = 1, bn_mean = 0 and bn_var = 1.
 
     Returns
     -------
@@ -205,7 +291,7 @@ def init_weights(
     ValueError, TypeError
         For an unknown cell, a size below 1, or an argument of the wrong kind.
     UnsupportedError
-        For proj_size other than 0.
+        For what the cell does not have.
     """
     info = checks.cell(cell)
     sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
@@ -214,8 +300,16 @@ def init_weights(
             raise TypeError(f"{name}: expected an int, got {arrays.describe(size)}")
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, got {size}")
-    if proj_size != 0:
-        raise UnsupportedError(f"proj_size: no backend supports projection yet, got {proj_size}")
+    if isinstance(proj_size, bool) or not isinstance(proj_size, int | np.integer):
+        raise TypeError(f"proj_size: expected an int, got {arrays.describe(proj_size)}")
+    if proj_size < 0:
+        raise ValueError(f"proj_size: expected at least 0, got {proj_size}")
+    peepholes = checks.flag("peepholes", peepholes)
+    layer_norm = checks.flag("layer_norm", layer_norm)
+    batch_norm = checks.flag("batch_norm", batch_norm)
+    for name, wanted in (("proj_size", proj_size), ("peepholes", peepholes)):
+        if wanted and cell != "lstm":
+            raise UnsupportedError(f"{name}: {cell} has none; lstm has, got {wanted}")
     bidirectional = checks.flag("bidirectional", bidirectional)
     bias = checks.flag("bias", bias)
     kind = arrays.dtype("dtype", dtype)
@@ -226,9 +320,26 @@ def init_weights(
     def draw(*shape: int) -> NDArray[Any]:
         return generator.uniform(-bound, bound, shape).astype(kind)
 
+    outputs = int(proj_size) or hidden_size
+
     def direction(features: int) -> Weights:
-        w_ih, w_hh = draw(rows, features), draw(rows, hidden_size)
-        return Weights(w_ih, w_hh, *((draw(rows), draw(rows)) if bias else ()))
+        w_ih, w_hh = draw(rows, features), draw(rows, outputs)
+        w = Weights(w_ih, w_hh, *((draw(rows), draw(rows)) if bias else ()))
+        if proj_size:
+            w = w._replace(w_hr=draw(outputs, hidden_size))
+        if peepholes:
+            w = w._replace(w_peep=draw(3, hidden_size))
+        if layer_norm:
+            w = w._replace(ln_ih=np.ones(rows, kind), ln_hh=np.ones(rows, kind))
+            if cell == "lstm":
+                w = w._replace(
+                    ln_c=np.ones(hidden_size, kind), ln_c_shift=np.zeros(hidden_size, kind)
+                )
+        if batch_norm:
+            w = w._replace(
+                bn_ih=np.ones(rows, kind), bn_mean=np.zeros(rows, kind), bn_var=np.ones(rows, kind)
+            )
+        return w
 
     layers: list[Weights | tuple[Weights, Weights]] = []
     features = input_size
@@ -237,5 +348,5 @@ def init_weights(
             layers.append((direction(features), direction(features)))
         else:
             layers.append(direction(features))
-        features = hidden_size * (1 + bidirectional)
+        features = outputs * (1 + bidirectional)
     return layers

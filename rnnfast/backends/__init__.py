@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..arrays import describe
 from ..errors import UnsupportedError
-from ..spec import Spec, Steps
+from ..spec import Masks, Spec, Steps
 from ..weights import Layer, Weights
 
 Array = NDArray[Any]
@@ -30,8 +30,11 @@ class Backend(Protocol):
     below. Given together, a backend may run them at the same time.
 
     Every array it receives is C-contiguous, of one dtype, and checked. N is the number of packed
-    rows, L that of the layers, D that of directions. `prepared` has one thing for each layer, as
-    `prepare` makes it.
+    rows, L that of the layers, D that of directions, P the size of h. `prepared` has one thing for
+    each layer, as `prepare` makes it. With masks there is one layer at a time.
+
+    Arrays of complex128 hold a number and its derivative along some direction: a backend that
+    differentiates twice returns, in the imaginary parts, the derivatives of its results.
     """
 
     name: str
@@ -58,12 +61,13 @@ class Backend(Protocol):
         prepared: list[Any],
         x: Array,  # (N, I)
         steps: Steps,
-        h_0: Array | None,  # (L*D, B, H); None means zeros
-        c_0: Array | None,
-        ys: list[Array],  # (N, D*H) for each layer, written
-        h_n: Array,  # (L*D, B, H), written
+        h_0: Array | None,  # (L*D, B, P); None means zeros
+        c_0: Array | None,  # (L*D, B, H)
+        ys: list[Array],  # (N, D*P) for each layer, written
+        h_n: Array,  # (L*D, B, P), written
         c_n: Array | None,  # (L*D, B, H), written; None for a cell without c
         save: str | None,
+        masks: list[Masks] | None,  # one layer's, for each direction
     ) -> Any:
         """Pass the layers forward, and return what `backward` needs.
 
@@ -76,11 +80,12 @@ class Backend(Protocol):
         spec: Spec,
         prepared: list[Any],
         saved: Any,
-        dy: Array | None,  # (N, D*H) of the last layer; None means zeros, here and below
-        dh_n: Array | None,  # (L*D, B, H)
+        dy: Array | None,  # (N, D*P) of the last layer; None means zeros, here and below
+        dh_n: Array | None,  # (L*D, B, P)
         dc_n: Array | None,  # (L*D, B, H)
+        masks: list[Masks] | None,  # as in `forward`
     ) -> tuple[Array, list[Weights], Array, Array | None]:
-        """dx (N, I), dweights for every direction of every layer, dh_0 and dc_0 (L*D, B, H)."""
+        """dx (N, I), dweights for every direction of every layer, dh_0 (L*D, B, P) and dc_0."""
 
 
 # name -> module with an object BACKEND, in the order in which "auto" tries them.

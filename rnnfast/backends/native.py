@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, _native
-from ..spec import Spec, Steps
+from ..spec import Masks, Spec, Steps
 from ..weights import Layer, Weights
 from . import Array, Shortcut
 
@@ -28,7 +28,7 @@ class Native:
     name = "native"
 
     def supports(self, spec: Spec) -> bool:
-        return True
+        return spec.plain
 
     def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Any:
         kind = _native.LayerF32 if layer[0].w_hh.dtype == np.float32 else _native.LayerF64
@@ -54,6 +54,7 @@ class Native:
         h_n: Array,
         c_n: Array | None,
         save: str | None,
+        masks: list[Masks] | None,
     ) -> Any:
         kind = type(prepared[0])
         return kind.forward(prepared, x, *steps, h_0, c_0, ys, h_n, c_n, save or "")
@@ -66,6 +67,7 @@ class Native:
         dy: Array | None,
         dh_n: Array | None,
         dc_n: Array | None,
+        masks: list[Masks] | None,
     ) -> tuple[Array, list[Weights], Array, Array | None]:
         dx, dweights, dh_0, dc_0 = type(prepared[0]).backward(prepared, saved, dy, dh_n, dc_n)
         return dx, [Weights(*w) for w in dweights], dh_0, dc_0

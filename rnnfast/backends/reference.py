@@ -8,9 +8,14 @@ import numpy as np
 
 from ..reference import loop
 from ..reference.precision import ROUNDED
-from ..spec import Spec, Steps
+from ..spec import Masks, Spec, Steps
 from ..weights import Layer, Weights
 from . import Array
+
+_NO_MASKS = Masks()
+# Imaginary parts, which are derivatives, are made this small, so that their products vanish beside
+# the real parts: then complex arithmetic differentiates (Squire & Trapp 1998).
+_TINY = 1e-120
 
 
 class _Saved(NamedTuple):
@@ -19,6 +24,7 @@ class _Saved(NamedTuple):
     x: Array
     h_0: Array
     c_0: Array
+    masks: list[Masks]
 
 
 class Reference:
@@ -29,7 +35,7 @@ class Reference:
 
     def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Layer:
         if precision is None:
-            return layer
+            return tuple(Weights(*(_shrunk(a) for a in w)) for w in layer)
         rounded = ROUNDED[precision]
         return tuple(w._replace(w_ih=rounded(w.w_ih), w_hh=rounded(w.w_hh)) for w in layer)
 
@@ -51,28 +57,37 @@ class Reference:
         h_n: Array,
         c_n: Array | None,
         save: str | None,
+        masks: list[Masks] | None,
     ) -> list[_Saved]:
-        zeros = np.zeros_like(h_n)
-        h_0 = zeros if h_0 is None else h_0
-        c_0 = zeros if c_0 is None else c_0
-        hidden = h_n.shape[-1]
+        x = _shrunk(x)
+        first = prepared[0][0]
+        outputs = first.w_hh.shape[1]
+        count, batch = h_n.shape[:2]
+        hidden = first.w_hh.shape[0] // len(spec.info.gates)
+        h_0 = np.zeros_like(h_n) if h_0 is None else _shrunk(h_0)
+        c_0 = np.zeros((count, batch, hidden), h_n.dtype) if c_0 is None else _shrunk(c_0)
         saved = []
         at = 0  # of the layer's first direction
         for layer, y in zip(prepared, ys, strict=True):
             state = slice(at, at + len(layer))
             tapes = []
+            own = masks or [_NO_MASKS] * len(layer)
             for d, w in enumerate(layer):
                 y_d, h_n[at], c_d, tape = loop.forward(
-                    spec, w, x, steps, h_0[at], c_0[at], reverse=d == 1
+                    spec, w, x, steps, h_0[at], c_0[at], d == 1, own[d]
                 )
-                y[:, d * hidden : (d + 1) * hidden] = y_d
+                y[:, d * outputs : (d + 1) * outputs] = y_d
                 if c_n is not None:
                     c_n[at] = c_d
                 if save == "all":
                     tapes.append(tape)
                 at += 1
-            saved.append(_Saved(steps, tapes, x, h_0[state], c_0[state]))
-            x = y
+            saved.append(_Saved(steps, tapes, x, h_0[state], c_0[state], own))
+            x = y.copy() if np.iscomplexobj(y) else y
+            _grow(y)
+        _grow(h_n)
+        if c_n is not None:
+            _grow(c_n)
         return saved if save is not None else []
 
     def backward(
@@ -83,39 +98,62 @@ class Reference:
         dy: Array | None,
         dh_n: Array | None,
         dc_n: Array | None,
+        masks: list[Masks] | None,
     ) -> tuple[Array, list[Weights], Array, Array | None]:
         steps = saved[0].steps
         w_hh = prepared[0][0].w_hh
-        hidden, directions = w_hh.shape[1], len(prepared[0])
-        zeros = np.zeros((len(prepared) * directions, steps.batch, hidden), w_hh.dtype)
-        dh_n = zeros if dh_n is None else dh_n
-        dc_n = zeros if dc_n is None else dc_n
+        outputs, directions = w_hh.shape[1], len(prepared[0])
+        hidden = w_hh.shape[0] // len(spec.info.gates)
+        shape = (len(prepared) * directions, steps.batch)
+        h_zeros = np.zeros((*shape, outputs), w_hh.dtype)
+        c_zeros = np.zeros((*shape, hidden), w_hh.dtype)
+        dh_n = h_zeros if dh_n is None else _shrunk(dh_n)
+        dc_n = c_zeros if dc_n is None else _shrunk(dc_n)
         if dy is None:
-            dy = np.zeros((steps.rows, directions * hidden), w_hh.dtype)
-        dh_0, dc_0 = np.empty_like(zeros), np.empty_like(zeros)
+            dy = np.zeros((steps.rows, directions * outputs), w_hh.dtype)
+        dy = _shrunk(dy)
+        dh_0, dc_0 = np.empty_like(h_zeros), np.empty_like(c_zeros)
         dweights: list[Weights] = []
         for k in reversed(range(len(prepared))):
             dx = []
             parts = []
             for d, w in enumerate(prepared[k]):
                 at = k * directions + d
+                own = saved[k].masks[d]
                 tape = saved[k].tapes[d] if saved[k].tapes else _again(spec, w, saved[k], d)
-                dy_d = dy[:, d * hidden : (d + 1) * hidden]
+                dy_d = dy[:, d * outputs : (d + 1) * outputs]
                 dx_d, part, dh_0[at], dc_0[at] = loop.backward(
-                    spec, w, steps, tape, dy_d, dh_n[at], dc_n[at], reverse=d == 1
+                    spec, w, steps, tape, dy_d, dh_n[at], dc_n[at], d == 1, own
                 )
                 dx.append(dx_d)
                 parts.append(part)
             dy = np.sum(dx, axis=0)
             dweights[:0] = parts
+        for w in dweights:
+            for a in w:
+                _grow(a)
+        for a in (dy, dh_0, dc_0):
+            _grow(a)
         return dy, dweights, dh_0, dc_0 if spec.info.has_c else None
 
 
 def _again(spec: Spec, w: Weights, saved: _Saved, d: int) -> list[Any]:
     """The tape of a forward pass that kept none."""
-    h_0, c_0 = saved.h_0[d], saved.c_0[d]
-    *_, tape = loop.forward(spec, w, saved.x, saved.steps, h_0, c_0, reverse=d == 1)
+    *_, tape = loop.forward(
+        spec, w, saved.x, saved.steps, saved.h_0[d], saved.c_0[d], d == 1, saved.masks[d]
+    )
     return tape
+
+
+def _shrunk(a: Any) -> Any:
+    """The derivatives of a as small as the complex step wants them."""
+    return a.real + 1j * (a.imag * _TINY) if np.iscomplexobj(a) else a
+
+
+def _grow(a: Array | None) -> None:
+    """And back again, in place."""
+    if a is not None and np.iscomplexobj(a):
+        a.imag /= _TINY
 
 
 BACKEND = Reference()

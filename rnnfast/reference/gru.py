@@ -7,6 +7,9 @@ With gate order r z n, as in PyTorch's `torch.nn.GRU`:
     n = tanh(W_in x + b_in + r * (W_hn h + b_hn))           reset_after=True: cuDNN, PyTorch, Keras
     n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)           reset_after=False: the paper
     h' = (1 - z) * n + z * h
+
+Layer normalisation (Ba et al. 2016, appendix, eq. 23-27) is that of each product, over r and z
+together and over n alone.
 """
 
 from __future__ import annotations
@@ -17,52 +20,66 @@ import numpy as np
 
 from ..spec import Spec
 from ..weights import Weights
-from .common import Array, affine, affine_vjp, both_vjp, sigmoid
+from .common import Array, activate, activate_vjp, affine, affine_vjp, limited, masked
 
 
-def step(spec: Spec, w: Weights, x: Array, h: Array, c: Array) -> tuple[Array, Array, Any]:
-    hidden = h.shape[-1]
-    a_x = affine(x, w.w_ih, w.b_ih)
-    x_r, x_z, x_n = np.split(a_x, 3, axis=-1)
-    gates, candidate = _split(w, hidden)
-    h_r, h_z = np.split(affine(h, *gates), 2, axis=-1)
-    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+def step(
+    spec: Spec, w: Weights, x: Array, h: Array, c: Array, mask: Array | None
+) -> tuple[Array, Array, Any]:
+    rz, candidate = slice(0, 2 * w.w_hh.shape[1]), slice(2 * w.w_hh.shape[1], None)
+    x_rz, x_to_rz = affine(x, *_part("ih", w, rz))
+    x_n, x_to_n = affine(x, *_part("ih", w, candidate))
+    operand = masked(h, mask)
+    h_rz, h_to_rz = affine(operand, *_part("hh", w, rz))
+    a_r, a_z = np.split(x_rz + h_rz, 2, axis=-1)
+    r = activate(spec.of_gates, spec.clip, a_r)
+    z = activate(spec.of_gates, spec.clip, a_z)
     if spec.reset_after:
-        q = affine(h, *candidate)
-        n = np.tanh(x_n + r * q)
+        q, h_to_n = affine(operand, *_part("hh", w, candidate))
+        a_n = x_n + r * q
     else:
-        q = r * h
-        n = np.tanh(x_n + affine(q, *candidate))
-    return (1 - z) * n + z * h, c, (x, h, r, z, n, q)
+        q, h_to_n = affine(r * operand, *_part("hh", w, candidate))
+        a_n = x_n + q
+    n = activate(spec.of_candidate, spec.clip, a_n)
+    saved = (x_to_rz, x_to_n, h_to_rz, h_to_n, h, operand, a_r, a_z, a_n, r, z, n, q)
+    return (1 - z) * n + z * h, c, saved
 
 
 def step_vjp(
-    spec: Spec, w: Weights, saved: Any, dh_next: Array, dc_next: Array
+    spec: Spec, w: Weights, saved: Any, mask: Array | None, dh_next: Array, dc_next: Array
 ) -> tuple[Array, Array, Array, Weights]:
-    x, h, r, z, n, q = saved
-    dz = dh_next * (h - n) * z * (1 - z)
-    dn = dh_next * (1 - z) * (1 - n**2)
-    if spec.reset_after:
-        dr = dn * q * r * (1 - r)
-        da_x = np.concatenate([dr, dz, dn], axis=-1)
-        da_h = np.concatenate([dr, dz, dn * r], axis=-1)
-        dx, dh, dweights = both_vjp(da_x, da_h, x, h, w)
-        return dx, dh_next * z + dh, dc_next, dweights
-    gates, candidate = _split(w, h.shape[-1])
-    drh, dw_n, db_n = affine_vjp(dn, q, *candidate)
-    dr = drh * h * r * (1 - r)
-    dx, dw_ih, db_ih = affine_vjp(np.concatenate([dr, dz, dn], axis=-1), x, w.w_ih, w.b_ih)
-    dh, dw_rz, db_rz = affine_vjp(np.concatenate([dr, dz], axis=-1), h, *gates)
-    db_hh = None if db_rz is None or db_n is None else np.concatenate([db_rz, db_n])
-    dweights = Weights(dw_ih, np.concatenate([dw_rz, dw_n]), db_ih, db_hh)
-    return dx, dh_next * z + drh * r + dh, dc_next, dweights
+    x_to_rz, x_to_n, h_to_rz, h_to_n, h, operand, a_r, a_z, a_n, r, z, n, q = saved
+    rz, candidate = slice(0, 2 * w.w_hh.shape[1]), slice(2 * w.w_hh.shape[1], None)
+    dz = activate_vjp(spec.of_gates, spec.clip, dh_next * (h - n), a_z, z)
+    dn = activate_vjp(spec.of_candidate, spec.clip, dh_next * (1 - z), a_n, n)
+    dz, dn = limited(dz, spec.grad_clip), limited(dn, spec.grad_clip)
+    dq = dn * r if spec.reset_after else dn
+    n_by_h = affine_vjp(dq, h_to_n, *_part("hh", w, candidate))
+    dr = dn * q if spec.reset_after else n_by_h.x * operand
+    dr = limited(activate_vjp(spec.of_gates, spec.clip, dr, a_r, r), spec.grad_clip)
+    drz = np.concatenate([dr, dz], axis=-1)
+    rz_by_h = affine_vjp(drz, h_to_rz, *_part("hh", w, rz))
+    rz_by_x = affine_vjp(drz, x_to_rz, *_part("ih", w, rz))
+    n_by_x = affine_vjp(dn, x_to_n, *_part("ih", w, candidate))
+    doperand = rz_by_h.x + (n_by_h.x if spec.reset_after else n_by_h.x * r)
+    dweights = Weights(
+        _both(rz_by_x.w, n_by_x.w),
+        _both(rz_by_h.w, n_by_h.w),
+        _both(rz_by_x.b, n_by_x.b),
+        _both(rz_by_h.b, n_by_h.b),
+        ln_ih=_both(rz_by_x.gain, n_by_x.gain),
+        ln_hh=_both(rz_by_h.gain, n_by_h.gain),
+    )
+    return rz_by_x.x + n_by_x.x, dh_next * z + masked(doperand, mask), dc_next, dweights
 
 
-def _split(
-    w: Weights, hidden: int
-) -> tuple[tuple[Array, Array | None], tuple[Array, Array | None]]:
-    """(w_hh, b_hh) of the two gates, and of the candidate n."""
-    at = 2 * hidden
-    if w.b_hh is None:
-        return (w.w_hh[:at], None), (w.w_hh[at:], None)
-    return (w.w_hh[:at], w.b_hh[:at]), (w.w_hh[at:], w.b_hh[at:])
+def _part(product: str, w: Weights, rows: slice) -> tuple[Array, Array | None, Array | None]:
+    """Some rows of the matrix, the bias and the gain of a product."""
+    found = [getattr(w, kind + product) for kind in ("w_", "b_", "ln_")]
+    matrix, bias, gain = (None if a is None else a[rows] for a in found)
+    assert matrix is not None
+    return matrix, bias, gain
+
+
+def _both(first: Array | None, second: Array | None) -> Array | None:
+    return None if first is None or second is None else np.concatenate([first, second])

@@ -1,0 +1,213 @@
+"""The options of the cells beyond those of a plain one: what there is, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple, TypedDict
+
+import numpy as np
+
+from . import arrays, checks
+from .errors import UnsupportedError
+from .spec import ACTIVATIONS, Activation, Spec
+from .weights import Layer
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments that every function of a cell takes, its _vjp and `rnnfast.pack` too.
+
+    An activation is a name or a tuple (name, alpha, beta), with the formulas and the defaults of
+    alpha and beta of ONNX's LSTM: "sigmoid", "tanh", "relu", "linear", "affine" (1, 0),
+    "leaky_relu" (0.01), "thresholded_relu" (1), "scaled_tanh" (1, 1), "hard_sigmoid" (0.2, 0.5),
+    "elu" (1), "softsign", "softplus".
+
+    Attributes
+    ----------
+    gate_activation : activation
+        Of the gates (not of the candidate); ONNX's f, Keras' recurrent_activation. Not for rnn,
+        whose one function is `nonlinearity`.
+    activation : activation
+        Of the candidate; ONNX's g. Not for rnn.
+    output_activation : activation
+        LSTM: of c on its way to h; ONNX's h.
+    clip : float
+        The argument of every activation is limited to [-clip, clip], as in ONNX.
+    input_forget : bool
+        LSTM: f = 1 - i, as in ONNX.
+    grad_clip : float
+        BPTT: gradients of the arguments of the gates' activations are limited to
+        [-grad_clip, grad_clip] at every step (Graves 2013).
+    truncate : int
+        Truncated BPTT: no gradient flows through the state from step t to step t - 1 where t is a
+        multiple of this; in a reverse direction the other way round.
+    recurrent_dropout : float
+        Probability of zeroing each unit of h where it is multiplied with w_hh, one mask for all
+        steps of a row (Gal & Ghahramani 2016).
+    zoneout : float or (float, float)
+        Probability that a unit of h, and of an LSTM's c, keeps its value in a step (Krueger et al.
+        2017). A mask for every step; without `training` its expectation.
+    dropconnect : float
+        Probability of zeroing each element of w_hh, one mask for the call (Merity et al. 2017).
+    variational : bool
+        Whether `dropout` between layers has one mask for all steps of a row (Gal & Ghahramani
+        2016) in place of one for each step.
+    training : bool
+        True by default. False switches every dropout off, lets zoneout take its expectation, and
+        batch normalisation its running statistics.
+    bn_momentum : float
+        How far running statistics move towards those of the batch; 0.1 as in
+        torch.nn.BatchNorm1d. They are written into bn_mean and bn_var.
+    """
+
+    gate_activation: str | tuple[Any, ...]
+    activation: str | tuple[Any, ...]
+    output_activation: str | tuple[Any, ...]
+    clip: float | None
+    input_forget: bool
+    grad_clip: float | None
+    truncate: int | None
+    recurrent_dropout: float
+    zoneout: float | tuple[float, float]
+    dropconnect: float
+    variational: bool
+    training: bool
+    bn_momentum: float
+
+
+class Noise(NamedTuple):
+    """What is random in training, and what stands in for it otherwise."""
+
+    recurrent_dropout: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    dropconnect: float = 0.0
+    variational: bool = False
+    training: bool = True
+    bn_momentum: float = 0.1
+
+
+QUIET = Noise()
+_WHOSE = {
+    "gate_activation": ("lstm", "gru", "gated"),
+    "activation": ("lstm", "gru", "gated"),
+    "output_activation": ("lstm",),
+    "input_forget": ("lstm",),
+}
+
+
+def parse(spec: Spec, options: dict[str, Any]) -> tuple[Spec, Noise]:
+    """The spec with these options, and what is random."""
+    for name in options:
+        if name not in Options.__annotations__:
+            raise TypeError(
+                f"{name}: unexpected argument; expected one of {', '.join(Options.__annotations__)}"
+            )
+        if spec.cell not in _WHOSE.get(name, (spec.cell,)):
+            raise UnsupportedError(
+                f"{name}: {spec.cell} does not have it; {', '.join(_WHOSE[name])} has"
+            )
+    defaults = {
+        "gate_activation": ACTIVATIONS["sigmoid"],
+        "activation": spec.of_candidate,
+        "output_activation": spec.of_output,
+    }
+    chosen: dict[str, Any] = {}
+    for name, own in defaults.items():
+        if name in options:
+            f = activation(name, options[name])
+            chosen[name] = None if f == own else f
+    for name in ("clip", "grad_clip"):
+        chosen[name] = _bound(name, options.get(name))
+    chosen["truncate"] = _steps("truncate", options.get("truncate"))
+    chosen["input_forget"] = checks.flag("input_forget", options.get("input_forget", False))
+    noise = _noise(spec, options)
+    chosen["recurrent_dropout"] = noise.recurrent_dropout > 0
+    chosen["zoneout"] = noise.zoneout_h > 0 or noise.zoneout_c > 0
+    return replace(spec, **chosen), noise
+
+
+def with_weights(spec: Spec, parsed: list[Layer]) -> Spec:
+    """The spec with what the weights alone tell."""
+    w = parsed[0][0]
+    if w.w_hr is None and w.w_peep is None and w.ln_ih is None:
+        return spec
+    return replace(
+        spec,
+        projection=w.w_hr is not None,
+        peepholes=w.w_peep is not None,
+        layer_norm=w.ln_ih is not None,
+    )
+
+
+def activation(name: str, value: Any) -> Activation:
+    """The function that a name, or a tuple (name, alpha, beta), stands for."""
+    parts = value if isinstance(value, tuple) else (value,)
+    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
+        raise TypeError(
+            f"{name}: expected a str or (str, alpha, beta), got {arrays.describe(value)}"
+        )
+    if parts[0] not in ACTIVATIONS:
+        raise ValueError(f"{name}: expected one of {', '.join(ACTIVATIONS)}, got {parts[0]!r}")
+    own = ACTIVATIONS[parts[0]]
+    numbers = [own.alpha, own.beta]
+    for k, number in enumerate(parts[1:]):
+        if number is not None:
+            numbers[k] = _real(name, number)
+    f = Activation(parts[0], *numbers)
+    if f.name in ("leaky_relu", "elu") and f.alpha < 0:
+        raise ValueError(f"{name}: expected alpha of at least 0 for {f.name}, got {f.alpha}")
+    if f.name == "scaled_tanh" and f.alpha == 0:
+        raise ValueError(f"{name}: expected alpha other than 0 for {f.name}, got 0")
+    return f
+
+
+def _noise(spec: Spec, options: dict[str, Any]) -> Noise:
+    zoneout = options.get("zoneout", 0.0)
+    pair = zoneout if isinstance(zoneout, tuple) else (zoneout, zoneout)
+    if len(pair) != 2:
+        raise ValueError(f"zoneout: expected a probability or a pair of them, got {zoneout}")
+    training = checks.flag("training", options.get("training", True))
+    return Noise(
+        _probability("recurrent_dropout", options.get("recurrent_dropout", 0.0)) * training,
+        _probability("zoneout", pair[0]),
+        _probability("zoneout", pair[1]) if spec.info.has_c else 0.0,
+        _probability("dropconnect", options.get("dropconnect", 0.0)) * training,
+        checks.flag("variational", options.get("variational", False)),
+        training,
+        _probability("bn_momentum", options.get("bn_momentum", 0.1)),
+    )
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        raise TypeError(f"{name}: expected a float, got {arrays.describe(value)}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return float(value)
+
+
+def _probability(name: str, value: Any) -> float:
+    rate = _real(name, value)
+    if not 0 <= rate <= 1:
+        raise ValueError(f"{name}: expected a probability from 0 to 1, got {value}")
+    return rate
+
+
+def _bound(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    bound = _real(name, value)
+    if bound <= 0:
+        raise ValueError(f"{name}: expected a number above 0 or None, got {value}")
+    return bound
+
+
+def _steps(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an int or None, got {arrays.describe(value)}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1 step, got {value}")
+    return int(value)
