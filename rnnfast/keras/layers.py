@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
 from ..errors import UnsupportedError
-from .kernels import run
+from . import kernels
 from .masks import Masked, Unmasked
-from .translation import options_of, weights_of
+from .packing import Packing
+from .translation import options_of
 
 # What comes after Fused in the bases; mypy knows Keras' layers as Any.
-_Base = keras.layers.RNN if TYPE_CHECKING else object
-
-
-class Fused(_Base):
-    """What replaces Keras' loop over time."""
+_Base = keras.layers.RNN class Fused(keras.layers.RNN):
+    """What replaces Keras' loop over time. Comes before Keras' own layer in the bases."""
 
     rnnfast_cell: str
 
@@ -25,7 +23,8 @@ class Fused(_Base):
         if getattr(self, "use_cudnn", "auto") is True:
             raise UnsupportedError("use_cudnn: expected 'auto' or False, got True")
         options_of(self.rnnfast_cell, self.cell)
-        if keras.backend.backend() == "tensorflow":
+        self._packing = Packing()
+        if kernels.BACKEND == "tensorflow":
             self.supports_jit = False  # XLA cannot call Python
 
     def inner_loop(
@@ -39,23 +38,20 @@ class Fused(_Base):
         cell = self.cell
         options = options_of(self.rnnfast_cell, cell)
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
+        weights = self._packing.weights(self.rnnfast_cell, cell, dtype, options)
         x = ops.cast(sequences, dtype)
         state = [ops.cast(s, dtype) for s in _listed(initial_state)]
-        if training and cell.recurrent_dropout:
-            raise UnsupportedError("recurrent_dropout: expected 0")
         if training and cell.dropout:
             dropped = _listed(cell.get_dropout_mask(sequences[:, 0]))[0]
             x = x * ops.cast(dropped, dtype)[:, None]
-        if self.stateful and keras.backend.backend() == "torch":
-            state = [ops.copy(s) for s in state]  # what backward needs is assigned to soon
+        if training and cell.recurrent_dropout:
+            options["recurrent_dropout"] = cell.recurrent_dropout
+            options["rng"] = kernels.rng(cell.seed_generator.next())
+        if self.stateful and kernels.BACKEND == "torch":
+            state = [ops.copy(s) for s in state]  # the variables change before backward reads them
         steps = self._steps(_listed(mask)[0], state[0])
-        y, state_n = run(
-            self.rnnfast_cell,
-            steps.pack(x),
-            weights_of(self.rnnfast_cell, cell, dtype),
-            state,
-            steps.lengths,
-            options,
+        y, state_n = kernels.run(
+            self.rnnfast_cell, steps.pack(x), weights, state, steps.lengths, options
         )
         last = steps.last(state_n[0])
         return last, steps.unpack(y, state_n[0]) if self.return_sequences else last, state_n
@@ -64,7 +60,7 @@ class Fused(_Base):
         if mask is None:
             return Unmasked(self.go_backwards)
         # Before the first step that counts, Keras gives h_0 on jax, and zeros elsewhere.
-        carries = keras.backend.backend() == "jax" and not self.unroll
+        carries = kernels.BACKEND == "jax" and not self.unroll
         before = h_0 if carries else keras.ops.zeros_like(h_0)
         mask = keras.ops.cast(mask, "bool")
         if len(mask.shape) == 3:

@@ -9,7 +9,11 @@ import keras
 from ..errors import UnsupportedError
 from .layers import GRU, LSTM, Fused, SimpleRNN
 
-_OURS = {keras.layers.LSTM: LSTM, keras.layers.GRU: GRU, keras.layers.SimpleRNN: SimpleRNN}
+_OURS: dict[Any, Any] = {
+    keras.layers.LSTM: LSTM,
+    keras.layers.GRU: GRU,
+    keras.layers.SimpleRNN: SimpleRNN,
+}
 
 
 def replace(model: Any) -> Any:
@@ -49,7 +53,7 @@ def replace(model: Any) -> Any:
         raise ValueError("model: expected at least one LSTM, GRU or SimpleRNN layer of Keras")
     replaced = keras.models.clone_model(model, clone_function=_clone, recursive=True)
     for layer in _inside(replaced):
-        if isinstance(layer, tuple(_OURS)) and not isinstance(layer, Fused):
+        if issubclass(type(layer), tuple(_OURS)) and not isinstance(layer, Fused):
             raise UnsupportedError(
                 f"model: layer {layer.name!r}, a {type(layer).__name__}, cannot be replaced where "
                 f"it is; expected layers of Keras' own classes, named in the config of the layer "
@@ -72,7 +76,8 @@ def _clone(layer: Any) -> Any:
 def _translated(config: Any) -> Any:
     """A config with the class of every layer inside it replaced."""
     if isinstance(config, list | tuple):
-        return type(config)(map(_translated, config))
+        values = [_translated(value) for value in config]
+        return tuple(values) if isinstance(config, tuple) else values
     if not isinstance(config, dict):
         return config
     config = {key: _translated(value) for key, value in config.items()}

@@ -8,7 +8,7 @@ kept between two callbacks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -22,60 +22,101 @@ from ..weights import Weights
 Array = NDArray[Any]
 
 
-def _function(cell: str) -> Callable[..., Any]:
-    has_c = CELLS[cell].has_c
+class _Call(NamedTuple):
+    """What of a call is no tensor. The tensors are x, the weights, the states, then the `extras`.
 
-    def function(
-        x: Any, weights: Weights, state: Any, *, lengths: Any, **options: Any
-    ) -> tuple[Any, Any]:
-        states = tuple(state) if has_c else (state,)
-        fields = [name for name, w in zip(weights._fields, weights, strict=True) if w is not None]
-        ends = [] if lengths is None else [lengths]
+    The extras have no gradients.
+    """
 
-        def arguments(arrays: tuple[Array, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            x, *rest = arrays
-            given = Weights(**dict(zip(fields, rest, strict=False)))
-            start = rest[len(fields) : len(fields) + len(states)]
-            after = rest[len(fields) + len(states) :]
-            how = {"lengths": after[0] if ends else None, **options}
-            return (x, given, tuple(start) if has_c else start[0]), how
+    cell: str
+    fields: tuple[str, ...]  # of the weights that are given
+    extras: tuple[str, ...]  # arguments of rnnfast's function: lengths, rng
+    options: dict[str, Any]
 
-        def forward(*arrays: Array) -> list[Array]:
-            taken, how = arguments(arrays)
-            y, state_n = getattr(rnnfast, cell)(*taken, **how)
-            return [y, *(state_n if has_c else (state_n,))]
+    @property
+    def has_c(self) -> bool:
+        return CELLS[self.cell].has_c
 
-        def backward(*arrays: Array) -> list[Array]:
-            *arrays_, dy, dh_n, dc_n = arrays if has_c else (*arrays, None)
-            taken, how = arguments(tuple(arrays_))
-            _, _, vjp = getattr(rnnfast, f"{cell}_vjp")(*taken, **how)
-            dx, dweights, dstate = vjp(dy, (dh_n, dc_n) if has_c else dh_n)
-            found = [getattr(dweights, name) for name in fields]
-            return [dx, *found, *(dstate if has_c else (dstate,))]
+    def forward(self, *arrays: Array) -> list[Array]:
+        """y and the states."""
+        arguments, how = self._arguments(arrays)
+        y, state_n = getattr(rnnfast, self.cell)(*arguments, **how)
+        return [y, *self._listed(state_n)]
 
-        @tf.custom_gradient
-        def call(*tensors: Any) -> tuple[Any, Callable[..., Any]]:
-            x, h_0 = tensors[0], tensors[1 + len(fields)]
-            shapes = [(*x.shape[:2], h_0.shape[-1]), *(s.shape for s in states)]
-            outputs = _call(forward, [*tensors, *ends], x.dtype, shapes)
+    def backward(self, *arrays: Array) -> list[Array]:
+        """Gradients of x, the weights and the states; the last arrays are those of the results."""
+        count = 2 + self.has_c
+        dy, *dstate_n = arrays[-count:]
+        arguments, how = self._arguments(arrays[:-count])
+        _, _, vjp = getattr(rnnfast, f"{self.cell}_vjp")(*arguments, **how)
+        dx, dweights, dstate = vjp(dy, tuple(dstate_n) if self.has_c else dstate_n[0])
+        return [dx, *(getattr(dweights, name) for name in self.fields), *self._listed(dstate)]
 
-            def gradients(*cotangents: Any) -> list[Any]:
-                given = [*tensors, *ends, *cotangents]
-                return _call(backward, given, x.dtype, [t.shape for t in tensors])
+    def _arguments(self, arrays: tuple[Array, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x, rest = arrays[0], iter(arrays[1:])
+        weights = Weights(**{name: next(rest) for name in self.fields})
+        state = (next(rest), next(rest)) if self.has_c else next(rest)
+        how: dict[str, Any] = {name: next(rest) for name in self.extras}
+        if "rng" in how:
+            how["rng"] = np.random.default_rng(how["rng"])
+        return (x, weights, state), {**how, **self.options}
 
-            return outputs, gradients
-
-        y, *state_n = call(x, *(w for w in weights if w is not None), *states)
-        return y, tuple(state_n) if has_c else state_n[0]
-
-    return function
+    def _listed(self, state: Any) -> list[Any]:
+        return list(state) if self.has_c else [state]
 
 
-def _call(function: Any, tensors: list[Any], dtype: Any, shapes: list[Any]) -> list[Any]:
-    results = tf.numpy_function(function, tensors, [dtype] * len(shapes), stateful=False)
-    for result, shape in zip(results, shapes, strict=True):
-        result.set_shape(shape)
+def lstm(x: Any, weights: Weights, state: tuple[Any, Any], **options: Any) -> tuple[Any, Any]:
+    """`rnnfast.lstm` on tensors of TensorFlow, for weights of one direction of one layer."""
+    y, *state_n = _run("lstm", x, weights, state, **options)
+    return y, tuple(state_n)
+
+
+def gru(x: Any, weights: Weights, h_0: Any, **options: Any) -> tuple[Any, Any]:
+    """`rnnfast.gru` on tensors; see `lstm`."""
+    y, h_n = _run("gru", x, weights, (h_0,), **options)
+    return y, h_n
+
+
+def rnn(x: Any, weights: Weights, h_0: Any, **options: Any) -> tuple[Any, Any]:
+    """`rnnfast.rnn` on tensors; see `lstm`."""
+    y, h_n = _run("rnn", x, weights, (h_0,), **options)
+    return y, h_n
+
+
+def _run(
+    cell: str,
+    x: Any,
+    weights: Weights,
+    states: tuple[Any, ...],
+    *,
+    lengths: Any = None,
+    rng: Any = None,
+    **options: Any,
+) -> list[Any]:
+    """y and the states."""
+    given = {name: w for name, w in weights._asdict().items() if w is not None}
+    extras = {name: e for name, e in (("lengths", lengths), ("rng", rng)) if e is not None}
+    call = _Call(cell, tuple(given), tuple(extras), options)
+
+    def differentiable(*tensors: Any) -> tuple[list[Any], Callable[..., list[Any]]]:
+        inputs = [*tensors, *extras.values()]
+        shapes = [(*x.shape[:2], states[0].shape[-1]), *(s.shape for s in states)]
+
+        def gradients(*cotangents: Any) -> list[Any]:
+            return _python(call.backward, [*inputs, *cotangents], [t.shape for t in tensors])
+
+        return _python(call.forward, inputs, shapes), gradients
+
+    results: list[Any] = tf.custom_gradient(differentiable)(x, *given.values(), *states)
     return results
 
 
-lstm, gru, rnn = map(_function, ("lstm", "gru", "rnn"))
+def _python(
+    function: Callable[..., list[Array]], tensors: list[Any], shapes: list[Any]
+) -> list[Any]:
+    """The results of a function on arrays, of the dtype of the first tensor."""
+    dtypes = [tensors[0].dtype] * len(shapes)
+    results: list[Any] = tf.numpy_function(function, tensors, dtypes, stateful=False)
+    for result, shape in zip(results, shapes, strict=True):
+        result.set_shape(shape)
+    return results

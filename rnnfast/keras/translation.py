@@ -66,16 +66,17 @@ def weights_of(cell: str, keras_cell: Any, dtype: str) -> Weights:
     order, wanted = ORDERS["keras"][cell], CELLS[cell].gates
 
     def arranged(variable: Any) -> Any:
+        """Gates from the last axis, in Keras' order, to the first, in PyTorch's."""
         value = ops.cast(variable, dtype)
-        if order != wanted:
-            blocks = ops.split(value, len(order), axis=-1)
-            value = ops.concatenate([blocks[order.index(gate)] for gate in wanted], axis=-1)
-        return value
+        value = ops.transpose(value) if len(value.shape) > 1 else value
+        if order == wanted:
+            return value
+        blocks = ops.split(value, len(order), axis=0)
+        return ops.concatenate([blocks[order.index(gate)] for gate in wanted], axis=0)
 
     b_ih = b_hh = None
     if keras_cell.bias is not None:
         b_ih = arranged(keras_cell.bias)
         if cell == "gru" and keras_cell.reset_after:
-            b_ih, b_hh = b_ih[0], b_ih[1]
-    w_ih, w_hh = arranged(keras_cell.kernel), arranged(keras_cell.recurrent_kernel)
-    return Weights(ops.transpose(w_ih), ops.transpose(w_hh), b_ih, b_hh)
+            b_ih, b_hh = b_ih[:, 0], b_ih[:, 1]
+    return Weights(arranged(keras_cell.kernel), arranged(keras_cell.recurrent_kernel), b_ih, b_hh)
