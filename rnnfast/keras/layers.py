@@ -12,8 +12,8 @@ from .masks import Masked, Unmasked
 from .packing import Packing
 from .translation import options_of
 
-# What comes after Fused in the bases; mypy knows Keras' layers as Any.
-_Base = keras.layers.RNN class Fused(keras.layers.RNN):
+
+class Fused(keras.layers.RNN):
     """What replaces Keras' loop over time. Comes before Keras' own layer in the bases."""
 
     rnnfast_cell: str
