@@ -1,5 +1,5 @@
 // The Python module.
-#include "python_layer.hpp"
+#include "python_flexible.hpp"
 #include "shortcut.hpp"
 #include "threads.hpp"
 
@@ -16,6 +16,15 @@ void register_dtype(py::module_& m, const char* layer, const char* saved, const 
   py::class_<PyStack<T>>(m, stack)
       .def(py::init<const py::tuple&>())
       .def("forward", &PyStack<T>::forward);
+}
+
+template <class T>
+void register_flexible(py::module_& m, const char* layer, const char* saved) {
+  py::class_<PyFlexibleSaved<T>>(m, saved);
+  py::class_<PyFlexible<T>>(m, layer)
+      .def(py::init<const std::string&, const OptionTuple&, std::vector<Arrays>>())
+      .def("forward", &PyFlexible<T>::forward)
+      .def("backward", &PyFlexible<T>::backward);
 }
 
 template <class T>
@@ -52,6 +61,9 @@ PYBIND11_MODULE(_native, m) {
   set_thread_count(default_thread_count());
   register_dtype<float>(m, "LayerF32", "SavedF32", "StackF32");
   register_dtype<double>(m, "LayerF64", "SavedF64", "StackF64");
+  register_flexible<float>(m, "FlexibleF32", "FlexibleSavedF32");
+  register_flexible<double>(m, "FlexibleF64", "FlexibleSavedF64");
+  register_flexible<Dual>(m, "FlexibleDual", "FlexibleSavedDual");
   m.def("call", [](const std::string& cell, const py::object& x, const py::object& weights,
                    const py::object& state) {
     const CellKind kind = cell_kind(cell);

@@ -6,8 +6,7 @@
 #include <type_traits>
 
 #include "dispatch.hpp"
-#include "plan.hpp"
-#include "threads.hpp"
+#include "region.hpp"
 
 namespace rnnfast {
 
@@ -19,6 +18,10 @@ template <>
 const Kernels<double>& kernels<double>(const InstructionSet& isa) {
   return isa.f64;
 }
+template <>
+const Kernels<Dual>& kernels<Dual>(const InstructionSet& isa) {
+  return isa.dual;
+}
 
 namespace {
 
@@ -27,85 +30,15 @@ namespace {
 constexpr int64_t kForwardChunk = 128;
 constexpr int64_t kBackwardChunk = 512;
 
-// Calls body(id) on n threads at once; false, and nothing done, where the pool is taken.
-template <class Body>
-bool try_parallel(int n, Body& body) {
-  return run_parallel(n, [](void* b, int id) { (*static_cast<Body*>(b))(id); }, &body);
-}
-
 // How many times fewer bytes weights of a precision take.
 int64_t shrunk_by(Precision p) {
   return p == Precision::kFull ? 1 : p == Precision::kBfloat16 ? 2 : 4;
-}
-
-void count_rows(const Batch& b, std::vector<int64_t>& offset) {
-  offset.resize(b.steps + 1);
-  offset[0] = 0;
-  for (int64_t t = 0; t < b.steps; t++)
-    offset[t + 1] = offset[t] + (b.sizes ? b.sizes[t] : b.batch);
 }
 
 template <class T>
 const T* copy(const T* from, int64_t count, Buffer<T>& to) {
   std::copy_n(from, count, to.grow(count));
   return to.get();
-}
-
-// Barriers and shares of a plan, and the calls of every member of every team.
-class Region {
- public:
-  Region(const Plan& plan, const Workload& work)
-      : plan_(plan),
-        directions_(work.directions),
-        team_{Barrier(plan.size[0]), Barrier(plan.size[1])},
-        loop_{Barrier(plan.members), Barrier(plan.members)},
-        all_(plan.threads()) {
-    if (plan.by_rows) rows_ = divide_rows(work.offset, work.steps, work.batch, plan.members);
-  }
-
-  int threads() const { return all_.size; }
-  Split split(int direction) {
-    return {plan_.members, plan_.by_rows, &loop_[plan_.teams == 2 ? direction : 0], rows_.data()};
-  }
-  Team everyone(int id) { return {id, all_.size, &all_}; }
-
-  // pass(direction, team) on the calling member, for each direction that its team has.
-  template <class Pass>
-  void each_direction(int id, Pass pass) {
-    if (plan_.teams == 2) {
-      const int team = id < plan_.size[0] ? 0 : 1;
-      pass(team, Team{team ? id - plan_.size[0] : id, plan_.size[team], &team_[team]});
-    } else {
-      for (int d = 0; d < directions_; d++) {
-        pass(d, Team{id, plan_.size[0], &team_[0]});
-        if (plan_.size[0] > 1) team_[0].wait();
-      }
-    }
-  }
-  void meet() {
-    if (all_.size > 1) all_.wait();
-  }
-
- private:
-  Plan plan_;
-  int directions_;
-  Barrier team_[2], loop_[2], all_;
-  std::vector<int64_t> rows_;
-};
-
-// Calls body(region, id) on every thread of the plan; on this one alone where another Python
-// thread has the pool.
-template <class Body>
-void run(const Workload& work, int most, Body body) {
-  Plan best = plan(work, most, true);
-  if (best.threads() > 1 && !threads_ready(best.threads())) best = plan(work, most, false);
-  const auto attempt = [&](const Plan& chosen) {
-    Region region(chosen, work);
-    auto member = [&](int id) { body(region, id); };
-    return try_parallel(region.threads(), member);
-  };
-  if (!attempt(best)) attempt(plan(work, 1, false));
-  note_call();
 }
 
 }  // namespace

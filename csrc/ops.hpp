@@ -7,15 +7,9 @@
 
 #include "buffer.hpp"
 #include "kernels/table.hpp"
-#include "plan.hpp"
+#include "region.hpp"
 
 namespace rnnfast {
-
-// A packed batch. `sizes` are the rows of each step, or null where every step has `batch`.
-struct Batch {
-  int64_t steps, batch;
-  const int64_t* sizes;
-};
 
 enum class Save { kNothing, kAll, kRecompute };
 

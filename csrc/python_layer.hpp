@@ -74,6 +74,19 @@ int one_of(const std::string& word, std::initializer_list<const char*> allowed, 
   return int(found - allowed.begin());
 }
 
+// All rows of a batch.
+int64_t count_checked(const Batch& b) {
+  if (!b.sizes) return b.steps * b.batch;
+  int64_t rows = 0, before = b.batch;
+  for (int64_t t = 0; t < b.steps; t++) {
+    if (b.sizes[t] < 1 || b.sizes[t] > before)
+      throw std::invalid_argument("batch_sizes: must not grow");
+    before = b.sizes[t];
+    rows += before;
+  }
+  return rows;
+}
+
 CellKind cell_kind(const std::string& name) {
   return CellKind(one_of(
       name, {"lstm", "gru_after", "gru_before", "rnn_tanh", "rnn_relu", "rnn_sigmoid", "gated"},
@@ -108,18 +121,8 @@ class PyLayer {
                                          const std::string& save) {
     const size_t count = layers.size();
     if (count == 0 || ys.size() != count) throw std::invalid_argument("ys: one for each layer");
-    Batch b{steps, batch, pointer<const int64_t>(sizes, steps, "batch_sizes")};
-    int64_t rows = steps * batch;
-    if (b.sizes) {
-      rows = 0;
-      int64_t before = batch;
-      for (int64_t t = 0; t < steps; t++) {
-        if (b.sizes[t] < 1 || b.sizes[t] > before)
-          throw std::invalid_argument("batch_sizes: must not grow");
-        before = b.sizes[t];
-        rows += before;
-      }
-    }
+    const Batch b{steps, batch, pointer<const int64_t>(sizes, steps, "batch_sizes")};
+    const int64_t rows = count_checked(b);
     const auto& first = layers[0]->layer_;
     const int64_t D = first.directions(), H = first.hidden(), state = D * batch * H;
     const int64_t states = state * int64_t(count);

@@ -6,7 +6,7 @@ Every option, shape and dtype is checked here, once, above the backends.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from .noise import Between, DropConnect, OnState
 from .options import QUIET, Options, activation, with_weights
 from .options import parse as parse_options
 from .spec import ACTIVATIONS, CELLS, Spec, Steps
-from .weights import RUNNING, Layer, Weights, parse, rebuild
+from .weights import RUNNING, Layer, Weights, matching, parse, rebuild
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,7 +32,6 @@ PRECISIONS = ("bfloat16", "int8")
 _LONGEST_INT8 = 65536  # times 255 * 127 is below 2^31
 
 Array = NDArray[Any]
-Backward = Callable[..., tuple[Any, Any, Any]]
 
 
 class Packed:
@@ -625,24 +624,95 @@ class _Call:
             )
         y, state_n, tape = self._run(save=True)
         assert tape is not None
+        return self._give_y(y), self._give_state_n(state_n), Backward(self, tape)
 
-        def backward(dy: Any = None, dstate_n: Any = None) -> tuple[Any, Any, Any]:
-            """Gradients of x, of the weights and of the initial state; see `rnnfast.lstm_vjp`."""
-            dstate = self._state(dstate_n, "dh_n", "dc_n", "dstate_n")
-            dx, dweights, dinitial = layers.backward(tape, self._dy(dy), dstate)
-            if self.dropconnect is not None:
-                dweights = self.dropconnect.backward(dweights)
-            given = (
-                Weights(*(None if a is None else arrays.give(a, self.like) for a in w))
-                for w in dweights
-            )
-            return (
-                arrays.give(self._layout(dx), self.like),
-                rebuild(self.weights, given),
-                self._give_state(dinitial),
-            )
+    def backward(self, tape: layers.Tape, dy: Any, dstate_n: Any) -> tuple[Any, Any, Any]:
+        dstate = self._dstate(dstate_n)
+        dx, dweights, dinitial = layers.backward(tape, self._dy("dy", dy), dstate)
+        return self._give_gradients(dx, dweights, dinitial)
 
-        return self._give_y(y), self._give_state_n(state_n), backward
+    def second(
+        self, tape: layers.Tape, dy: Any, dstate_n: Any, ddx: Any, ddweights: Any, ddstate: Any
+    ) -> tuple[tuple[Any, Any, Any], tuple[Any, Any]]:
+        """The VJP of `backward`; see `Backward.vjp`.
+
+        With S = <dy, y> as a function of x, weights and state, `backward` gives its gradient. So
+        the gradients asked for are the derivatives, along the direction (ddx, ddweights, ddstate),
+        of y and of what `backward` gives: dual numbers carry them through both passes.
+        """
+        self._check_second()
+        flat = iter(w for layer in self.parsed for w in layer)
+        tangents = iter(matching("ddweights", ddweights, self.weights, flat))
+        parsed = [
+            tuple(
+                Weights(*(_dual(a, d) for a, d in zip(w, next(tangents), strict=True)))
+                for w in layer
+            )
+            for layer in self.parsed
+        ]
+        if self.dropconnect is not None:
+            parsed = self.dropconnect.apply(parsed)
+        initial = self._state(ddstate, "ddh_0", "ddc_0", "ddstate_0")
+        h_0, c_0 = (_dual(s, d) for s, d in zip(self.state, initial, strict=True))
+        stack = replace(
+            tape.stack,
+            dtype=np.dtype(np.complex128),
+            prepared=[self.backend.prepare(self.spec, p, reuse=True) for p in parsed],
+        )
+        x = _dual(self.x, self._laid_out("ddx", ddx, self.x.shape))
+        assert x is not None
+        y, state_n, dual_tape = layers.forward(
+            stack, x, (h_0, c_0), tape.ragged, None, (None, None), self.save, self.checkpoint
+        )
+        assert dual_tape is not None
+        dh_n, dc_n = (_dual(d, None) for d in self._dstate(dstate_n))
+        given_dy = _dual(self._dy("dy", dy), None)
+        dx, dweights, dinitial = layers.backward(dual_tape, given_dy, (dh_n, dc_n))
+        gradients = self._give_gradients(
+            _tangent(dx),
+            [Weights(*map(_tangent, w)) for w in dweights],
+            (_tangent(dinitial[0]), _tangent(dinitial[1])),
+        )
+        of_y = arrays.give(self._layout(_tangent(y)), self.like)
+        return gradients, (of_y, self._give_state(tuple(map(_tangent, state_n))))
+
+    def _check_second(self) -> None:
+        name = f"backend {self.backend.name!r}"
+        if self.dtype != np.float64:
+            raise UnsupportedError(
+                f"x: second derivatives are for float64, got {self.dtype}; reference and native "
+                f"have them"
+            )
+        for option in ("truncate", "grad_clip"):
+            if getattr(self.spec, option) is not None:
+                raise UnsupportedError(
+                    f"{option}: {name} has no second derivatives with it, as no backend has"
+                )
+        if self.parsed[0][0].bn_ih is not None:
+            raise UnsupportedError(
+                f"bn_ih: {name} has no second derivatives with batch normalisation, as no backend "
+                f"has"
+            )
+        if not self.backend.twice:
+            raise UnsupportedError(f"{name} has no second derivatives; reference and native have")
+
+    def _dstate(self, dstate_n: Any) -> layers.State:
+        return self._state(dstate_n, "dh_n", "dc_n", "dstate_n")
+
+    def _give_gradients(
+        self, dx: Array, dweights: list[Weights], dinitial: tuple[Array | None, ...]
+    ) -> tuple[Any, Any, Any]:
+        if self.dropconnect is not None:
+            dweights = self.dropconnect.backward(dweights)
+        given = (
+            Weights(*(None if a is None else arrays.give(a, self.like) for a in w))
+            for w in dweights
+        )
+        return (
+            arrays.give(self._layout(dx), self.like),
+            rebuild(self.weights, given),
+            self._give_state(dinitial),
+        )
 
     def _run(self, save: bool) -> tuple[Array, tuple[Array | None, ...], layers.Tape | None]:
         ragged = None if self.lengths is None else layers.Ragged.of(self.lengths)
@@ -858,22 +928,93 @@ class _Call:
                 for value in direction:
                     _check_apart(name, array, "weights", value)
 
-    def _dy(self, dy: Any) -> Array | None:
-        if dy is None:
+    def _dy(self, name: str, dy: Any) -> Array | None:
+        return self._laid_out(name, dy, self.y_shape)
+
+    def _laid_out(self, name: str, value: Any, shape: tuple[int, ...]) -> Array | None:
+        """A cotangent or tangent that the caller lays out as x and y, as (T, B, F)."""
+        if value is None:
             return None
-        array = arrays.floating("dy", dy, self.dtype)
-        steps, batch, width = self.y_shape
+        array = arrays.floating(name, value, self.dtype)
+        steps, batch, width = shape
         if self.unbatched:
             wanted: tuple[int, ...] = (steps, width)
         else:
-            wanted = (batch, steps, width) if self.batch_first else self.y_shape
+            wanted = (batch, steps, width) if self.batch_first else shape
         if array.shape != wanted:
-            raise ValueError(f"dy: expected shape {wanted} as y has, got {array.shape}")
+            raise ValueError(
+                f"{name}: expected shape {wanted} as {name.lstrip('d')} has, got {array.shape}"
+            )
         if self.unbatched:
             array = array[:, None]
         elif self.batch_first:
             array = array.swapaxes(0, 1)
         return arrays.contiguous(array)
+
+
+class Backward:
+    """What the _vjp functions return last: BPTT through one call, any number of times."""
+
+    def __init__(self, call: _Call, tape: layers.Tape) -> None:
+        self._call = call
+        self._tape = tape
+
+    def __call__(self, dy: Any = None, dstate_n: Any = None) -> tuple[Any, Any, Any]:
+        """Gradients of x, of the weights and of the initial state; see `rnnfast.lstm_vjp`."""
+        return self._call.backward(self._tape, dy, dstate_n)
+
+    def vjp(self, dy: Any = None, dstate_n: Any = None) -> tuple[tuple[Any, Any, Any], Any]:
+        """``backward(dy, dstate_n)``, and a function that back-propagates through it.
+
+        Parameters
+        ----------
+        dy, dstate_n
+            As `backward` takes them; float64.
+
+        Returns
+        -------
+        dx, dweights, dstate_0
+            What `backward` returns.
+        double_backward : callable
+            ``(gx, gweights, gstate_0), (gdy, gdstate_n) = double_backward(ddx, ddweights,
+            ddstate_0)``: the gradients of a scalar, given its gradients with respect to dx,
+            dweights and dstate_0, any of which may be None for zeros (so may arrays in
+            ddweights). They are exact: dual numbers go through the forward and the backward pass
+            (Pearlmutter 1994, "Fast exact multiplication by the Hessian").
+
+        Raises
+        ------
+        UnsupportedError
+            For float32, batch normalisation, truncate and grad_clip.
+        """
+        self._call._check_second()
+        results = self(dy, dstate_n)
+
+        def double_backward(
+            ddx: Any = None, ddweights: Any = None, ddstate_0: Any = None
+        ) -> tuple[tuple[Any, Any, Any], tuple[Any, Any]]:
+            """See `Backward.vjp`."""
+            return self._call.second(self._tape, dy, dstate_n, ddx, ddweights, ddstate_0)
+
+        return results, double_backward
+
+
+def _dual(value: Array | None, derivative: Array | None) -> Array | None:
+    """A dual number, as complex128."""
+    if value is None and derivative is None:
+        return None
+    like = value if value is not None else derivative
+    assert like is not None
+    dual = np.zeros(like.shape, np.complex128)
+    if value is not None:
+        dual.real = value
+    if derivative is not None:
+        dual.imag = derivative
+    return dual
+
+
+def _tangent(dual: Array | None) -> Any:
+    return None if dual is None else np.ascontiguousarray(dual.imag)
 
 
 def _spec(cell: str, reset_after: bool, nonlinearity: Any) -> Spec:

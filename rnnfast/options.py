@@ -105,7 +105,7 @@ def parse(spec: Spec, options: dict[str, Any]) -> tuple[Spec, Noise]:
             )
         if spec.cell not in _WHOSE.get(name, (spec.cell,)):
             raise UnsupportedError(
-                f"{name}: {spec.cell} does not have it; {', '.join(_WHOSE[name])} has"
+                f"{name}: expected none for {spec.cell}; {', '.join(_WHOSE[name])} can have it"
             )
     defaults = {
         "gate_activation": ACTIVATIONS["sigmoid"],
@@ -144,9 +144,8 @@ def activation(name: str, value: Any) -> Activation:
     """The function that a name, or a tuple (name, alpha, beta), stands for."""
     parts = value if isinstance(value, tuple) else (value,)
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
-        raise TypeError(
-            f"{name}: expected a str or (str, alpha, beta), got {arrays.describe(value)}"
-        )
+        got = value if isinstance(value, tuple) else arrays.describe(value)
+        raise TypeError(f"{name}: expected a str or (str, alpha, beta), got {got}")
     if parts[0] not in ACTIVATIONS:
         raise ValueError(f"{name}: expected one of {', '.join(ACTIVATIONS)}, got {parts[0]!r}")
     own = ACTIVATIONS[parts[0]]
@@ -155,8 +154,8 @@ def activation(name: str, value: Any) -> Activation:
         if number is not None:
             numbers[k] = _real(name, number)
     f = Activation(parts[0], *numbers)
-    if f.name in ("leaky_relu", "elu") and f.alpha < 0:
-        raise ValueError(f"{name}: expected alpha of at least 0 for {f.name}, got {f.alpha}")
+    if f.name in ("leaky_relu", "elu") and f.alpha <= 0:
+        raise ValueError(f"{name}: expected alpha above 0 for {f.name}, got {f.alpha}")
     if f.name == "scaled_tanh" and f.alpha == 0:
         raise ValueError(f"{name}: expected alpha other than 0 for {f.name}, got 0")
     return f

@@ -241,6 +241,43 @@ def rebuild(template: Any, leaves: Iterator[Weights]) -> Any:
     return type(template)(rebuild(entry, leaves) for entry in template)
 
 
+def matching(name: str, value: Any, template: Any, parsed: Iterator[Weights]) -> list[Weights]:
+    """`value`, which has the structure of `template`, direction by direction.
+
+    Its arrays have the shapes of those in `parsed`, or are None.
+    """
+    if value is None:
+        return [Weights(None, None) for _ in _leaves(template) if next(parsed)]
+    if not is_entry(template):
+        if not isinstance(value, list | tuple) or len(value) != len(template):
+            raise ValueError(
+                f"{name}: expected the structure of weights, {len(template)} entries here, "
+                f"got {arrays.describe(value)}"
+            )
+        named = [
+            (f"{name}[{k}]", v, t) for k, (v, t) in enumerate(zip(value, template, strict=True))
+        ]
+        return [w for n, v, t in named for w in matching(n, v, t, parsed)]
+    wanted = next(parsed)
+    if not isinstance(value, tuple) or len(value) > len(Weights._fields):
+        raise TypeError(f"{name}: expected a Weights, got {arrays.describe(value)}")
+    entry = Weights(*value, *[None] * (2 - len(value)))._asdict()
+    for field, given in entry.items():
+        own = getattr(wanted, field)
+        if given is None:
+            continue
+        if own is None:
+            raise ValueError(f"{name}.{field}: expected None as in weights")
+        entry[field] = arrays.floating(f"{name}.{field}", given, own.dtype)
+        if given.shape != own.shape:
+            raise ValueError(f"{name}.{field}: expected shape {own.shape}, got {given.shape}")
+    return [Weights(**entry)]
+
+
+def _leaves(template: Any) -> list[Any]:
+    return [template] if is_entry(template) else [w for t in template for w in _leaves(t)]
+
+
 def init_weights(
     cell: str,
     input_size: int,
@@ -307,6 +344,8 @@ def init_weights(
     peepholes = checks.flag("peepholes", peepholes)
     layer_norm = checks.flag("layer_norm", layer_norm)
     batch_norm = checks.flag("batch_norm", batch_norm)
+    if layer_norm and batch_norm:
+        raise UnsupportedError("batch_norm: no backend has it together with layer_norm, got both")
     for name, wanted in (("proj_size", proj_size), ("peepholes", peepholes)):
         if wanted and cell != "lstm":
             raise UnsupportedError(f"{name}: {cell} has none; lstm has, got {wanted}")

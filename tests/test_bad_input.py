@@ -17,10 +17,11 @@ from helpers import Case, assert_same_bits, flatten_state, function, problem, ru
 
 import rnnfast
 from rnnfast import UnsupportedError, Weights
-from rnnfast.spec import Spec, all_specs
+from rnnfast.spec import ACTIVATIONS, Spec, all_specs
 
 Call = dict[str, Any]
-LSTM, GRU, RNN = Spec("lstm"), Spec("gru"), Spec("rnn")
+LSTM, GRU, RNN, GATED = Spec("lstm"), Spec("gru"), Spec("rnn"), Spec("gated")
+NAMES = ", ".join(ACTIVATIONS)
 HUGE = 2**44  # as a number of rows, beyond any address space of today
 
 
@@ -124,6 +125,69 @@ def pair(second: Any) -> Callable[[Call], object]:
     return change
 
 
+def ones(*shape: int) -> Any:
+    return np.ones(shape, np.float32)
+
+
+def read_only(a: Any) -> Any:
+    a.setflags(write=False)
+    return a
+
+
+def weight_of(layer: int, field: str, value: Any) -> Callable[[Call], object]:
+    """Give one array of one of several layers a value."""
+
+    def change(call: Call) -> None:
+        call["weights"][layer] = call["weights"][layer]._replace(**{field: value})
+
+    return change
+
+
+def fields(**arrays: Any) -> Callable[[Call], object]:
+    """Give arrays of the weights values."""
+
+    def change(call: Call) -> None:
+        (w,) = call["weights"]
+        call["weights"] = [w._replace(**arrays)]
+
+    return change
+
+
+def projected(outputs: int) -> Callable[[Call], object]:
+    """An LSTM with projection."""
+    return both(fields(w_hr=ones(outputs, 6), w_hh=ones(24, outputs)), put("state", None))
+
+
+def normed(**arrays: Any) -> Callable[[Call], object]:
+    """An LSTM with layer normalisation."""
+    return fields(**({"ln_ih": ones(24), "ln_hh": ones(24)} | arrays))
+
+
+def batch_normed(**arrays: Any) -> Callable[[Call], object]:
+    """An LSTM with batch normalisation."""
+    return fields(**({"bn_ih": ones(24), "bn_mean": ones(24), "bn_var": ones(24)} | arrays))
+
+
+def batch_normed_weights() -> Weights:
+    call = good(LSTM)
+    batch_normed()(call)
+    found: Weights = call["weights"][0]
+    return found
+
+
+# The optional arrays of the weights: what gives one a value, and its shape.
+OPTIONAL: tuple[tuple[str, Callable[..., Callable[[Call], object]], tuple[int, ...]], ...] = (
+    ("w_hr", fields, (2, 6)),
+    ("w_peep", fields, (3, 6)),
+    ("ln_ih", normed, (24,)),
+    ("ln_hh", normed, (24,)),
+    ("ln_c", normed, (6,)),
+    ("bn_ih", batch_normed, (24,)),
+    ("bn_mean", batch_normed, (24,)),
+    ("bn_var", batch_normed, (24,)),
+)
+
+
 def transposed(a: Any) -> Any:
     return np.ascontiguousarray(a.T)
 
@@ -134,6 +198,29 @@ def as_type(dtype: Any) -> Callable[[Any], Any]:
 
 def unbatched(call: Call) -> None:
     call["x"], call["state"] = call["x"][:, 0], None
+
+
+# (what it is, value, error, words of the message): of every argument that is an activation
+BAD_ACTIVATIONS: tuple[tuple[str, Any, type[Exception], tuple[str, ...]], ...] = (
+    ("is unknown", "gelu", ValueError, (NAMES, "'gelu'")),
+    ("is in ONNX's spelling", "HardSigmoid", ValueError, (NAMES, "'HardSigmoid'")),
+    ("is None", None, TypeError, ("str", "alpha, beta", "None")),
+    ("is a function", lambda _: np.tanh, TypeError, ("str", "alpha, beta", "numpy.ufunc")),
+    ("is an array", np.zeros(3), TypeError, ("str", "alpha, beta", "array of shape (3,)")),
+    ("is a list", ["tanh"], TypeError, ("str", "alpha, beta", "list")),
+    ("is an empty tuple", (), TypeError, ("str", "alpha, beta", "()")),
+    ("has three numbers", ("elu", 1, 2, 3), TypeError, ("str", "alpha, beta", "('elu', 1, 2, 3)")),
+    ("has a number for a name", (1.0, "elu"), TypeError, ("str", "alpha, beta", "(1.0, 'elu')")),
+    ("is unknown in a tuple", ("gelu", 1.0), ValueError, (NAMES, "'gelu'")),
+    ("has a string for alpha", ("elu", "1"), TypeError, ("float", "'1'")),
+    ("has True for alpha", ("elu", True), TypeError, ("float", "True")),
+    ("has an infinite alpha", ("affine", np.inf, 0.0), ValueError, ("finite", "inf")),
+    ("has NaN for beta", ("affine", 1.0, np.nan), ValueError, ("finite", "nan")),
+    ("falls and rises", ("elu", -0.5), ValueError, ("alpha", "0", "elu", "-0.5")),
+    ("has an alpha of 0", ("elu", 0.0), ValueError, ("alpha", "0", "elu", "0.0")),
+    ("is a leak upwards", ("leaky_relu", -1.0), ValueError, ("alpha", "0", "leaky_relu", "-1.0")),
+    ("is scaled by 0", ("scaled_tanh", 0.0), ValueError, ("alpha", "0", "scaled_tanh", "0")),
+)
 
 
 # fmt: off
@@ -184,8 +271,8 @@ WEIGHTS = (
     Bad("weights is an empty tuple", put("weights", ()), ValueError, ("weights:", "2 to", "0")),
     Bad("weights is a tuple of one", put("weights", lambda w: tuple(w[0][:1])), ValueError,
         ("weights:", "2 to", "1")),
-    Bad("weights is a tuple of seven", put("weights", lambda w: (*w[0], None)), ValueError,
-        ("weights:", "2 to 6", "7")),
+    Bad("weights is a tuple of fourteen", put("weights", lambda w: (*w[0], None)), ValueError,
+        ("weights:", "2 to 13", "w_ih, w_hh, b_ih, b_hh, w_hr", "14")),
     Bad("weights is a tuple of layers", put("weights", lambda w: (w[0], w[0])), TypeError,
         ("weights:", "list")),
     Bad("weights is a list of arrays", put("weights", lambda w: list(w[0][:4])), TypeError,
@@ -243,10 +330,83 @@ WEIGHTS = (
         (ValueError, MemoryError), ("",)),
     Bad("w_ih is huge", both(put("x", stretched(4, 3, HUGE)), weight("w_ih", stretched(24, HUGE))),
         (ValueError, MemoryError), ("",)),
-    Bad("w_hr is given", weight("w_hr", np.zeros((2, 6), np.float32)), UnsupportedError,
-        ("weights[0].w_hr:", "w_hr")),
-    Bad("w_peep is given", weight("w_peep", np.zeros((3, 6), np.float32)), UnsupportedError,
-        ("weights[0].w_peep:", "w_peep")),
+    Bad("w_hr does not fit w_hh", weight("w_hr", ones(2, 6)), ValueError,
+        ("weights[0].w_hh:", "(24, 2)", "w_hr", "(2, 6)", "(24, 6)")),
+    Bad("w_hr has one axis", weight("w_hr", ones(6)), ValueError,
+        ("weights[0].w_hr:", "(P, H)", "(6,)")),
+    Bad("w_hr has no rows", both(weight("w_hr", ones(0, 6)), weight("w_hh", ones(24, 0))),
+        ValueError, ("weights[0].w_hr:", "(P, H)", "(0, 6)")),
+    Bad("w_hr is a number", weight("w_hr", 2), TypeError, ("weights[0].w_hr:", "array", "2")),
+    Bad("w_hr of a GRU", weight("w_hr", ones(6, 6)), UnsupportedError,
+        ("weights[0].w_hr:", "gru", "lstm"), GRU),
+    Bad("directions of two projections", both(projected(2), pair(
+        lambda w: w._replace(w_hr=ones(3, 6), w_hh=ones(24, 3))), put("state", None)), ValueError,
+        ("weights[0][1].w_hh:", "(24, 2)", "forward direction", "(24, 3)")),
+    Bad("layers of two projections", both(projected(2), deeper(
+        lambda w: Weights(ones(24, 2), ones(24, 3), w_hr=ones(3, 6))), put("state", None)),
+        ValueError, ("weights[1].w_hh:", "(24, 2)", "first layer", "(24, 3)")),
+    Bad("a projection in one layer", both(projected(2), deeper(
+        lambda w: Weights(ones(24, 2), ones(24, 6))), put("state", None)), ValueError,
+        ("weights[1].w_hr:", "array", "first layer", "None")),
+    Bad("a second layer that overlooks the projection", both(projected(2), deeper(
+        lambda w: w._replace(w_ih=ones(24, 6))), put("state", None)), ValueError,
+        ("weights[1].w_ih:", "(24, 2)", "(24, 6)")),
+    Bad("w_peep of two gates", weight("w_peep", ones(2, 6)), ValueError,
+        ("weights[0].w_peep:", "(3, 6)", "(2, 6)")),
+    Bad("w_peep in ONNX's shape", weight("w_peep", ones(18)), ValueError,
+        ("weights[0].w_peep:", "(3, 6)", "(18,)")),
+    Bad("w_peep of a GRU", weight("w_peep", ones(3, 6)), UnsupportedError,
+        ("weights[0].w_peep:", "gru", "lstm"), GRU),
+    Bad("peepholes in one direction", pair(lambda w: w._replace(w_peep=ones(3, 6))), ValueError,
+        ("weights[0][1].w_peep:", "None", "got an array")),
+    Bad("peepholes in one layer", both(deeper(lambda w: w._replace(w_ih=w.w_hh)),
+        weight_of(0, "w_peep", ones(3, 6))), ValueError,
+        ("weights[1].w_peep:", "an array", "first layer", "None")),
+    Bad("ln_ih alone", weight("ln_ih", ones(24)), ValueError,
+        ("weights[0].ln_hh:", "array", "ln_ih", "None")),
+    Bad("ln_hh alone", weight("ln_hh", ones(24)), ValueError,
+        ("weights[0].ln_ih:", "array", "ln_hh", "None")),
+    Bad("ln_ih is too short", normed(ln_ih=ones(6)), ValueError,
+        ("weights[0].ln_ih:", "(24,)", "(6,)")),
+    Bad("ln_hh has two axes", normed(ln_hh=ones(4, 6)), ValueError,
+        ("weights[0].ln_hh:", "(24,)", "(4, 6)")),
+    Bad("ln_ih is a number", normed(ln_ih=1.0), TypeError, ("weights[0].ln_ih:", "array", "1.0")),
+    Bad("ln_c without ln_ih", weight("ln_c", ones(6)), ValueError,
+        ("weights[0].ln_ih:", "array", "ln_c", "None")),
+    Bad("ln_c_shift without ln_c", normed(ln_c_shift=ones(6)), ValueError,
+        ("weights[0].ln_c:", "array", "ln_c_shift", "None")),
+    Bad("ln_c of all gates", normed(ln_c=ones(24)), ValueError,
+        ("weights[0].ln_c:", "(6,)", "(24,)")),
+    Bad("ln_c_shift is too short", normed(ln_c=ones(6), ln_c_shift=ones(5)), ValueError,
+        ("weights[0].ln_c_shift:", "(6,)", "(5,)")),
+    Bad("ln_c of a GRU", weight("ln_c", ones(6)), UnsupportedError,
+        ("weights[0].ln_c:", "gru", "lstm"), GRU),
+    Bad("ln_c_shift of an RNN", weight("ln_c_shift", ones(6)), UnsupportedError,
+        ("weights[0].ln_c_shift:", "rnn", "lstm"), RNN),
+    Bad("bn_ih alone", weight("bn_ih", ones(24)), ValueError,
+        ("weights[0].bn_mean:", "array", "bn_ih", "None")),
+    Bad("bn_mean alone", weight("bn_mean", ones(24)), ValueError,
+        ("weights[0].bn_ih:", "array", "bn_mean", "None")),
+    Bad("bn_var alone", weight("bn_var", ones(24)), ValueError,
+        ("weights[0].bn_ih:", "array", "bn_var", "None")),
+    Bad("bn_var is missing", batch_normed(bn_var=None), ValueError,
+        ("weights[0].bn_var:", "array", "bn_ih", "None")),
+    Bad("bn_ih is too short", batch_normed(bn_ih=ones(23)), ValueError,
+        ("weights[0].bn_ih:", "(24,)", "(23,)")),
+    Bad("bn_mean has two axes", batch_normed(bn_mean=ones(1, 24)), ValueError,
+        ("weights[0].bn_mean:", "(24,)", "(1, 24)")),
+    Bad("bn_var is a list", batch_normed(bn_var=[1.0] * 24), TypeError,
+        ("weights[0].bn_var:", "array", "list")),
+    Bad("bn_mean is read-only", batch_normed(bn_mean=read_only(ones(24))), ValueError,
+        ("weights", "bn_mean:", "writable", "training=False")),
+    Bad("both normalisations", both(normed(), batch_normed()), UnsupportedError,
+        ("weights[0].bn_ih:", "batch and layer normalisation", "ln_ih")),
+    *(
+        Bad(f"{field} is {np.dtype(dtype)}", change(**{field: ones(*shape).astype(dtype)}),
+            TypeError, (f"weights[0].{field}:", "float32", str(np.dtype(dtype))))
+        for field, change, shape in OPTIONAL
+        for dtype in (np.float64, np.int32, ">f4")
+    ),
 )
 STATE = (
     Bad("state is an array", put("state", lambda s: s[0]), TypeError,
@@ -330,22 +490,87 @@ OPTIONS = (
         ("reset_after:", "bool", "'yes'"), GRU),
     Bad("reset_after is None", put("reset_after", None), TypeError,
         ("reset_after:", "bool", "None"), GRU),
-    Bad("nonlinearity is unknown", put("nonlinearity", "gelu"), ValueError,
-        ("nonlinearity:", "tanh, relu, sigmoid", "'gelu'"), RNN),
-    Bad("nonlinearity is None", put("nonlinearity", None), (ValueError, TypeError),
-        ("nonlinearity:", "tanh, relu, sigmoid", "None"), RNN),
-    Bad("nonlinearity is a function", put("nonlinearity", lambda _: np.tanh), (ValueError,
-        TypeError), ("nonlinearity:", "tanh, relu, sigmoid"), RNN),
-    Bad("nonlinearity is an array", put("nonlinearity", np.zeros(3)), (ValueError, TypeError),
-        ("nonlinearity:", "tanh, relu, sigmoid"), RNN),
-    Bad("nonlinearity is a list", put("nonlinearity", ["tanh"]), (ValueError, TypeError),
-        ("nonlinearity:", "tanh, relu, sigmoid", "['tanh']"), RNN),
+    *(
+        Bad(f"{name} of {spec.cell} {what}", put(name, value), error, (f"{name}:", *words), spec)
+        for name, spec in (("gate_activation", LSTM), ("gate_activation", GRU), ("activation", GRU),
+                           ("output_activation", LSTM), ("nonlinearity", RNN))
+        for what, value, error, words in BAD_ACTIVATIONS
+    ),
+    *(
+        Bad(f"{name} of {spec.cell}", put(name, "tanh"), UnsupportedError, (f"{name}:", spec.cell,
+            *whose), spec)
+        for name, spec, whose in (
+            ("gate_activation", RNN, ("lstm, gru, gated",)),
+            ("activation", RNN, ("lstm, gru, gated",)),
+            ("output_activation", RNN, ("lstm",)),
+            ("output_activation", GRU, ("lstm",)),
+            ("output_activation", GATED, ("lstm",)),
+        )
+    ),
+    *(
+        Bad(f"input_forget of {spec.cell}", put("input_forget", True), UnsupportedError,
+            ("input_forget:", spec.cell, "lstm"), spec)
+        for spec in (GRU, RNN, GATED)
+    ),
+    *(
+        Bad(f"{name} is {value}", put(name, value), error, (f"{name}:", *words))
+        for name in ("clip", "grad_clip")
+        for value, error, words in (
+            (0, ValueError, ("above 0", "None", "0")),
+            (-1.5, ValueError, ("above 0", "None", "-1.5")),
+            (np.inf, ValueError, ("finite", "inf")),
+            (np.nan, ValueError, ("finite", "nan")),
+            (True, TypeError, ("float", "True")),
+            ("1", TypeError, ("float", "'1'")),
+            ((1.0, 2.0), TypeError, ("float", "tuple")),
+        )
+    ),
+    *(
+        Bad(f"truncate is {value}", put("truncate", value), error, ("truncate:", *words))
+        for value, error, words in (
+            (0, ValueError, ("at least 1", "0")),
+            (-2, ValueError, ("at least 1", "-2")),
+            (2.0, TypeError, ("int", "None", "2.0")),
+            (True, TypeError, ("int", "None", "True")),
+            ("2", TypeError, ("int", "None", "'2'")),
+        )
+    ),
+    *(
+        Bad(f"{name} is {value}", put(name, value), error, (f"{name}:", *words))
+        for name in ("recurrent_dropout", "zoneout", "dropconnect", "bn_momentum")
+        for value, error, words in (
+            (-0.1, ValueError, ("0 to 1", "-0.1")),
+            (1.5, ValueError, ("0 to 1", "1.5")),
+            (np.nan, ValueError, ("finite", "nan")),
+            (None, TypeError, ("float", "None")),
+            (True, TypeError, ("float", "True")),
+            ("0.5", TypeError, ("float", "'0.5'")),
+            ([0.1, 0.2], TypeError, ("float", "list")),
+        )
+    ),
+    Bad("zoneout is three", put("zoneout", (0.1, 0.2, 0.3)), ValueError,
+        ("zoneout:", "pair", "(0.1, 0.2, 0.3)")),
+    Bad("zoneout is one in a tuple", put("zoneout", (0.1,)), ValueError,
+        ("zoneout:", "pair", "(0.1,)")),
+    Bad("zoneout of c is above 1", put("zoneout", (0.1, 1.1)), ValueError,
+        ("zoneout:", "0 to 1", "1.1")),
+    Bad("zoneout of h is below 0", put("zoneout", (-0.1, 0.1)), ValueError,
+        ("zoneout:", "0 to 1", "-0.1")),
+    Bad("zoneout of c is None", put("zoneout", (0.1, None)), TypeError,
+        ("zoneout:", "float", "None")),
+    *(
+        Bad(f"{name} is {value}", put(name, value), TypeError, (f"{name}:", "bool", str(value)))
+        for name in ("input_forget", "variational", "training")
+        for value in (1, None, "yes")
+    ),
     Bad("backend is misnamed", put("backend", "Native"), ValueError,
         ("backend:", "native", "reference", "'Native'")),
     Bad("backend is None", put("backend", None), TypeError, ("backend:", "str", "None")),
     Bad("backend is a list", put("backend", ["native"]), TypeError, ("backend:", "str", "list")),
     Bad("backend is planned", put("backend", "cuda"), UnsupportedError, ("'cuda'", "can")),
-    Bad("an unknown option", put("nonlinearity", "tanh"), TypeError, ("nonlinearity",)),
+    Bad("an option of another cell", put("nonlinearity", "tanh"), TypeError, ("nonlinearity",)),
+    Bad("an unknown option", put("gate_activations", "tanh"), TypeError,
+        ("gate_activations:", "gate_activation, activation", "training")),
 )
 OUT = (
     Bad("out is a list", put("out", []), TypeError, ("out:", "array", "list")),
@@ -390,7 +615,7 @@ def test_good_calls_are_good(backend: str) -> None:
     for spec in all_specs():
         for vjp in (False, True):
             function(spec, vjp)(*good(spec).values(), backend=backend)
-    assert len({row.name for row in BAD}) == len(BAD) >= 60
+    assert len({row.name for row in BAD}) == len(BAD) >= 300
 
 
 @pytest.mark.parametrize("row", BAD, ids=named)
@@ -498,6 +723,9 @@ BAD_PACK: tuple[
     ("the backend is planned", {"backend": "numba"}, UnsupportedError, ("'numba'", "can")),
     ("weights is None", {"weights": None}, TypeError, ("weights:", "None")),
     ("weights is empty", {"weights": []}, ValueError, ("weights:", "empty")),
+    ("clip is 0", {"clip": 0}, ValueError, ("clip:", "above 0", "0")),
+    ("dropconnect", {"dropconnect": 0.5}, TypeError, ("dropconnect:", "inference", "0")),
+    ("an unknown option", {"lengths": None}, TypeError, ("lengths:", "gate_activation")),
 )
 
 
@@ -508,6 +736,24 @@ def test_bad_packing(change: Call, error: Any, words: tuple[str, ...], backend: 
     call = {"weights": good(LSTM)["weights"], "cell": "lstm", "backend": backend, **change}
     with pytest.raises(error, match=in_order(words)):
         rnnfast.pack(call.pop("weights"), **call)
+
+
+VJP_ONLY: tuple[tuple[str, Call, type[Exception], str], ...] = (
+    ("checkpoint across a cut", {"truncate": 2, "checkpoint": 3}, ValueError,
+        r"checkpoint: .*multiple of truncate = 2.*3"),
+    ("checkpoint with batch normalisation", {"checkpoint": 2, "weights": [
+        batch_normed_weights()]}, UnsupportedError, r"checkpoint: .*batch normalisation"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"), [row[1:] for row in VJP_ONLY], ids=[row[0] for row in VJP_ONLY]
+)
+def test_bad_training(change: Call, error: Any, words: str) -> None:
+    call = {**good(LSTM), "backend": "reference", **change}
+    arguments = [call.pop(name) for name in ("x", "weights", "state")]
+    with pytest.raises(error, match=words):
+        rnnfast.lstm_vjp(*arguments, **call)
 
 
 def test_packed_for_something_else(backend: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from helpers import Array, Case, problem, run
 
 from rnnfast.backends import get
-from rnnfast.spec import Spec, Steps
+from rnnfast.spec import Masks, Spec, Steps
 
 
 def assert_plain(array: Array | None, shape: tuple[int, ...], dtype: str) -> None:
@@ -57,7 +57,9 @@ def test_the_protocol(
         h_n: Array,
         c_n: Array | None,
         save: str | None,
+        masks: list[Masks] | None,
     ) -> Any:
+        assert masks is None
         assert steps.batch == B
         sizes = steps.sizes()
         assert len(sizes) == steps.num_steps
@@ -73,7 +75,7 @@ def test_the_protocol(
         if steps.batch_sizes is not None:
             assert_plain(steps.batch_sizes, (steps.num_steps,), "int64")
         calls.append(steps)
-        return forward(self, spec, prepared, x, steps, h_0, c_0, ys, h_n, c_n, save)
+        return forward(self, spec, prepared, x, steps, h_0, c_0, ys, h_n, c_n, save, masks)
 
     def checked_backward(
         self: Any,
@@ -83,11 +85,13 @@ def test_the_protocol(
         dy: Array,
         dh_n: Array,
         dc_n: Array | None,
+        masks: list[Masks] | None,
     ) -> Any:
+        assert masks is None
         steps = calls.pop()
         assert_plain(dy, (steps.rows, D * H), dtype)
         assert_states(dh_n, dc_n)
-        dx, dweights, dh_0, dc_0 = backward(self, spec, prepared, saved, dy, dh_n, dc_n)
+        dx, dweights, dh_0, dc_0 = backward(self, spec, prepared, saved, dy, dh_n, dc_n, masks)
         assert_plain(dx, (steps.rows, 2 if len(calls) == 0 else D * H), dtype)
         assert len(dweights) == together * D
         assert_states(dh_0, dc_0)

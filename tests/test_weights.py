@@ -17,7 +17,7 @@ from rnnfast.spec import CELLS, Spec
 SINGLE: dict[str, Callable[[Weights], Any]] = {
     "Weights": lambda w: w,
     "tuple of 4": lambda w: tuple(w[:4]),
-    "tuple of 6": tuple,
+    "tuple of all": tuple,
     "list of Weights": lambda w: [w],
     "list of a tuple": lambda w: [tuple(w[:4])],
 }
@@ -116,14 +116,57 @@ def test_initial_shapes(cell: str, bidirectional: bool, bias: bool, dtype: str) 
         assert len(pair) == 1 + bidirectional
         for w in pair:
             assert isinstance(w, Weights)
-            assert [None if a is None else a.shape for a in w] == [
-                (rows, features),
-                (rows, 5),
-                *([(rows,), (rows,)] if bias else [None, None]),
-                None,
-                None,
-            ]
+            shapes = {"w_ih": (rows, features), "w_hh": (rows, 5)}
+            shapes |= {"b_ih": (rows,), "b_hh": (rows,)} if bias else {}
+            assert shapes_of(w) == shapes
             assert {a.dtype for a in w if a is not None} == {np.dtype(dtype)}
+
+
+def shapes_of(w: Weights) -> dict[str, tuple[int, ...]]:
+    return {field: a.shape for field, a in w._asdict().items() if a is not None}
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_initial_projection_and_peepholes(bidirectional: bool, layers: int, dtype: str) -> None:
+    """As many numbers a layer as torch.nn.LSTM has with proj_size, and three rows of peepholes."""
+    weights = rnnfast.init_weights(
+        "lstm", 4, 5, layers, bidirectional, 3, dtype=dtype, rng=0, peepholes=True
+    )
+    width = 6 if bidirectional else 3
+    for entry, features in zip(weights, [4, *[width] * (layers - 1)], strict=True):
+        for w in entry if bidirectional else (entry,):
+            assert shapes_of(w) == {
+                "w_ih": (20, features),
+                "w_hh": (20, 3),
+                "b_ih": (20,),
+                "b_hh": (20,),
+                "w_hr": (3, 5),
+                "w_peep": (3, 5),
+            }
+            assert all(a.dtype == dtype for a in w if a is not None)
+            bound = 1 / np.sqrt(5)
+            assert all(0 < np.abs(a).max() <= bound for a in (w.w_hr, w.w_peep))
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "batch_norm"])
+def test_initial_normalisation(kind: str, cell: str, dtype: str) -> None:
+    """Gains of 1, shifts and means of 0, variances of 1; all else as without."""
+    (w,) = rnnfast.init_weights(cell, 4, 5, dtype=dtype, rng=0, **{kind: True})
+    (plain,) = rnnfast.init_weights(cell, 4, 5, dtype=dtype, rng=0)
+    rows = 5 * len(CELLS[cell].gates)
+    wanted = {"bn_ih": (rows, 1), "bn_mean": (rows, 0), "bn_var": (rows, 1)}
+    if kind == "layer_norm":
+        wanted = {"ln_ih": (rows, 1), "ln_hh": (rows, 1)}
+        wanted |= {"ln_c": (5, 1), "ln_c_shift": (5, 0)} if cell == "lstm" else {}
+    for field, a in w._asdict().items():
+        other = getattr(plain, field)
+        if field in wanted:
+            size, value = wanted[field]
+            other = np.full(size, value, dtype)
+        assert (a is None) == (other is None)
+        if a is not None:
+            assert_same_bits({field: a}, {field: other})
 
 
 def test_initial_distribution(cell: str, dtype: str) -> None:
@@ -168,7 +211,19 @@ BAD_INIT: list[tuple[dict[str, Any], Any, str]] = [
     ({"num_layers": True}, TypeError, "num_layers: .*int.*True"),
     ({"bidirectional": "yes"}, TypeError, "bidirectional: .*bool.*'yes'"),
     ({"bias": 1}, TypeError, "bias: .*bool.*1"),
-    ({"proj_size": 3}, rnnfast.UnsupportedError, "proj_size: .*3"),
+    ({"proj_size": -1}, ValueError, "proj_size: .*0.*-1"),
+    ({"proj_size": 2.0}, TypeError, "proj_size: .*int.*2.0"),
+    ({"proj_size": True}, TypeError, "proj_size: .*int.*True"),
+    ({"proj_size": 3, "cell": "gru"}, rnnfast.UnsupportedError, "proj_size: gru.*lstm.*3"),
+    ({"peepholes": True, "cell": "rnn"}, rnnfast.UnsupportedError, "peepholes: rnn.*lstm"),
+    ({"peepholes": 1}, TypeError, "peepholes: .*bool.*1"),
+    ({"layer_norm": None}, TypeError, "layer_norm: .*bool.*None"),
+    ({"batch_norm": "yes"}, TypeError, "batch_norm: .*bool.*'yes'"),
+    (
+        {"layer_norm": True, "batch_norm": True},
+        rnnfast.UnsupportedError,
+        "batch_norm: .*layer_norm",
+    ),
     ({"dtype": np.float16}, TypeError, "dtype: .*float32.*float16"),
     ({"dtype": int}, TypeError, "dtype: .*float32.*int64"),
     ({"dtype": "nonsense"}, TypeError, "dtype: .*nonsense"),

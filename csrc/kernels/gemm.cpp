@@ -306,7 +306,6 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
   void add(const T* a, const T* b, int64_t n, T* sum, Team team) {                               \
     sum_of_two(a, b, n, sum, team);                                                              \
   }                                                                                              \
-  void evaluate(int function, const T* x, int64_t n, T* y) { evaluate_all(function, x, n, y); }  \
   int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                           \
     const int64_t width = kTnVectors * kLanes<T>;                                                \
     return (parts(n, width) * width + members * kTnPanels * kTnRows) * rows;                     \
@@ -314,5 +313,13 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
 
 RNNFAST_DEFINE_GEMM(float)
 RNNFAST_DEFINE_GEMM(double)
+RNNFAST_DEFINE_GEMM(Dual)
+
+void evaluate(int function, const float* x, int64_t n, float* y) {
+  evaluate_all(function, x, n, y);
+}
+void evaluate(int function, const double* x, int64_t n, double* y) {
+  evaluate_all(function, x, n, y);
+}
 
 }  // namespace rnnfast::RNNFAST_ISA

@@ -1,7 +1,7 @@
 // Matrix products and packing, compiled once per instruction set. `gemm.cpp` defines them.
 #pragma once
 
-#include "../params.hpp"
+#include "../flexible_params.hpp"
 #include "../simd/vec.hpp"
 
 namespace rnnfast::RNNFAST_ISA {
@@ -29,13 +29,16 @@ constexpr int kWidest = 4;  // vectors of a column block in plain panels
                 Team team);                                                                      \
   /* sums = a + b over n numbers */                                                              \
   void add(const T* a, const T* b, int64_t n, T* sum, Team team);                                \
-  /* y = exp (0), sigmoid (1) or tanh (2) of x, for the tests of accuracy */                     \
-  void evaluate(int function, const T* x, int64_t n, T* y);                                      \
   /* Numbers of scratch that multiply_tn needs for a b of n columns and a chunk of `rows`. */    \
   int64_t tn_scratch(const T* tag, int64_t n, int64_t rows, int members);
 
 RNNFAST_DECLARE_GEMM(float)
 RNNFAST_DECLARE_GEMM(double)
+RNNFAST_DECLARE_GEMM(Dual)
 #undef RNNFAST_DECLARE_GEMM
+
+// y = exp (0), sigmoid (1) or tanh (2) of x, for the tests of accuracy.
+void evaluate(int function, const float* x, int64_t n, float* y);
+void evaluate(int function, const double* x, int64_t n, double* y);
 
 }  // namespace rnnfast::RNNFAST_ISA

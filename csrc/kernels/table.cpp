@@ -20,6 +20,9 @@ RNNFAST_CELL(rnn_sigmoid)
 RNNFAST_CELL(gated)
 #undef RNNFAST_CELL
 
+extern const FlexibleKernels<float> flexible32[kFlexKinds];
+extern const FlexibleKernels<double> flexible64[kFlexKinds];
+extern const FlexibleKernels<Dual> flexible_dual[kFlexKinds];
 extern const LowKernels low_kernels;
 extern const InstructionSet instruction_set;
 const InstructionSet instruction_set = {
@@ -32,6 +35,7 @@ const InstructionSet instruction_set = {
      multiply_tn,
      add,
      tn_scratch,
+     flexible32,
      evaluate},
     {kLanes<double>,
      kWidest,
@@ -41,7 +45,18 @@ const InstructionSet instruction_set = {
      multiply_tn,
      add,
      tn_scratch,
+     flexible64,
      evaluate},
+    {kLanes<double>,
+     kWidest,
+     {},
+     pack_panels,
+     multiply_panels,
+     multiply_tn,
+     add,
+     tn_scratch,
+     flexible_dual,
+     nullptr},
     &low_kernels};
 
 }  // namespace rnnfast::RNNFAST_ISA

@@ -1,7 +1,7 @@
 // What an instruction set offers to the driver.
 #pragma once
 
-#include "../params.hpp"
+#include "../flexible_params.hpp"
 #include "low.hpp"
 
 namespace rnnfast {
@@ -36,13 +36,15 @@ struct Kernels {
                       int64_t, T*, bool, T*, Team);
   void (*add)(const T*, const T*, int64_t, T*, Team);
   int64_t (*tn_scratch)(const T*, int64_t, int64_t, int);
-  void (*evaluate)(int, const T*, int64_t, T*);
+  const FlexibleKernels<T>* flexible;  // [kFlexKinds]
+  void (*evaluate)(int, const T*, int64_t, T*);  // null for dual numbers, as the cells are
 };
 
 struct InstructionSet {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  Kernels<Dual> dual;
   const LowKernels* low;
 };
 

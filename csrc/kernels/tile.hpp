@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../params.hpp"
-#include "../simd/vec.hpp"
+#include "../simd/dual.hpp"
 
 namespace rnnfast::RNNFAST_ISA {
 namespace {

@@ -38,6 +38,7 @@ class Backend(Protocol):
     """
 
     name: str
+    twice: bool  # whether it takes complex128
 
     def supports(self, spec: Spec) -> bool:
         """Whether this backend has the cell with these options."""

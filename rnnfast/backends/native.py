@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, _native
-from ..spec import Masks, Spec, Steps
+from ..errors import UnsupportedError
+from ..spec import ACTIVATIONS, Activation, Masks, Spec, Steps
 from ..weights import Layer, Weights
 from . import Array, Shortcut
 
@@ -17,6 +18,14 @@ if _native.version != __version__:
         f"install rnnfast again"
     )
 
+_FLEXIBLE = {
+    np.dtype(np.float32): _native.FlexibleF32,
+    np.dtype(np.float64): _native.FlexibleF64,
+    np.dtype(np.complex128): _native.FlexibleDual,
+}
+_FIELDS = 10  # of Weights, that the kernels know
+_FUNCTIONS = list(ACTIVATIONS)
+
 
 def _kernel(spec: Spec) -> str:
     if spec.cell == "gru":
@@ -24,23 +33,63 @@ def _kernel(spec: Spec) -> str:
     return f"rnn_{spec.nonlinearity}" if spec.cell == "rnn" else spec.cell
 
 
+def _function(f: Activation) -> tuple[int, float, float]:
+    return _FUNCTIONS.index(f.name), f.alpha, f.beta
+
+
+def _flexible(spec: Spec, layer: Layer) -> Any:
+    options = (
+        _function(spec.of_gates),
+        _function(spec.of_candidate),
+        _function(spec.of_output),
+        spec.clip or 0.0,
+        spec.grad_clip or 0.0,
+        spec.input_forget,
+        spec.truncate or 0,
+    )
+    kernel = "rnn" if spec.cell == "rnn" else _kernel(spec)
+    kind = _FLEXIBLE[layer[0].w_hh.dtype]
+    return kind(kernel, options, [list(w[:_FIELDS]) for w in layer])
+
+
+def _of_layer(state: Array | None, k: int, layers: int) -> Array | None:
+    """The part of a state (L*D, B, ...) that belongs to a layer."""
+    if state is None:
+        return None
+    directions = state.shape[0] // layers
+    return state[k * directions : (k + 1) * directions]
+
+
 class Native:
+    """Plain cells go to fused kernels, whole stacks at a time; cells with options to others."""
+
     name = "native"
+    twice = True
 
     def supports(self, spec: Spec) -> bool:
-        return spec.plain
+        return True
 
     def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Any:
-        kind = _native.LayerF32 if layer[0].w_hh.dtype == np.float32 else _native.LayerF64
+        dtype = layer[0].w_hh.dtype
+        if not spec.plain or dtype == np.complex128:
+            if precision is not None:
+                raise UnsupportedError(
+                    f"dtype: backend 'native' has {precision} for plain cells, not for "
+                    f"{spec.variants()}; backend 'reference' has it"
+                )
+            return _flexible(spec, layer)
+        kind = _native.LayerF32 if dtype == np.float32 else _native.LayerF64
         return kind(_kernel(spec), [w[:4] for w in layer], reuse, precision or "")
 
     def shortcut(self, prepared: list[Any]) -> Shortcut | None:
+        if not isinstance(prepared[0], _native.LayerF32 | _native.LayerF64):
+            return None
         single = isinstance(prepared[0], _native.LayerF32)
         stack = _native.StackF32 if single else _native.StackF64
         return stack(tuple(prepared)).forward
 
     def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> tuple[Any, Any] | None:
-        return _native.call(_kernel(spec), x, weights, state)
+        return _native.call(_kernel(spec), x, weights, state) if spec.plain else None
 
     def forward(
         self,
@@ -57,7 +106,15 @@ class Native:
         masks: list[Masks] | None,
     ) -> Any:
         kind = type(prepared[0])
-        return kind.forward(prepared, x, *steps, h_0, c_0, ys, h_n, c_n, save or "")
+        if kind in (_native.LayerF32, _native.LayerF64):
+            return kind.forward(prepared, x, *steps, h_0, c_0, ys, h_n, c_n, save or "")
+        own = [] if masks is None else [list(m) for m in masks]
+        saved = []
+        for k, (layer, y) in enumerate(zip(prepared, ys, strict=True)):
+            h, c, h_out, c_out = (_of_layer(s, k, len(prepared)) for s in (h_0, c_0, h_n, c_n))
+            saved.append(layer.forward(x, *steps, h, c, y, h_out, c_out, own, save is not None))
+            x = y
+        return saved
 
     def backward(
         self,
@@ -69,8 +126,23 @@ class Native:
         dc_n: Array | None,
         masks: list[Masks] | None,
     ) -> tuple[Array, list[Weights], Array, Array | None]:
-        dx, dweights, dh_0, dc_0 = type(prepared[0]).backward(prepared, saved, dy, dh_n, dc_n)
-        return dx, [Weights(*w) for w in dweights], dh_0, dc_0
+        kind = type(prepared[0])
+        if kind in (_native.LayerF32, _native.LayerF64):
+            dx, dweights, dh_0, dc_0 = kind.backward(prepared, saved, dy, dh_n, dc_n)
+            return dx, [Weights(*w) for w in dweights], dh_0, dc_0
+        own = [] if masks is None else [list(m) for m in masks]
+        gradients: list[Weights] = []
+        states: list[tuple[Array, Array | None]] = []
+        for k in reversed(range(len(prepared))):
+            dh, dc = (_of_layer(d, k, len(prepared)) for d in (dh_n, dc_n))
+            dy, dweights, dh_k, dc_k = prepared[k].backward(saved[k], dy, dh, dc, own)
+            gradients[:0] = [Weights(*w) for w in dweights]
+            states.insert(0, (dh_k, dc_k))
+        assert dy is not None
+        dh_0 = np.concatenate([h for h, _ in states])
+        if not spec.info.has_c:
+            return dy, gradients, dh_0, None
+        return dy, gradients, dh_0, np.concatenate([c for _, c in states if c is not None])
 
 
 BACKEND = Native()

@@ -29,6 +29,7 @@ class _Saved(NamedTuple):
 
 class Reference:
     name = "reference"
+    twice = True
 
     def supports(self, spec: Spec) -> bool:
         return spec.cell in loop.CELLS
