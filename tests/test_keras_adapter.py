@@ -1,0 +1,41 @@
+"""rnnfast.keras on each backend of Keras, each in a process of its own: tests/keras_cases.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+from helpers import command, python
+
+BACKENDS = ("torch", "jax", "tensorflow")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cases(backend: str) -> None:
+    require(backend)
+    run = [sys.executable, "-m", "pytest", "tests/keras_cases.py", "-q", "-p", "no:cacheprovider"]
+    done = command(run, timeout=900, KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3")
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_keras_is_imported_only_with_the_adapter() -> None:
+    require("torch")
+    done = python("import sys, rnnfast; assert 'keras' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_backend_without_kernels_is_refused() -> None:
+    require("torch")
+    done = python("import rnnfast.keras", KERAS_BACKEND="numpy")
+    assert "Keras' backend: expected one of torch, jax, tensorflow, got numpy" in done.stderr
+
+
+def require(backend: str) -> None:
+    for module in ("keras", backend):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    if backend == "jax":
+        done = python("import rnnfast.jax")
+        if done.returncode:
+            pytest.skip(f"rnnfast.jax cannot be imported: {done.stderr.splitlines()[-1]}")
