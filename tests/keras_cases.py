@@ -22,6 +22,7 @@ from tolerance import assert_close
 
 import rnnfast
 import rnnfast.keras
+from examples import keras_text
 
 BACKEND = keras.backend.backend()
 EPS = float(np.finfo(np.float32).eps)
@@ -233,6 +234,22 @@ def test_recurrent_dropout_has_one_mask_a_row(cell: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(theirs.cell, "get_recurrent_dropout_mask", lambda _: given)
     assert_close(run(ours, x, [], None, True), run(theirs, x, [], None, True), 200 * EPS)
     assert_close(run(ours, x, [], None, False), run(theirs, x, [], None, False), 200 * EPS)
+
+
+def test_the_example_learns() -> None:
+    few = "--sentences 300 --epochs 4 --hidden 32 --steps 6 --batch 16"
+    accuracy = keras_text.main(few.split())
+    x, y, _ = keras_text.windows(keras_text.made_text(300, 0).split(), 6)
+    commonest = y.mean(axis=0).max()
+    assert accuracy > 1.5 * commonest
+
+
+def test_the_example_is_a_model_of_keras() -> None:
+    theirs, ours = (keras_text.build(k, 20, 9, 8) for k in (keras.layers, rnnfast.keras))
+    ours.set_weights(theirs.get_weights())
+    x, _ = text()
+    got, wanted = ({"y": model.predict(x, verbose=0)} for model in (ours, theirs))
+    assert_close(got, wanted, 100 * EPS)
 
 
 def text_model(layers: Any) -> Any:
