@@ -237,9 +237,9 @@ def test_recurrent_dropout_has_one_mask_a_row(cell: str, monkeypatch: pytest.Mon
 
 
 def test_the_example_learns() -> None:
-    few = "--sentences 300 --epochs 4 --hidden 32 --steps 6 --batch 16"
+    few = "--sentences 200 --epochs 3 --hidden 32 --steps 4 --batch 16"
     accuracy = keras_text.main(few.split())
-    x, y, _ = keras_text.windows(keras_text.made_text(300, 0).split(), 6)
+    _, y, _ = keras_text.windows(keras_text.made_text(200, 0).split(), 4)
     commonest = y.mean(axis=0).max()
     assert accuracy > 1.5 * commonest
 
@@ -410,8 +410,9 @@ def stateful_changes(layers: Any, cell: str) -> dict[str, Any]:
 @pytest.mark.parametrize("cell", CELLS)
 def test_stateful_layers_train(cell: str) -> None:
     got = stateful_changes(rnnfast.keras, cell)
-    if BACKEND == "torch" and cell != "SimpleRNN":
-        # Keras' own raise an error: they change the state that backward needs.
+    if BACKEND == "torch":
+        # Keras' own raise an error, which of them depends on its version: they change the state
+        # that backward needs.
         assert all(np.abs(a).max() > 0 for a in got.values())
     else:
         assert_close(got, stateful_changes(keras.layers, cell), 5000 * EPS)

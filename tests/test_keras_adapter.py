@@ -1,8 +1,12 @@
-"""rnnfast.keras on each backend of Keras, each in a process of its own: tests/keras_cases.py."""
+"""rnnfast.keras on each backend of Keras, each in a process of its own: tests/keras_cases.py.
+
+A backend that is not installed is skipped, or fails if RNNFAST_REQUIRE_KERAS names it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 
 import pytest
@@ -32,10 +36,19 @@ def test_a_backend_without_kernels_is_refused() -> None:
 
 
 def require(backend: str) -> None:
+    reason = missing(backend)
+    if reason and backend in os.environ.get("RNNFAST_REQUIRE_KERAS", "").split(","):
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+def missing(backend: str) -> str | None:
     for module in ("keras", backend):
         if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
+            return f"{module} is not installed"
     if backend == "jax":
         done = python("import rnnfast.jax")
         if done.returncode:
-            pytest.skip(f"rnnfast.jax cannot be imported: {done.stderr.splitlines()[-1]}")
+            return f"rnnfast.jax cannot be imported: {done.stderr.splitlines()[-1]}"
+    return None
