@@ -24,6 +24,7 @@ PEERS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-bound"),
     "numba": ("numba",),
 }
+_TIMED = ("rnnfast-out", "rnnfast-stream", "rnnfast")
 _STEPS = 5  # that are compared with the reference
 _TOLERANCE = 2e-5  # of h, whose numbers are below 1
 _COLUMNS = {
@@ -32,6 +33,7 @@ _COLUMNS = {
     "H": 5,
     "kernel us": 9,
     "out=": 14,
+    "Stream": 14,
     "plain call": 14,
     "torch": 14,
     "onnxruntime": 14,
@@ -147,7 +149,7 @@ def _lines(row: Row) -> list[str]:
     cells = [
         *where,
         f"{times['kernel']['median']:.2f}" if "kernel" in times else "",
-        *(both(name) for name in ("rnnfast-out", "rnnfast", *(best(row, p) for p in PEERS))),
+        *(both(name) for name in (*_TIMED, *(best(row, p) for p in PEERS))),
         *("" if r is None else f"{r:.2f}" for r in ratios),
         "LOADED" * row["loaded"],
     ]

@@ -48,6 +48,13 @@ def in_place(problem: Problem, threads: int) -> Stream:
     return Stream(step, lambda: _h(state))
 
 
+def chunks(problem: Problem, threads: int) -> Stream:
+    """rnnfast.Stream, which has the buffers and the state."""
+    _, x, packed = _ours(problem, threads)
+    stream = rnnfast.Stream(packed, problem.spec.cell, **options(problem.spec))
+    return Stream(lambda: stream(x), lambda: _h(stream.state))
+
+
 def kernel(problem: Problem, threads: int) -> Stream:
     """The compiled function that both end in, without the checks and the dispatch above it."""
     _, x, packed = _ours(problem, threads)
@@ -171,7 +178,7 @@ def numba(problem: Problem, threads: int) -> Stream:
     return Stream(lambda: step(*given), lambda: states[0])
 
 
-OURS = {"kernel": kernel, "rnnfast-out": in_place, "rnnfast": plain}
+OURS = {"kernel": kernel, "rnnfast-out": in_place, "rnnfast-stream": chunks, "rnnfast": plain}
 THEIRS = {
     "torch": torch,
     "onnxruntime": onnxruntime,

@@ -62,7 +62,8 @@ std::vector<const InstructionSet*> available_sets() {
 #if defined(RNNFAST_HAS_AVX512BF16)
   // AVX-512 with other products of 16 and 8 bits.
   static const InstructionSet with_bf16{"avx512bf16", avx512::instruction_set.f32,
-                                        avx512::instruction_set.f64, avx512::instruction_set.dual, &avx512bf16::low_kernels};
+                                        avx512::instruction_set.f64, avx512::instruction_set.dual,
+                                        &avx512bf16::low_kernels};
   if (processor_has("avx512bf16")) sets.push_back(&with_bf16);
 #endif
   return sets;

@@ -158,6 +158,14 @@ std::unique_ptr<FlexibleSaved<T>> FlexibleLayer<T>::forward(const Batch& batch,
       copy_or_clear(a.c_0 ? a.c_0 + d * B * H : nullptr, B * H, p.c_n);
     }
     p.operand = p.masks.recurrent ? s.operand.grow(B * P) : p.h_n;
+    const auto& keep = a.keep[d];
+    if (save && keep.saved) {
+      own.saved = Buffer<T>(keep.saved, N * S * H);
+      own.scales = Buffer<T>(keep.scales, N * kScales);
+      own.h_before = Buffer<T>(keep.h_before, N * P);
+      if (keep.operand_before) own.operand_before = Buffer<T>(keep.operand_before, N * P);
+      own.c_before = Buffer<T>(keep.c_before, N * H);
+    }
     p.saved = own.saved.grow((save ? N : chunk) * S * H);
     p.scales = own.scales.grow((save ? N : chunk) * kScales);
     if (save) {
@@ -228,8 +236,8 @@ void FlexibleLayer<T>::backward(const FlexibleSaved<T>& saved,
     p.rows = s.rows.grow(chunk * to.count * H);
     p.dh = s.dh.grow(chunk * P);
     p.sum = s.sum.grow(B * std::max(H, P));
-    p.pack = s.pack.grow(kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max({I, H, P}),
-                                              chunk, threads));
+    p.pack = s.pack.grow(
+        kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max({I, H, P}), chunk, threads));
     p.dh_0 = a.dh_0 + d * B * P;
     copy_or_clear(a.dh_n ? a.dh_n + d * B * P : nullptr, B * P, p.dh_0);
     if (cell_->has_c) {
@@ -249,7 +257,7 @@ void FlexibleLayer<T>::backward(const FlexibleSaved<T>& saved,
     p.dln_c_shift = dw.ln_c_shift;
     if (N == 0) {  // no step: the passes below write no weight gradient
       const std::pair<T*, int64_t> all[] = {
-          {dw.w_ih, G * H * I}, {dw.w_hh, G * H * P}, {dw.b_ih, G * H}, {dw.b_hh, G * H},
+          {dw.w_ih, G * H * I}, {dw.w_hh, G * H * P}, {dw.b_ih, G * H},  {dw.b_hh, G * H},
           {dw.w_hr, P * H},     {dw.w_peep, 3 * H},   {dw.ln_ih, G * H}, {dw.ln_hh, G * H},
           {dw.ln_c, H},         {dw.ln_c_shift, H}};
       for (const auto& [array, count] : all)

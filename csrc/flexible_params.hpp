@@ -13,7 +13,7 @@ struct Dual {
   double v, d;
 
   Dual() = default;
-  Dual(double value) : v(value), d(0) {}
+  __attribute__((always_inline)) Dual(double value) : v(value), d(0) {}  // no weak symbol
 };
 
 // In the order of rnnfast.spec.ACTIVATIONS.
@@ -39,7 +39,7 @@ struct Activation {
 
 struct CellOptions {
   Activation gate, candidate, output;
-  double clip;  // of the arguments of activations; 0 for none
+  double clip;  // of the arguments of gates and candidate; 0 for none
   double grad_clip;
   bool input_forget;
   int64_t truncate;  // steps between stops of the gradient; 0 for none
@@ -102,16 +102,16 @@ struct FlexibleForward {
 
 // Slots of H numbers that the backward pass writes a row; -1 for those that are not there.
 struct Written {
-  int arguments;    // G: gradients of the gates' arguments, as W_ih x has them
-  int of_h;         // G: as W_hh h has them; the same slots but for a GRU after
-  int product_x;    // G: of W_ih x itself, before its normalisation; arguments where there is none
-  int product_h;    // G: of W_hh h
-  int gain_x;       // G: what sums up to the gradient of ln_ih
-  int gain_h;       // G
-  int peep;         // 3
-  int c_gain;       // 2: of ln_c and ln_c_shift
-  int work;         // 1
-  int count;        // W
+  int arguments;  // G: gradients of the gates' arguments, as W_ih x has them
+  int of_h;       // G: as W_hh h has them; the same slots but for a GRU after
+  int product_x;  // G: of W_ih x itself, before its normalisation; arguments where there is none
+  int product_h;  // G: of W_hh h
+  int gain_x;     // G: what sums up to the gradient of ln_ih
+  int gain_h;     // G
+  int peep;       // 3
+  int c_gain;     // 2: of ln_c and ln_c_shift
+  int work;       // 1
+  int count;      // W
 };
 
 template <class T>
@@ -154,8 +154,8 @@ struct FlexibleKernels {
   int gates;  // G
   int saved;  // S without normalisation
   bool has_c;
-  bool apart;          // W_hh h has other gradients than W_ih x
-  int first_gates;     // of the first product
+  bool apart;       // W_hh h has other gradients than W_ih x
+  int first_gates;  // of the first product
   void (*forward)(const FlexibleForward<T>&, Team);
   void (*backward)(const FlexibleBackward<T>&, Team);
 };

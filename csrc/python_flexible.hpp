@@ -39,8 +39,8 @@ struct PyFlexibleSaved {
 using Arrays = std::vector<std::optional<py::array>>;
 using FunctionTuple = std::tuple<int, double, double>;
 // Of gates, candidate and output; clip, grad_clip, input_forget, truncate.
-using OptionTuple = std::tuple<FunctionTuple, FunctionTuple, FunctionTuple, double, double, bool,
-                               int64_t>;
+using OptionTuple =
+    std::tuple<FunctionTuple, FunctionTuple, FunctionTuple, double, double, bool, int64_t>;
 
 template <class T>
 class PyFlexible {
@@ -98,7 +98,7 @@ class PyFlexible {
     py::list dweights;
     for (int d = 0; d < D; d++) {
       FlexibleGradients<T>& g = a.dweights[d];
-      T** const fields[] = {&g.w_ih, &g.w_hh,   &g.b_ih,  &g.b_hh,  &g.w_hr,
+      T** const fields[] = {&g.w_ih,   &g.w_hh,  &g.b_ih,  &g.b_hh, &g.w_hr,
                             &g.w_peep, &g.ln_ih, &g.ln_hh, &g.ln_c, &g.ln_c_shift};
       py::list made;
       for (size_t k = 0; k < arrays_[d].size(); k++) {
@@ -117,6 +117,8 @@ class PyFlexible {
     return py::make_tuple(dx, dweights, dh_0, dc_0);
   }
 
+  const FlexibleLayer<T>& layer() const { return layer_; }
+
  private:
   static constexpr size_t kFields = 10;
 
@@ -130,8 +132,7 @@ class PyFlexible {
       const auto stride = [&](const std::optional<py::array>& keep, int64_t width) {
         return keep && keep->shape(0) != 1 ? width : 0;
       };
-      const auto& [recurrent, keep_h, keep_c] =
-          std::tie(given[d][0], given[d][1], given[d][2]);
+      const auto& [recurrent, keep_h, keep_c] = std::tie(given[d][0], given[d][1], given[d][2]);
       StateMasks<T>& m = masks[d];
       m.keep_h_stride = stride(keep_h, P);
       m.keep_c_stride = stride(keep_c, H);
@@ -143,14 +144,17 @@ class PyFlexible {
 
   static FlexibleLayer<T> make(const std::string& cell, const OptionTuple& given,
                                const std::vector<Arrays>& directions) {
-    const FlexibleKind kind = FlexibleKind(
-        one_of(cell, {"lstm", "gru_after", "gru_before", "rnn", "gated"}, "cell"));
+    const FlexibleKind kind =
+        FlexibleKind(one_of(cell, {"lstm", "gru_after", "gru_before", "rnn", "gated"}, "cell"));
     const auto function = [](const FunctionTuple& f) {
       return Activation{Function(std::get<0>(f)), std::get<1>(f), std::get<2>(f)};
     };
-    const CellOptions options{function(std::get<0>(given)), function(std::get<1>(given)),
-                              function(std::get<2>(given)), std::get<3>(given),
-                              std::get<4>(given),           std::get<5>(given),
+    const CellOptions options{function(std::get<0>(given)),
+                              function(std::get<1>(given)),
+                              function(std::get<2>(given)),
+                              std::get<3>(given),
+                              std::get<4>(given),
+                              std::get<5>(given),
                               std::get<6>(given)};
     if (directions.empty() || directions.size() > 2)
       throw std::invalid_argument("directions: expected one or two");

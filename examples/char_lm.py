@@ -172,14 +172,6 @@ class Adam:
             p -= rate * m / (np.sqrt(v) + 1e-8)
 
 
-def clip(gradients: list[Array], limit: float) -> None:
-    """Scale all gradients so that their common Euclidean norm is at most `limit`."""
-    norm = float(np.sqrt(sum(float(np.vdot(g, g)) for g in gradients)))
-    if norm > limit:
-        for g in gradients:
-            g *= limit / norm
-
-
 def train(model: Model, text: Text, args: argparse.Namespace) -> dict[str, list[Any]]:
     """Train until --steps are done or --minutes are over; return the curves.
 
@@ -202,7 +194,7 @@ def train(model: Model, text: Text, args: argparse.Namespace) -> dict[str, list[
                 batches = windows(text.train[offset:], args.batch, args.window)
                 batch = next(batches)
             loss, gradients, state = model.loss_and_gradients(*batch, state, args.dropout, rng)
-            clip(gradients, args.clip)
+            rnnfast.clip_grad_norm(gradients, args.clip)
             step = len(curves["train"]) + 1
             adam.step(gradients, args.lr * min(step / 50, (args.decay / step) ** 0.5, 1))
             curves["train"].append(loss)

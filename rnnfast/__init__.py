@@ -24,19 +24,26 @@ from .backends import backends
 from .config import get_num_threads, set_num_threads, show_config
 from .convert import convert
 from .errors import UnsupportedError
+from .flow import GradientFlow, gradient_flow
+from .gradients import clip_grad_norm
 from .options import Options
+from .stream import Stream
 from .weights import Weights, init_weights
 
 __all__ = [
+    "GradientFlow",
     "Options",
     "Packed",
+    "Stream",
     "UnsupportedError",
     "Weights",
     "backends",
+    "clip_grad_norm",
     "convert",
     "gated",
     "gated_vjp",
     "get_num_threads",
+    "gradient_flow",
     "gru",
     "gru_vjp",
     "init_weights",

@@ -32,7 +32,8 @@ class Options(TypedDict, total=False):
     output_activation : activation
         LSTM: of c on its way to h; ONNX's h.
     clip : float
-        The argument of every activation is limited to [-clip, clip], as in ONNX.
+        The arguments of the gates' and the candidate's activations are limited to [-clip, clip],
+        as in ONNX Runtime.
     input_forget : bool
         LSTM: f = 1 - i, as in ONNX.
     grad_clip : float
@@ -88,11 +89,21 @@ class Noise(NamedTuple):
 
 
 QUIET = Noise()
-_WHOSE = {
+_PARAMETERS = {  # how many numbers a function has
+    "affine": 2,
+    "leaky_relu": 1,
+    "thresholded_relu": 1,
+    "scaled_tanh": 2,
+    "hard_sigmoid": 2,
+    "elu": 1,
+}
+WHOSE = {  # the cells that may have an option, where not all may
     "gate_activation": ("lstm", "gru", "gated"),
     "activation": ("lstm", "gru", "gated"),
     "output_activation": ("lstm",),
     "input_forget": ("lstm",),
+    "projection": ("lstm",),
+    "peepholes": ("lstm",),
 }
 
 
@@ -103,9 +114,9 @@ def parse(spec: Spec, options: dict[str, Any]) -> tuple[Spec, Noise]:
             raise TypeError(
                 f"{name}: unexpected argument; expected one of {', '.join(Options.__annotations__)}"
             )
-        if spec.cell not in _WHOSE.get(name, (spec.cell,)):
+        if spec.cell not in WHOSE.get(name, (spec.cell,)):
             raise UnsupportedError(
-                f"{name}: expected none for {spec.cell}; {', '.join(_WHOSE[name])} can have it"
+                f"{name}: expected none for {spec.cell}; {', '.join(WHOSE[name])} can have it"
             )
     defaults = {
         "gate_activation": ACTIVATIONS["sigmoid"],
@@ -152,10 +163,14 @@ def activation(name: str, value: Any) -> Activation:
     numbers = [own.alpha, own.beta]
     for k, number in enumerate(parts[1:]):
         if number is not None:
-            numbers[k] = _real(name, number)
+            real = _real(name, number)
+            if k < _PARAMETERS.get(parts[0], 0):  # as in ONNX, others are ignored
+                numbers[k] = real
     f = Activation(parts[0], *numbers)
     if f.name in ("leaky_relu", "elu") and f.alpha <= 0:
         raise ValueError(f"{name}: expected alpha above 0 for {f.name}, got {f.alpha}")
+    if f.name == "thresholded_relu" and f.alpha < 0:
+        raise ValueError(f"{name}: expected alpha of at least 0 for {f.name}, got {f.alpha}")
     if f.name == "scaled_tanh" and f.alpha == 0:
         raise ValueError(f"{name}: expected alpha other than 0 for {f.name}, got 0")
     return f

@@ -31,8 +31,8 @@ struct FlexLstm : Flexible<4, 8> {
       };
       const Vec<T> c = load_tail(x.c + u, lanes);
       const Vec<T> i = x.f.gate(peep(0, c, argument(0)));
-      const Vec<T> f = x.p.options.input_forget ? constant<T>(1) - i
-                                                : x.f.gate(peep(1, c, argument(1)));
+      const Vec<T> f =
+          x.p.options.input_forget ? constant<T>(1) - i : x.f.gate(peep(1, c, argument(1)));
       const Vec<T> g = x.f.candidate(argument(2));
       const Vec<T> c_next = fma(f, c, i * g);
       const Vec<T> o = x.f.gate(peep(2, c_next, argument(3)));
@@ -42,8 +42,8 @@ struct FlexLstm : Flexible<4, 8> {
       if (x.p.save) store_tail(x.p.c_before + x.packed * H + u, c, lanes);
       Vec<T> after = c_next;
       if (masks.keep_c)
-        after = fma(load_tail(masks.keep_c + x.packed * masks.keep_c_stride + u, lanes),
-                    c - c_next, c_next);
+        after = fma(load_tail(masks.keep_c + x.packed * masks.keep_c_stride + u, lanes), c - c_next,
+                    c_next);
       store_tail(x.c + u, after, lanes);
     });
     const T* to_output = c_step;
@@ -183,8 +183,7 @@ struct FlexGruBefore : Flexible<3, 4> {
         const Vec<T> a = load_tail(x.gx + g * H + u, lanes) + load_tail(x.raw + g * H + u, lanes);
         const Vec<T> gate = x.f.gate(a);
         store_tail(x.saved + g * H + u, gate, lanes);
-        if (g == 0)
-          store_tail(x.saved + 3 * H + u, gate * load_tail(operand + u, lanes), lanes);
+        if (g == 0) store_tail(x.saved + 3 * H + u, gate * load_tail(operand + u, lanes), lanes);
       }
     });
   }
@@ -192,8 +191,8 @@ struct FlexGruBefore : Flexible<3, 4> {
   static void forward_second(const ForwardRow<T>& x, int64_t begin, int64_t end) {
     const int64_t H = x.p.hidden;
     over_units<T>(begin, end, [&](int64_t u, int lanes) {
-      const Vec<T> n = x.f.candidate(load_tail(x.gx + 2 * H + u, lanes) +
-                                     load_tail(x.raw + 2 * H + u, lanes));
+      const Vec<T> n =
+          x.f.candidate(load_tail(x.gx + 2 * H + u, lanes) + load_tail(x.raw + 2 * H + u, lanes));
       const Vec<T> z = load_tail(x.saved + H + u, lanes), h = load_tail(x.h + u, lanes);
       store_tail(x.saved + 2 * H + u, n, lanes);
       store_tail(x.step_h + u, fma(z, h, (constant<T>(1) - z) * n), lanes);
@@ -209,8 +208,8 @@ struct FlexGruBefore : Flexible<3, 4> {
       const Vec<T> z = load_tail(x.saved + H + u, lanes), n = load_tail(x.saved + 2 * H + u, lanes);
       const Vec<T> dh = load_tail(x.dh + u, lanes), h = load_tail(x.h_before + u, lanes);
       store_tail(d + H + u, limited<T>(x.f.gate.back(dh * (h - n), z), most), lanes);
-      store_tail(d + 2 * H + u,
-                 limited<T>(x.f.candidate.back(dh * (constant<T>(1) - z), n), most), lanes);
+      store_tail(d + 2 * H + u, limited<T>(x.f.candidate.back(dh * (constant<T>(1) - z), n), most),
+                 lanes);
       store_tail(x.passed + u, fma(dh, z, load_tail(x.passed + u, lanes)), lanes);
     });
   }
@@ -286,9 +285,9 @@ struct FlexGated : Flexible<3, 3> {
 
 }  // namespace
 
-#define RNNFAST_DEFINE_FLEXIBLE(T, suffix)                     \
-  extern const FlexibleKernels<T> flexible##suffix[kFlexKinds]; \
-  const FlexibleKernels<T> flexible##suffix[kFlexKinds] = {     \
+#define RNNFAST_DEFINE_FLEXIBLE(T, suffix)                                                         \
+  extern const FlexibleKernels<T> flexible##suffix[kFlexKinds];                                    \
+  const FlexibleKernels<T> flexible##suffix[kFlexKinds] = {                                        \
       flexible_of<FlexLstm, T>(), flexible_of<FlexGruAfter, T>(), flexible_of<FlexGruBefore, T>(), \
       flexible_of<FlexRnn, T>(), flexible_of<FlexGated, T>()};
 

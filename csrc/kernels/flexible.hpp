@@ -1,7 +1,7 @@
 // The time loops of cells with options: any activations, clipping, peepholes, projection, layer
-// normalisation, masks on the state. Unlike those of layer.hpp, where a cell's functions are applied
-// to sums in registers, the products of a step go through memory, and rows of it are then worked on:
-// slower by some percent, and free to look at a whole row.
+// normalisation, masks on the state. Unlike those of layer.hpp, where a cell's functions are
+// applied to sums in registers, the products of a step go through memory, and rows of it are then
+// worked on: slower by some percent, and free to look at a whole row.
 //
 // The state runs in place: h_n and c_n begin as the initial state, rows that have not started keep
 // it, and rows that have ended keep theirs.
@@ -86,8 +86,8 @@ __attribute__((noinline)) Vec<T> slope(const Activation& f, Vec<T> y) {
   return one;
 }
 
-// A function with its clipped argument, and the slope of both. A value that one of the bounds has is
-// taken for clipped: where arguments within the bounds have it too, the function is flat.
+// A function with its clipped argument, and the slope of both. A value that one of the bounds has
+// is taken for clipped: where arguments within the bounds have it too, the function is flat.
 template <class T>
 struct Clipped {
   const Activation& f;
@@ -113,7 +113,7 @@ struct Functions {
   Clipped<T> gate, candidate, output;
 
   explicit Functions(const CellOptions& o)
-      : gate(o.gate, o.clip), candidate(o.candidate, o.clip), output(o.output, o.clip) {}
+      : gate(o.gate, o.clip), candidate(o.candidate, o.clip), output(o.output, 0) {}
 };
 
 // ---------------------------------------------------------------------- normalisation of rows
@@ -193,8 +193,7 @@ struct Patch {
 
 template <class T>
 Patch patch_of(const Split& split, int id, int64_t rows, int64_t units, bool whole_rows) {
-  if (split.rows)
-    return {split.row_begin[id], lesser(split.row_begin[id + 1], rows), 0, units};
+  if (split.rows) return {split.row_begin[id], lesser(split.row_begin[id + 1], rows), 0, units};
   if (whole_rows || rows >= split.members)
     return {part_begin(rows, split.members, id), part_begin(rows, split.members, id + 1), 0, units};
   const int64_t vectors = parts(units, kLanes<T>);
@@ -263,8 +262,8 @@ void normalise_recurrent(const ForwardRow<T>& x, int first_group, int groups) {
       T* hat = x.saved + (x.p.saved_slots - Cell::kGates + gate) * H;
       T* raw = x.raw + gate * H;
       normalise(raw, count * H, hat, x.scales + 2 + g);
-      scale_and_shift(hat, x.p.w.ln_hh + gate * H,
-                      x.p.w.b_hh ? x.p.w.b_hh + gate * H : nullptr, count * H, raw);
+      scale_and_shift(hat, x.p.w.ln_hh + gate * H, x.p.w.b_hh ? x.p.w.b_hh + gate * H : nullptr,
+                      count * H, raw);
     }
     gate += count;
   }
@@ -303,8 +302,7 @@ void finish_h(const FlexibleForward<T>& p, int64_t b, int64_t packed, int64_t be
     if (p.save) store_tail(p.h_before + packed * P + u, before, lanes);
     if (p.masks.recurrent) {
       T* operand = p.operand + b * P + u;
-      if (p.save)
-        store_tail(p.operand_before + packed * P + u, load_tail(operand, lanes), lanes);
+      if (p.save) store_tail(p.operand_before + packed * P + u, load_tail(operand, lanes), lanes);
       store_tail(operand, h * load_tail(p.masks.recurrent + b * P + u, lanes), lanes);
     }
     store_tail(p.h_n + b * P + u, h, lanes);
@@ -379,7 +377,8 @@ void flexible_forward(const FlexibleForward<T>& p, Team team) {
   const Functions<T> f(p.options);
   if (p.masks.recurrent) {
     const int64_t count = p.batch * p.outputs;
-    if (team.id == 0) multiply_rows(static_cast<const T*>(p.h_n), p.masks.recurrent, count, p.operand);
+    if (team.id == 0)
+      multiply_rows(static_cast<const T*>(p.h_n), p.masks.recurrent, count, p.operand);
   }
   for (int64_t i = 0; i < T_;) {
     const int64_t begin = i;
@@ -449,6 +448,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
                             const FlexibleVisits& visits, int64_t i, int64_t chunk_row, int id) {
   constexpr int n = kLanes<T>;
   const int64_t H = p.hidden, P = p.outputs, S = p.saved_slots, W = p.written.count;
+  const int64_t sums = H > P ? H : P;  // one stride, as members do not wait for one another's rows
   const int64_t row = visits.row(i), rows = visits.rows(i);
   const bool norm = p.w.ln_hh != nullptr;
   T* const dh_rows = p.dh + (row - chunk_row) * P;
@@ -468,11 +468,11 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
                           p.operand_before + (row + b) * P,
                           p.c_before ? p.c_before + (row + b) * H : nullptr,
                           p.masks.recurrent ? p.masks.recurrent + b * P : nullptr,
-                          p.w.w_hr ? p.sum + b * H : dh_rows + b * P,
+                          p.w.w_hr ? p.sum + b * sums : dh_rows + b * P,
                           p.dh_0 + b * P,
                           p.dc_0 ? p.dc_0 + b * H : nullptr,
                           p.rows + (row + b - chunk_row) * W * H,
-                          p.sum + b * H};
+                          p.sum + b * sums};
   };
   // The gradient of h as the cell made it, and what zoneout passes on.
   const auto gather = [&](int64_t b, int64_t begin, int64_t end) {
@@ -493,7 +493,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
     over_patch(P, false, gather);
     meet(p.split);
     product_of_step(p.split, id, rows, static_cast<const T*>(dh_rows), P, p.h_panels[1],
-                    static_cast<const T*>(nullptr), p.sum, H);
+                    static_cast<const T*>(nullptr), p.sum, sums);
     meet(p.split);
   }
   over_patch(H, norm, [&](int64_t b, int64_t begin, int64_t end) {
@@ -511,9 +511,9 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
   if constexpr (Cell::kSecondProduct) {
     product_of_step(
         p.split, id, rows,
-        static_cast<const T*>(p.rows + ((row - chunk_row) * W + p.written.product_h +
-                                        Cell::kFirstGates) * H),
-        W * H, p.h_panels[1], static_cast<const T*>(nullptr), p.sum, H);
+        static_cast<const T*>(
+            p.rows + ((row - chunk_row) * W + p.written.product_h + Cell::kFirstGates) * H),
+        W * H, p.h_panels[1], static_cast<const T*>(nullptr), p.sum, sums);
     meet(p.split);
     over_patch(H, norm, [&](int64_t b, int64_t begin, int64_t end) {
       const BackwardRow<T> x = row_of(b);
@@ -527,7 +527,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
   }
   product_of_step(p.split, id, rows,
                   static_cast<const T*>(p.rows + ((row - chunk_row) * W + p.written.product_h) * H),
-                  W * H, p.h_panels[0], static_cast<const T*>(nullptr), p.sum, P);
+                  W * H, p.h_panels[0], static_cast<const T*>(nullptr), p.sum, sums);
   meet(p.split);
   // Rows that were there in the visit before are cut off from it where the gradient stops.
   const int64_t continuing = i > 0 ? lesser(rows, visits.rows(i - 1)) : 0;
@@ -536,7 +536,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
   over_patch(P, false, [&](int64_t b, int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; u += n) {
       const int lanes = int(lesser(n, end - u));
-      Vec<T> d = load_tail(p.sum + b * P + u, lanes);
+      Vec<T> d = load_tail(p.sum + b * sums + u, lanes);
       if (p.masks.recurrent) d = d * load_tail(p.masks.recurrent + b * P + u, lanes);
       d += load_tail(p.dh_0 + b * P + u, lanes);
       if (cut && b < continuing) d = constant<T>(0);

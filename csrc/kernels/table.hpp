@@ -36,7 +36,7 @@ struct Kernels {
                       int64_t, T*, bool, T*, Team);
   void (*add)(const T*, const T*, int64_t, T*, Team);
   int64_t (*tn_scratch)(const T*, int64_t, int64_t, int);
-  const FlexibleKernels<T>* flexible;  // [kFlexKinds]
+  const FlexibleKernels<T>* flexible;            // [kFlexKinds]
   void (*evaluate)(int, const T*, int64_t, T*);  // null for dual numbers, as the cells are
 };
 

@@ -56,7 +56,9 @@ RNNFAST_INLINE void transpose<Dual>(DualVec (&x)[kLanes<double>]) {
 RNNFAST_INLINE DualVec operator+(DualVec a, DualVec b) { return {a.v + b.v, a.d + b.d}; }
 RNNFAST_INLINE DualVec operator-(DualVec a, DualVec b) { return {a.v - b.v, a.d - b.d}; }
 RNNFAST_INLINE DualVec operator-(DualVec a) { return {-a.v, -a.d}; }
-RNNFAST_INLINE DualVec operator*(DualVec a, DualVec b) { return {a.v * b.v, a.v * b.d + a.d * b.v}; }
+RNNFAST_INLINE DualVec operator*(DualVec a, DualVec b) {
+  return {a.v * b.v, a.v * b.d + a.d * b.v};
+}
 RNNFAST_INLINE DualVec operator/(DualVec a, DualVec b) {
   const Vec<double> q = a.v / b.v;
   return {q, (a.d - q * b.d) / b.v};

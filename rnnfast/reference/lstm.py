@@ -59,7 +59,7 @@ def step(
     if w.ln_c is not None:
         n = normed(c_next)
         u = w.ln_c * n.hat if w.ln_c_shift is None else w.ln_c * n.hat + w.ln_c_shift
-    v = activate(spec.of_output, spec.clip, u)
+    v = activate(spec.of_output, None, u)
     h_next = o * v if w.w_hr is None else (o * v) @ w.w_hr.T
     return h_next, c_next, (from_x, from_h, c, a_i, a_f, a_g, a_o, i, f, g, o, c_next, n, u, v)
 
@@ -79,7 +79,7 @@ def step_vjp(
         dh_next = dh_next @ w.w_hr
     do = activate_vjp(spec.of_gates, spec.clip, dh_next * v, a_o, o)
     do = limited(do, spec.grad_clip)
-    du = activate_vjp(spec.of_output, spec.clip, dh_next * o, u, v)
+    du = activate_vjp(spec.of_output, None, dh_next * o, u, v)
     dln_c = dln_c_shift = None
     if w.ln_c is not None:
         dln_c = (du * n.hat).sum(axis=0)
