@@ -22,7 +22,8 @@ def test_cases(backend: str) -> None:
     require(backend)
     run = [sys.executable, "-m", "pytest", "tests/keras_cases.py", "-q", "-p", "no:cacheprovider"]
     how = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_FLAGS": QUICK}
-    done = command(run, timeout=900, **how)
+    alone = dict.fromkeys(("OMP_NUM_THREADS", "RNNFAST_NUM_THREADS"), "1")  # problems are small
+    done = command(run, timeout=900, **how, **alone)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
