@@ -94,8 +94,9 @@ class Problem:
 
     def inputs(self) -> dict[str, Array]:
         """Every array that has a gradient, by the name of its gradient in `run`."""
-        named = [("dx", self.x), ("dh_0", self.h_0), ("dc_0", self.c_0)]
-        return {k: v for k, v in named if v is not None} | flatten_weights(self.weights)
+        named = {"dx": self.x, "dh_0": self.h_0, "dc_0": self.c_0} | flatten_weights(self.weights)
+        running = (".bn_mean", ".bn_var")  # no parameters
+        return {k: v for k, v in named.items() if v is not None and not k.endswith(running)}
 
     def map(self, change: Callable[[Array], Array]) -> Problem:
         """The same problem with every floating array changed."""

@@ -74,9 +74,10 @@ class Cell:
         clip, bound = self.p.keywords.get("clip"), self.p.keywords.get("grad_clip")
 
         def call(a: Any) -> Any:
-            if bound is not None and place != "output_activation":
-                a.register_hook(lambda d: d.clamp(-bound, bound))
-            a = a if clip is None else a.clamp(-clip, clip)
+            if place != "output_activation":  # neither is for c on its way to h
+                if bound is not None:
+                    a.register_hook(lambda d: d.clamp(-bound, bound))
+                a = a if clip is None else a.clamp(-clip, clip)
             return FUNCTIONS[name](a, alpha, beta)
 
         return call
