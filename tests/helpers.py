@@ -253,7 +253,7 @@ def with_own_statistics(weights: Any) -> Any:
     if isinstance(weights, rnnfast.Weights):
         if weights.bn_ih is None:
             return weights
-        return weights._replace(bn_mean=weights.bn_mean.copy(), bn_var=weights.bn_var.copy())
+        return weights._replace(bn_mean=weights.bn_mean + 0, bn_var=weights.bn_var + 0)
     if isinstance(weights, list) or (isinstance(weights, tuple) and len(weights) == 2):
         return type(weights)(map(with_own_statistics, weights))
     return weights

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from helpers import Array, Case, Problem, forward, problem, without_empty_rows
 from kinks import clear
-from option_sets import keywords, unless_unsupported, with_options
+from option_sets import each, keywords, unless_unsupported, with_options
 from tolerance import allowed, assert_close
 
 from rnnfast import Weights
@@ -186,9 +186,7 @@ def one_layer(spec: Spec, direction_count: int, ragged: bool, **options: Any) ->
     return keywords(**options)(case)
 
 
-@pytest.mark.parametrize(
-    "spec", [s for s in IN_ONNX if s.nonlinearity == "tanh"], ids=Spec.variants
-)
+@each_cell
 @pytest.mark.parametrize("f", IN_EVERY_PLACE, ids=str)
 def test_activations(f: Any, spec: Spec, target: str) -> None:
     """For three steps, in which the state of a GRU with linear gates stays small."""
@@ -196,20 +194,22 @@ def test_activations(f: Any, spec: Spec, target: str) -> None:
         agree(replace(one_layer(spec, 1, False, **{place: f}), T=3), target)
 
 
-@pytest.mark.parametrize(
-    "spec", [s for s in IN_ONNX if s.nonlinearity == "tanh"], ids=Spec.variants
-)
-@pytest.mark.parametrize("options", TOGETHER, ids=str)
+def have(spec: Spec) -> list[tuple[bool, dict[str, Any]]]:
+    """Peepholes or not, and other options: what a cell has of them."""
+    if spec.cell not in ORDER:
+        return []
+    own = {"clip", *(place for place, _ in PLACES[spec.cell])}
+    own |= {"input_forget"} if spec.cell == "lstm" else set()
+    peepholes = (False, True) if spec.cell == "lstm" else (False,)
+    return [(p, options) for p in peepholes for options in TOGETHER if options.keys() <= own]
+
+
+@each(have)
 @pytest.mark.parametrize("direction_count", [1, 2])
-@pytest.mark.parametrize("peepholes", [False, True], ids=["", "P"])
 def test_options(
-    options: dict[str, Any], direction_count: int, peepholes: bool, spec: Spec, target: str
+    direction_count: int, spec: Spec, names: tuple[bool, dict[str, Any]], target: str
 ) -> None:
     """Rows of different lengths in two directions, of one length in one."""
-    foreign = options.keys() - {"clip"} - {place for place, _ in PLACES[spec.cell]}
-    if spec.cell != "lstm" and (peepholes or foreign):
-        pytest.skip(f"{spec.cell} has no {', '.join(foreign) or 'peepholes'}")
-    if spec.cell == "lstm" and foreign - {"input_forget"}:
-        pytest.skip(f"lstm has no {', '.join(foreign)}")
+    peepholes, options = names
     case = one_layer(spec, direction_count, direction_count == 2, **options)
     agree(with_options(case, ["peepholes"]) if peepholes else case, target)

@@ -117,6 +117,38 @@ def test_backward_gets_the_masks_of_forward(
             assert_same_masks(call.masks, masks)
 
 
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("training", [False, True])
+def test_masks_are_as_the_protocol_says(
+    training: bool, ragged: bool, cell: Spec, dtype: str, backend: str
+) -> None:
+    """One layer at a time; contiguous, of one dtype, of the shapes that `Masks` names."""
+    names = ["recurrent_dropout", "zoneout", *(["projection"] if cell.info.has_c else [])]
+    case = with_options(middling(cell, dtype, ragged=ragged), names)
+    p = problem(keywords(training=training)(case))
+    with spied(backend) as seen:
+        run(p, backend)
+    assert len(seen.forward) == len(seen.backward) == 2
+    for call in seen.forward:
+        assert len(call.ys) == 1
+        assert call.masks is not None
+        assert len(call.masks) == 2
+        rows = call.steps.rows if training else 1
+        for masks in call.masks:
+            shapes = [(call.steps.batch, case.outputs), (rows, case.outputs), (rows, case.H)]
+            if not training:
+                shapes[0] = ()
+            if not cell.info.has_c:
+                shapes[2] = ()
+            for mask, shape in zip(masks, shapes, strict=True):
+                assert (mask is None) == (shape == ())
+                if mask is not None:
+                    assert mask.shape == shape
+                    assert mask.dtype == dtype
+                    assert mask.flags.c_contiguous
+                    assert mask.flags.aligned
+
+
 def assert_same_masks(one: Any, other: Any) -> None:
     assert (one is None) == (other is None)
     for a, b in zip(one or [], other or [], strict=True):

@@ -210,3 +210,15 @@ def test_other_ways_to_pass_arguments(spec: Spec, names: str, target: str) -> No
         if name in wanted and wanted[name].ndim == array.ndim + 1:
             found[name] = array[:, None]
     assert_same_bits(found, wanted)
+
+
+@each(of)
+def test_torch_tensors(spec: Spec, names: str, target: str) -> None:
+    """Every array of the weights may be a tensor; gradients are then tensors as well."""
+    torch = pytest.importorskip("torch")
+    p = problem(with_options(middling(spec, "float32", L=1), [names]))
+    with unless_unsupported(target):
+        wanted = run(p, target)
+    found = run(p.map(torch.from_numpy), target)
+    assert all(isinstance(a, torch.Tensor) for a in found.values())
+    assert_same_bits({k: a.numpy() for k, a in found.items()}, wanted)
