@@ -86,7 +86,9 @@ def test_one_row(spec: Spec, names: str, target: str) -> None:
 
 @each(pairs)
 def test_pairs(spec: Spec, names: tuple[str, ...], target: str) -> None:
-    case = middling(spec, of_either(sum(map(len, names))), T=4, B=5)
+    number = sum(map(len, names))
+    sizes = {"T": 4, "B": 5, "H": 65, "L": 1, "D": 1 + number // 2 % 2}
+    case = middling(spec, of_either(number), **sizes)
     check(clear(with_options(case, names)), target)
 
 
@@ -96,8 +98,9 @@ PLACES = ("gate_activation", "activation", "output_activation", "nonlinearity")
 @each(lambda spec: [name for name in PLACES if spec.cell in OPTIONS[name].cells])
 @pytest.mark.parametrize("f", ACTIVATIONS, ids=str)
 def test_activations_in_every_place(f: Any, spec: Spec, names: str, target: str) -> None:
+    """For three steps, in which the state of a GRU with linear gates stays small."""
     number = ACTIVATIONS.index(f) + PLACES.index(names)
-    case = middling(spec, of_either(number), T=4, B=5, L=1)
+    case = middling(spec, of_either(number), T=3, B=5, H=65, L=1, D=1)
     if number // 2 % 2:
         case = keywords(clip=0.9)(case)
     check(clear(keywords(**{names: f})(case)), target)
