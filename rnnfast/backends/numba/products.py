@@ -1,0 +1,126 @@
+"""Matrix products out of tiles: the right operand is packed into panels, once for all rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from .functions import jit
+from .lanes import PANEL_BYTES, tile1, tile2, tile3, tile4, tile5, tile6
+
+entry = njit(error_model="numpy", nogil=True, cache=True)
+_K_BLOCK = 512
+_ROW_BLOCK = 96
+
+
+@jit
+def panel_width(a: Any) -> int:
+    return PANEL_BYTES // a.itemsize
+
+
+@entry
+def pack(w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any) -> None:
+    """Matrix (rows, columns), whose strides are given, to panels (number, rows, width).
+
+    What a last panel has beyond the columns is zero.
+    """
+    width = panel_width(panels)
+    for p in range((columns + width - 1) // width):
+        used = min(width, columns - p * width)
+        # In squares, because one of the strides is long.
+        for first in range(0, rows, 16):
+            for j0 in range(0, width, 16):
+                for k in range(first, min(rows, first + 16)):
+                    to = panels[(p * rows + k) * width + j0 : (p * rows + k) * width + j0 + 16]
+                    at = k * w_row + (p * width + j0) * w_column
+                    for j in range(16):
+                        to[j] = w[at + j * w_column] if j0 + j < used else 0
+
+
+@jit
+def multiply(
+    c: Any,
+    c_at: int,
+    c_row: int,
+    columns: int,
+    rows: int,
+    a: Any,
+    a_at: int,
+    a_row: int,
+    a_k: int,
+    panels: Any,
+    count: int,
+    first: int,
+    last: int,
+) -> None:
+    """c += a w for `rows` rows and the panels first to last - 1; count is how long the sums are."""
+    width = panel_width(panels)
+    for k in range(0, count, _K_BLOCK):
+        part = min(_K_BLOCK, count - k)
+        for begin in range(0, rows, _ROW_BLOCK):
+            end = min(rows, begin + _ROW_BLOCK)
+            for p in range(first, last):
+                used = min(width, columns - p * width)
+                w_at = (p * count + k) * width
+                r = begin
+                while r < end:
+                    # As equal as can be: 32 rows are 6 + 6 + 5 + 5 + 5 + 5.
+                    left = end - r
+                    size = (left + (left + 5) // 6 - 1) // ((left + 5) // 6)
+                    to, from_ = c_at + r * c_row + p * width, a_at + r * a_row + k * a_k
+                    if size == 6:
+                        tile6(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                    elif size == 5:
+                        tile5(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                    elif size == 4:
+                        tile4(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                    elif size == 3:
+                        tile3(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                    elif size == 2:
+                        tile2(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                    else:
+                        tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                    r += size
+
+
+@entry
+def product(
+    c: Any,
+    c_row: int,
+    columns: int,
+    bias: Any,
+    a: Any,
+    a_at: int,
+    a_row: int,
+    a_k: int,
+    panels: Any,
+    count: int,
+    begin: int,
+    end: int,
+) -> None:
+    """Rows begin to end - 1 of c = a w + bias, where an empty bias is zero."""
+    for r in range(begin, end):
+        row = c[r * c_row : r * c_row + columns]
+        if bias.size:
+            for j in range(columns):
+                row[j] = bias[j]
+        else:
+            for j in range(columns):
+                row[j] = 0
+    width = panel_width(panels)
+    multiply(
+        c,
+        begin * c_row,
+        c_row,
+        columns,
+        end - begin,
+        a,
+        a_at + begin * a_row,
+        a_row,
+        a_k,
+        panels,
+        count,
+        0,
+        (columns + width - 1) // width,
+    )
