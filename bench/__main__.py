@@ -14,7 +14,12 @@ SUBJECTS = {
     "memory": "peak memory and time of a training step of 10,000 time steps",
     "products": "the matrix products of training beside other libraries",
     "precision": "bfloat16 and int8 weights: speed and error",
+    "options": "what each option of the cells costs, beside the plain cell",
+    "onnx": "rnnfast.onnx in onnx's evaluator beside ONNX Runtime",
+    "jax": "rnnfast.jax beside layers written with lax.scan, both under jit",
+    "torch": "the layers of rnnfast.torch beside torch.nn's",
 }
+MODULES = {name: f"{name}_adapter" for name in ("jax", "onnx", "torch")}  # not to hide theirs
 ALSO = {
     "page": "docs/performance.md and its pictures, from the newest results",
     "everything": "all subjects one after the other, then the page",
@@ -29,7 +34,7 @@ def main(argv: list[str]) -> int:
         return _everything(argv[1:])
     named = bool(argv) and argv[0] in SUBJECTS | ALSO
     subject, options = (argv[0], argv[1:]) if named else ("table", argv)
-    module = importlib.import_module(f".{subject}", __package__)
+    module = importlib.import_module(f".{MODULES.get(subject, subject)}", __package__)
     return int(module.main(options))
 
 

@@ -196,7 +196,7 @@ def _versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "rnnfast": rnnfast.__version__,
     }
-    for name in ("numpy", "torch", "onnxruntime"):
+    for name in ("numpy", "torch", "onnxruntime", "jax"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import peers
@@ -16,27 +16,37 @@ Row = dict[str, Any]  # see README.md; of JSON's types, because it crosses proce
 
 
 def row(
-    cell: str, shape: Shape, mode: Mode, threads: int, families: Iterable[str], budget: float
+    cell: str,
+    shape: Shape,
+    mode: Mode,
+    threads: int,
+    families: Iterable[str],
+    budget: float,
+    contenders: tuple[Sequence[peers.Peer], Sequence[peers.Peer]] | None = None,
 ) -> Row:
-    """Compare rnnfast with every peer of these families that can do it and is installed."""
+    """Compare rnnfast with every peer of these families that can do it and is installed.
+
+    `contenders` are ours and theirs, by default those of `peers`.
+    """
+    of_us, others = contenders or (peers.OURS, peers.THEIRS)
     spec = CELLS[cell]
     problem = draw(spec, shape, mode)
     calls: dict[str, Call] = {}
     failed: dict[str, str] = {}
     rivals = []
-    for peer in (*peers.OURS, *peers.THEIRS):
-        ours = peer in peers.OURS
+    for peer in (*of_us, *others):
+        ours = peer in of_us
         wanted = ours or peer.name.partition("-")[0] in families
         if not wanted or not peer.supports(spec, shape, mode) or peers.missing(peer):
             continue
         if not ours:
             rivals.append(peer)
-        outcome = _checked(peer, problem, threads)
+        outcome = checked(peer, problem, threads)
         if isinstance(outcome, str):
             failed[peer.name] = outcome
         else:
             calls[peer.name] = outcome
-    own = [peer.name for peer in peers.OURS if peer.supports(spec, shape, mode)]
+    own = [peer.name for peer in of_us if peer.supports(spec, shape, mode)]
     timings, load = timed({} if failed.keys() & own else calls, budget)
     return {
         "threads": threads,
@@ -79,7 +89,7 @@ def said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def _checked(peer: peers.Peer, problem: Problem, threads: int) -> Call | str:
+def checked(peer: peers.Peer, problem: Problem, threads: int) -> Call | str:
     """The call to time, or why it may not be."""
     try:
         contender = peer.make(problem, threads)

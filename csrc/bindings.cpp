@@ -1,10 +1,17 @@
 // The Python module.
+#include "ffi.hpp"
 #include "python_flexible.hpp"
 #include "shortcut.hpp"
 #include "threads.hpp"
 
 namespace rnnfast {
 namespace {
+
+template <class T, class AnyLayer, class PyAnyLayer>
+void register_stack(py::module_& m, const char* name) {
+  using Stack = PyStack<T, AnyLayer, PyAnyLayer>;
+  py::class_<Stack>(m, name).def(py::init<const py::tuple&>()).def("forward", &Stack::forward);
+}
 
 template <class T>
 void register_dtype(py::module_& m, const char* layer, const char* saved, const char* stack) {
@@ -13,9 +20,7 @@ void register_dtype(py::module_& m, const char* layer, const char* saved, const 
       .def(py::init<const std::string&, std::vector<Direction>, bool, const std::string&>())
       .def_static("forward", &PyLayer<T>::forward)
       .def_static("backward", &PyLayer<T>::backward);
-  py::class_<PyStack<T>>(m, stack)
-      .def(py::init<const py::tuple&>())
-      .def("forward", &PyStack<T>::forward);
+  register_stack<T, Layer<T>, PyLayer<T>>(m, stack);
 }
 
 template <class T>
@@ -63,6 +68,8 @@ PYBIND11_MODULE(_native, m) {
   register_dtype<double>(m, "LayerF64", "SavedF64", "StackF64");
   register_flexible<float>(m, "FlexibleF32", "FlexibleSavedF32");
   register_flexible<double>(m, "FlexibleF64", "FlexibleSavedF64");
+  register_stack<float, FlexibleLayer<float>, PyFlexible<float>>(m, "FlexibleStackF32");
+  register_stack<double, FlexibleLayer<double>, PyFlexible<double>>(m, "FlexibleStackF64");
   register_flexible<Dual>(m, "FlexibleDual", "FlexibleSavedDual");
   m.def("call", [](const std::string& cell, const py::object& x, const py::object& weights,
                    const py::object& state) {
@@ -86,4 +93,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("multiply_nn", &product<double, false>, py::arg().noconvert(), py::arg().noconvert());
   m.def("multiply_tn", &product<float, true>, py::arg().noconvert(), py::arg().noconvert());
   m.def("multiply_tn", &product<double, true>, py::arg().noconvert(), py::arg().noconvert());
+#if defined(RNNFAST_HAS_FFI)
+  register_ffi(m);
+#endif
 }

@@ -23,13 +23,17 @@ class Buffer {
   Buffer() = default;
   explicit Buffer(int64_t count)
       : block_(count > 0 ? acquire_block(byte_count(count)) : MemoryBlock{}) {}
-  Buffer(Buffer&& other) noexcept : block_(std::exchange(other.block_, MemoryBlock{})) {}
+  // Memory of someone else, which outlives the buffer.
+  Buffer(T* data, int64_t count) : block_{data, byte_count(count)}, borrowed_(true) {}
+  Buffer(Buffer&& other) noexcept
+      : block_(std::exchange(other.block_, MemoryBlock{})), borrowed_(other.borrowed_) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(block_, other.block_);
+    std::swap(borrowed_, other.borrowed_);
     return *this;
   }
   ~Buffer() {
-    if (block_.data) release_block(block_);
+    if (block_.data && !borrowed_) release_block(block_);
   }
 
   T* get() const { return static_cast<T*>(block_.data); }
@@ -49,6 +53,7 @@ class Buffer {
     return __builtin_mul_overflow(uint64_t(count), sizeof(T), &bytes) ? SIZE_MAX : bytes;
   }
   MemoryBlock block_;
+  bool borrowed_ = false;
 };
 
 }  // namespace rnnfast

@@ -158,6 +158,14 @@ std::unique_ptr<FlexibleSaved<T>> FlexibleLayer<T>::forward(const Batch& batch,
       copy_or_clear(a.c_0 ? a.c_0 + d * B * H : nullptr, B * H, p.c_n);
     }
     p.operand = p.masks.recurrent ? s.operand.grow(B * P) : p.h_n;
+    const auto& keep = a.keep[d];
+    if (save && keep.saved) {
+      own.saved = Buffer<T>(keep.saved, N * S * H);
+      own.scales = Buffer<T>(keep.scales, N * kScales);
+      own.h_before = Buffer<T>(keep.h_before, N * P);
+      if (keep.operand_before) own.operand_before = Buffer<T>(keep.operand_before, N * P);
+      own.c_before = Buffer<T>(keep.c_before, N * H);
+    }
     p.saved = own.saved.grow((save ? N : chunk) * S * H);
     p.scales = own.scales.grow((save ? N : chunk) * kScales);
     if (save) {

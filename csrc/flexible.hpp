@@ -29,6 +29,9 @@ struct FlexibleForwardArrays {
   T* h_n;        // [D, B, P], may be h_0
   T* c_n;        // [D, B, H], may be c_0; null for a cell without c
   StateMasks<T> masks[2];
+  struct {
+    T *saved, *scales, *h_before, *operand_before, *c_before;
+  } keep[2] = {};  // where to save, as in FlexibleSaved; null for memory of its own
 };
 
 // The gradients of FlexibleWeights; null for those that are not there.

@@ -13,7 +13,7 @@ struct Dual {
   double v, d;
 
   Dual() = default;
-  Dual(double value) : v(value), d(0) {}
+  __attribute__((always_inline)) Dual(double value) : v(value), d(0) {}  // no weak symbol
 };
 
 // In the order of rnnfast.spec.ACTIVATIONS.

@@ -194,6 +194,11 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     f.c_n = cell_->has_c ? a.c_n + d * state : nullptr;
     if (saved) {
       auto& kept = saved->directions[d];
+      if (a.keep[d].h) {
+        kept.gates = Buffer<T>(a.keep[d].gates, N * S * H);
+        kept.h = Buffer<T>(a.keep[d].h, N * H);
+        kept.c = Buffer<T>(a.keep[d].c, N * H);
+      }
       f.h_0 = copy(f.h_0, state, kept.h_0);
       if (save == Save::kAll) f.gates = kept.gates.grow(N * S * H);
       f.h = kept.h.grow(N * H);

@@ -35,6 +35,9 @@ struct ForwardArrays {
   T* y;          // [N, D*H]
   T* h_n;        // [D, B, H]
   T* c_n;        // [D, B, H] or null for a cell without c
+  struct {
+    T *gates, *h, *c;
+  } keep[2] = {};  // where to save, as in Saved; null for memory of its own
 };
 
 template <class T>
@@ -122,6 +125,8 @@ class Layer {
   const CellKernels<T>& cell() const { return *cell_; }
   int64_t input() const { return input_; }
   int64_t hidden() const { return hidden_; }
+  int64_t outputs() const { return hidden_; }
+  bool has_c() const { return cell_->has_c; }
   int directions() const { return int(weights_.size()); }
   const Weights<T>& weights(int d) const { return weights_[d]; }
 

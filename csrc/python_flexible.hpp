@@ -117,6 +117,8 @@ class PyFlexible {
     return py::make_tuple(dx, dweights, dh_0, dc_0);
   }
 
+  const FlexibleLayer<T>& layer() const { return layer_; }
+
  private:
   static constexpr size_t kFields = 10;
 

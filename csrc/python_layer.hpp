@@ -96,6 +96,16 @@ CellKind cell_kind(const std::string& name) {
 using Direction =
     std::tuple<py::array, py::array, std::optional<py::array>, std::optional<py::array>>;
 
+// From the arrays of one layer to those of the next; h and c: numbers of a layer's state.
+template <class T>
+void next_layer(ForwardArrays<T>& a, int64_t h, int64_t c) {
+  a.x = a.y;
+  if (a.h_0) a.h_0 += h;
+  if (a.c_0) a.c_0 += c;
+  a.h_n += h;
+  if (a.c_n) a.c_n += c;
+}
+
 template <class T>
 struct PySaved {
   std::unique_ptr<Saved<T>> saved;
@@ -139,7 +149,7 @@ class PyLayer {
       layers[k]->check_fits(k > 0 ? layers[k - 1] : nullptr);
       a.y = pointer<T>(ys[k], rows * D * H, "y");
       arrays.push_back(a);
-      next_layer(a, state);
+      next_layer(a, state, state);
     }
     const Save how = Save(one_of(save, {"", "all", "recompute"}, "save"));
     std::vector<std::unique_ptr<Saved<T>>> saved;
@@ -213,15 +223,6 @@ class PyLayer {
       rnnfast::backward(plain(layers), saved, arrays);
     }
     return py::make_tuple(dx, dweights, dh_0, dc_0);
-  }
-
-  // From the arrays of one layer to those of the next.
-  static void next_layer(ForwardArrays<T>& a, int64_t state) {
-    a.x = a.y;
-    for (const T** array : {&a.h_0, &a.c_0})
-      if (*array) *array += state;
-    a.h_n += state;
-    if (a.c_n) a.c_n += state;
   }
 
   const Layer<T>& layer() const { return layer_; }

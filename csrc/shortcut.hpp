@@ -4,29 +4,43 @@
 #include <array>
 #include <memory>
 
-#include "python_layer.hpp"
+#include "python_flexible.hpp"
 
 namespace rnnfast {
 namespace {
 
+template <class T>
+void run_layers(const std::vector<const Layer<T>*>& layers, const Batch& batch,
+                const std::vector<ForwardArrays<T>>& arrays) {
+  forward(layers, batch, arrays, Save::kNothing);
+}
+template <class T>
+void run_layers(const std::vector<const FlexibleLayer<T>*>& layers, const Batch& batch,
+                const std::vector<ForwardArrays<T>>& arrays) {
+  for (size_t k = 0; k < layers.size(); k++) {
+    const ForwardArrays<T>& a = arrays[k];
+    layers[k]->forward(batch, {a.x, a.h_0, a.c_0, a.y, a.h_n, a.c_n, {}}, false);
+  }
+}
+
 // Packed layers, called in one go where every argument already is as the kernels read it. The
 // checks of the API cost more than the kernels of a small step; here they are a few comparisons,
 // and what does not pass them takes the long way, where it is converted or named in an error.
-template <class T>
+template <class T, class AnyLayer = Layer<T>, class PyAnyLayer = PyLayer<T>>
 class PyStack {
  public:
-  explicit PyStack(std::vector<const Layer<T>*> layers) : layers_(std::move(layers)) {}
+  explicit PyStack(std::vector<const AnyLayer*> layers) : layers_(std::move(layers)) {}
   explicit PyStack(const py::tuple& layers) : kept_(layers) {
     for (const py::handle layer : layers)
-      layers_.push_back(&layer.cast<const PyLayer<T>&>().layer());
+      layers_.push_back(&layer.cast<const PyAnyLayer&>().layer());
   }
 
   // (y, state_n) as the API returns them, or None where it has to be the long way.
   py::object forward(const py::object& x, const py::object& state, const py::object& out) const {
-    const Layer<T>& first = *layers_.front();
-    const int64_t I = first.input(), H = first.hidden(), D = first.directions();
-    const int64_t L = int64_t(layers_.size());
-    const bool has_c = first.cell().has_c;
+    const AnyLayer& first = *layers_.front();
+    const int64_t I = first.input(), H = first.hidden(), P = first.outputs();
+    const int64_t D = first.directions(), L = int64_t(layers_.size());
+    const bool has_c = first.has_c();
     if (!is_plain<T>(x)) return py::none();
     const auto x_array = py::reinterpret_borrow<py::array>(x);
     const bool batched = x_array.ndim() == 3;
@@ -34,8 +48,9 @@ class PyStack {
     const int64_t steps = x_array.shape(0), batch = batched ? x_array.shape(1) : 1;
     if (steps < 1 || double(steps) * double(batch * 8 * H * D) * sizeof(T) > double(PTRDIFF_MAX))
       return py::none();
-    const Shape y_shape = batched ? Shape{steps, batch, D * H} : Shape{steps, D * H};
-    const Shape state_shape = batched ? Shape{L * D, batch, H} : Shape{L * D, H};
+    const Shape y_shape = batched ? Shape{steps, batch, D * P} : Shape{steps, D * P};
+    const Shape h_shape = batched ? Shape{L * D, batch, P} : Shape{L * D, P};
+    const Shape c_shape = batched ? Shape{L * D, batch, H} : Shape{L * D, H};
 
     py::object h_0 = state, c_0 = py::none();
     if (has_c && !state.is_none() && !split(state, h_0, c_0)) return py::none();
@@ -46,17 +61,17 @@ class PyStack {
       if (has_c && !split(state_n, h_n, c_n)) return py::none();
     } else {
       if (out.is_none()) y = py::array_t<T>(y_shape);
-      h_n = state_n = py::array_t<T>(state_shape);
+      h_n = state_n = py::array_t<T>(h_shape);
       if (has_c) {
-        c_n = py::array_t<T>(state_shape);
+        c_n = py::array_t<T>(c_shape);
         state_n = py::make_tuple(h_n, c_n);
       }
     }
-    if ((!h_0.is_none() && !fits(h_0, state_shape)) || (!c_0.is_none() && !fits(c_0, state_shape)))
+    if ((!h_0.is_none() && !fits(h_0, h_shape)) || (!c_0.is_none() && !fits(c_0, c_shape)))
       return py::none();
     if (!out.is_none()) {
-      if (!fits(y, y_shape, true) || !fits(h_n, state_shape, true) ||
-          (has_c && !fits(c_n, state_shape, true)) || overlap({x, h_0, c_0}, {y, h_n, c_n}))
+      if (!fits(y, y_shape, true) || !fits(h_n, h_shape, true) ||
+          (has_c && !fits(c_n, c_shape, true)) || overlap({x, h_0, c_0}, {y, h_n, c_n}))
         return py::none();
     }
     run(x, h_0, c_0, y, h_n, c_n, steps, batch);
@@ -103,24 +118,24 @@ class PyStack {
 
   void run(const py::object& x, const py::object& h_0, const py::object& c_0, const py::object& y,
            const py::object& h_n, const py::object& c_n, int64_t steps, int64_t batch) const {
-    const int64_t H = layers_.front()->hidden(), D = layers_.front()->directions();
-    const int64_t state = D * batch * H;
+    const AnyLayer& first = *layers_.front();
+    const int64_t D = first.directions(), P = first.outputs();
     ForwardArrays<T> a{data(x), data(h_0), data(c_0), nullptr, data(h_n), data(c_n)};
     T* const last = data(y);
     const Released released;
     std::vector<Buffer<T>> between;
     std::vector<ForwardArrays<T>> arrays;
     for (size_t k = 0; k < layers_.size(); k++) {
-      if (k + 1 < layers_.size()) between.emplace_back(steps * batch * D * H);
+      if (k + 1 < layers_.size()) between.emplace_back(steps * batch * D * P);
       a.y = k + 1 < layers_.size() ? between.back().get() : last;
       arrays.push_back(a);
-      PyLayer<T>::next_layer(a, state);
+      next_layer(a, D * batch * P, D * batch * first.hidden());
     }
-    rnnfast::forward(layers_, {steps, batch, nullptr}, arrays, Save::kNothing);
+    run_layers(layers_, {steps, batch, nullptr}, arrays);
   }
 
   py::tuple kept_;
-  std::vector<const Layer<T>*> layers_;
+  std::vector<const AnyLayer*> layers_;
 };
 
 // The same for weights that are not packed, one direction a layer. None where they have to be

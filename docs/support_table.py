@@ -1,4 +1,4 @@
-"""The table of README.md that tells which backend has which cell, made from the registry.
+"""The table of README.md that tells which backend has which cell and option, from the registry.
 
 python -m docs.support_table            print it
 python -m docs.support_table --write    put it into README.md
@@ -10,15 +10,43 @@ each column is written, and checked by tests/test_readme.py, where its backend r
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import rnnfast
-from rnnfast.backends import NAMES, supporting
-from rnnfast.spec import all_specs
+from rnnfast.backends import NAMES, get, supporting
+from rnnfast.options import WHOSE
+from rnnfast.spec import ACTIVATIONS, CELLS, Spec, all_specs
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN = "<!-- begin support table: python -m docs.support_table --write -->\n"
 END = "<!-- end support table -->\n"
+
+
+# What makes a Spec with each option, and the words for it.
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "projection": ("projection `w_hr`", {"projection": True}),
+    "peepholes": ("peepholes `w_peep`", {"peepholes": True}),
+    "layer_norm": ("layer normalisation `ln_*`", {"layer_norm": True}),
+    "gate_activation": ("`gate_activation`", {"gate_activation": ACTIVATIONS["relu"]}),
+    "activation": ("`activation`", {"activation": ACTIVATIONS["softsign"]}),
+    "output_activation": ("`output_activation`", {"output_activation": ACTIVATIONS["relu"]}),
+    "clip": ("`clip`", {"clip": 1.0}),
+    "input_forget": ("`input_forget`", {"input_forget": True}),
+    "grad_clip": ("`grad_clip`", {"grad_clip": 1.0}),
+    "truncate": ("`truncate`", {"truncate": 2}),
+    "recurrent_dropout": ("`recurrent_dropout`", {"recurrent_dropout": True}),
+    "zoneout": ("`zoneout`", {"zoneout": True}),
+}
+
+
+def cells_with(option: str, backend: str) -> str:
+    """The cells that have an option on a backend."""
+    chosen = OPTIONS[option][1]
+    possible = [cell for cell in CELLS if cell in WHOSE.get(option, tuple(CELLS))]
+    found = [cell for cell in possible if backend in supporting(replace(Spec(cell), **chosen))]
+    return "yes" if found == list(CELLS) else ", ".join(found) or "no"
 
 
 def cells(line: str) -> list[str]:
@@ -37,7 +65,7 @@ def table(old: str) -> str:
     }
     status = rnnfast.backends()
     names = [name for name in NAMES if status[name] is None or name in header]
-    rows = [["cell", *names], ["---"] * (1 + len(names))]
+    rows = [["cell or option", *names], ["---"] * (1 + len(names))]
     for spec in all_specs():
         label = f"`{spec.variants()}`"
         usable = supporting(spec)
@@ -45,6 +73,18 @@ def table(old: str) -> str:
         for name in names:
             known = ("no", "yes")[name in usable]
             rows[-1].append(known if status[name] is None else kept.get((label, name), "?"))
+    for option, (label, _) in OPTIONS.items():
+        rows.append([label])
+        for name in names:
+            known = kept.get((label, name), "?")
+            rows[-1].append(cells_with(option, name) if status[name] is None else known)
+    label = "second derivatives, float64"
+    rows.append([label])
+    for name in names:
+        known = kept.get((label, name), "?")
+        if status[name] is None:
+            known = ("no", "yes")[get(name, Spec("lstm")).twice]
+        rows[-1].append(known)
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

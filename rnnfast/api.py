@@ -39,6 +39,7 @@ class Packed:
 
     __slots__ = (
         "backend",
+        "called",
         "dtype",
         "first",
         "hidden",
@@ -50,10 +51,16 @@ class Packed:
     )
 
     def __init__(
-        self, spec: Spec, backend: Backend, parsed: list[Layer], precision: str | None
+        self,
+        spec: Spec,
+        backend: Backend,
+        parsed: list[Layer],
+        precision: str | None,
+        called: Spec | None,
     ) -> None:
         first = parsed[0][0]
         self.spec = spec
+        self.called = called  # the spec of a call without options that fits, the object itself
         self.backend = backend
         self.precision = precision
         self.dtype: np.dtype[Any] = first.w_hh.dtype
@@ -63,7 +70,9 @@ class Packed:
         self.prepared = [
             backend.prepare(spec, layer, reuse=True, precision=precision) for layer in parsed
         ]
-        self.shortcut = backend.shortcut(self.prepared)
+        # The short way does not know of masks.
+        masked = spec.zoneout or spec.recurrent_dropout
+        self.shortcut = None if masked else backend.shortcut(self.prepared)
 
     def __repr__(self) -> str:
         return (
@@ -120,7 +129,7 @@ def pack(
     UnsupportedError
         For a dtype or a cell that the backend does not have.
     """
-    spec = _spec(cell, reset_after, nonlinearity)
+    spec = called = _spec(cell, reset_after, nonlinearity)
     noise = QUIET
     if options:
         spec, noise = parse_options(spec, dict(options))
@@ -145,7 +154,7 @@ def pack(
         tuple(Weights(*(None if a is None else a.astype(kind) for a in w)) for w in layer)
         for layer in parsed
     ]
-    return Packed(spec, get(backend, spec), copied, precision)
+    return Packed(spec, get(backend, spec), copied, precision, None if options else called)
 
 
 def lstm(
@@ -488,7 +497,7 @@ def _forward(
     if not plain:
         pass
     elif type(weights) is Packed:
-        fits = weights.spec is spec and backend in ("auto", weights.backend.name)
+        fits = weights.called is spec and backend in ("auto", weights.backend.name)
         if fits and weights.shortcut is not None:
             done = weights.shortcut(x, state, out)
     elif out is None and (type(weights) is list or type(weights) is Weights):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arrays
+from .errors import UnsupportedError
 from .spec import CELLS, Cell
 from .weights import Layer, Weights, parse
 
@@ -21,6 +22,7 @@ Array = NDArray[Any]
 
 # The gates in each format's order, in the letters of `rnnfast.spec.CELLS`.
 _TORCH = {name: cell.gates for name, cell in CELLS.items()}
+_EVERYWHERE = ("w_ih", "w_hh", "b_ih", "b_hh")  # the fields of Weights that every format has
 _ORDERS = {
     "torch": _TORCH,
     "keras": {"lstm": "ifgo", "gru": "zrn", "rnn": "h"},
@@ -43,7 +45,7 @@ def convert(weights: Any, *, cell: str, source: str, target: str, reset_after: b
         ``(kernel, recurrent_kernel)``. Gates i f c o, z r h.
     "onnx"
         ``(W, R, B)``, one triple for both directions: (D, G*H, I), (D, G*H, H), (D, 2*G*H); B
-        may be None. Gates i o f c, z r h.
+        may be None. Gates i o f c, z r h. An LSTM with peepholes has a fourth array, P (D, 3*H).
     "cudnn"
         ``(matrices, biases)``, two lists in the order of cudnnGetRNNWeightParams' linLayerID: 2*G
         matrices (H, I) or (H, H), the first G act on the input; 2*G biases (H,). No bias is an
@@ -73,6 +75,9 @@ def convert(weights: Any, *, cell: str, source: str, target: str, reset_after: b
         For an unknown name, a cell that a format does not have, or a wrong shape.
     TypeError
         For a wrong structure, kind or dtype.
+    UnsupportedError
+        For weights that the target has no place for: all but w_ih, w_hh, the biases and, in ONNX,
+        w_peep.
 
     Notes
     -----
@@ -104,6 +109,7 @@ def convert(weights: Any, *, cell: str, source: str, target: str, reset_after: b
         _check_format(name, form, cell, bool(reset_after))
     two = cell == "gru" and bool(reset_after)  # whether the biases must stay apart
     layers = _read(weights, source, _Layout(CELLS[cell], _ORDERS[source][cell], two))
+    _check_fields(target, layers)
     write = _WRITERS[target]
     layout = _Layout(CELLS[cell], _ORDERS[target][cell], two)
     like = _first_array(weights)
@@ -150,6 +156,16 @@ def _check_format(name: str, form: str, cell: str, reset_after: bool) -> None:
         raise ValueError(
             f"{name}: expected torch, keras or onnx for a GRU with reset_after=False, got 'cudnn'"
         )
+
+
+def _check_fields(target: str, layers: list[Layer]) -> None:
+    has = {"torch": Weights._fields, "onnx": (*_EVERYWHERE, "w_peep")}.get(target, _EVERYWHERE)
+    for w in (w for layer in layers for w in layer):
+        for field, value in zip(Weights._fields, w, strict=True):
+            if value is not None and field not in has:
+                raise UnsupportedError(
+                    f"weights: expected no {field} for target {target!r}, which has no place for it"
+                )
 
 
 # Structure: layers, then directions, then a format's entry.
@@ -285,7 +301,7 @@ def _read_keras(name: str, entry: Sequence[Any], layout: _Layout) -> Layer:
 
 
 def _read_onnx(name: str, entry: Sequence[Any], layout: _Layout) -> Layer:
-    if not 2 <= len(entry) <= 3:
+    if not 2 <= len(entry) <= (4 if layout.cell.has_c else 3):
         raise ValueError(f"{name}: expected {_EXPECTED['onnx']}, got {len(entry)} arrays")
     r = _take(f"{name}.R", entry[1], ("D", f"{len(layout.order)}*H", "H"))
     directions, _, hidden = r.shape
@@ -295,12 +311,18 @@ def _read_onnx(name: str, entry: Sequence[Any], layout: _Layout) -> Layer:
     _take(f"{name}.R", r, (directions, rows, hidden))
     w = _take(f"{name}.W", entry[0], (directions, rows, "I"), r.dtype)
     b = None
-    if len(entry) == 3 and entry[2] is not None:
+    if len(entry) > 2 and entry[2] is not None:
         b = _take(f"{name}.B", entry[2], (directions, 2 * rows), r.dtype)
+    p = None
+    if len(entry) > 3 and entry[3] is not None:
+        p = _take(f"{name}.P", entry[3], (directions, 3 * hidden), r.dtype)
     layer = []
     for d in range(directions):
         biases = () if b is None else tuple(layout.to_torch(half) for half in np.split(b[d], 2))
-        layer.append(Weights(layout.to_torch(w[d]), layout.to_torch(r[d]), *biases))
+        one = Weights(layout.to_torch(w[d]), layout.to_torch(r[d]), *biases)
+        if p is not None:
+            one = one._replace(w_peep=_reorder(p[d], "iof", "ifo").reshape(3, hidden))
+        layer.append(one)
     return tuple(layer)
 
 
@@ -358,12 +380,15 @@ def _write_keras(w: Weights, layout: _Layout) -> tuple[Array, ...]:
     return kernel, recurrent, layout.from_torch(bias)
 
 
-def _write_onnx(layer: Layer, layout: _Layout) -> tuple[Array, Array, Array | None]:
+def _write_onnx(layer: Layer, layout: _Layout) -> tuple[Array | None, ...]:
     w = np.stack([layout.from_torch(d.w_ih) for d in layer])
     r = np.stack([layout.from_torch(d.w_hh) for d in layer])
-    if all(b is None for d in layer for b in (d.b_ih, d.b_hh)):
-        return w, r, None
-    return w, r, np.stack([np.concatenate(_both_biases(d, layout)) for d in layer])
+    b = None
+    if any(bias is not None for d in layer for bias in (d.b_ih, d.b_hh)):
+        b = np.stack([np.concatenate(_both_biases(d, layout)) for d in layer])
+    if layer[0].w_peep is None:
+        return w, r, b
+    return w, r, b, np.stack([_reorder(d.w_peep.ravel(), "ifo", "iof") for d in layer])
 
 
 def _write_cudnn(w: Weights, layout: _Layout) -> tuple[list[Array], list[Array | None]]:
@@ -384,7 +409,7 @@ def _both_biases(w: Weights, layout: _Layout) -> list[Array]:
 
 _EXPECTED = {
     "keras": "(kernel, recurrent_kernel, bias), the bias left out if there is none",
-    "onnx": "(W, R, B), B None if there is none",
+    "onnx": "(W, R, B) or for LSTM (W, R, B, P), B None if there is none",
     "cudnn": "a tuple of two lists (matrices, biases)",
 }
 _READERS = {"keras": _read_keras, "onnx": _read_onnx, "cudnn": _read_cudnn}

@@ -97,11 +97,13 @@ _PARAMETERS = {  # how many numbers a function has
     "hard_sigmoid": 2,
     "elu": 1,
 }
-_WHOSE = {
+WHOSE = {  # the cells that may have an option, where not all may
     "gate_activation": ("lstm", "gru", "gated"),
     "activation": ("lstm", "gru", "gated"),
     "output_activation": ("lstm",),
     "input_forget": ("lstm",),
+    "projection": ("lstm",),
+    "peepholes": ("lstm",),
 }
 
 
@@ -112,9 +114,9 @@ def parse(spec: Spec, options: dict[str, Any]) -> tuple[Spec, Noise]:
             raise TypeError(
                 f"{name}: unexpected argument; expected one of {', '.join(Options.__annotations__)}"
             )
-        if spec.cell not in _WHOSE.get(name, (spec.cell,)):
+        if spec.cell not in WHOSE.get(name, (spec.cell,)):
             raise UnsupportedError(
-                f"{name}: expected none for {spec.cell}; {', '.join(_WHOSE[name])} can have it"
+                f"{name}: expected none for {spec.cell}; {', '.join(WHOSE[name])} can have it"
             )
     defaults = {
         "gate_activation": ACTIVATIONS["sigmoid"],

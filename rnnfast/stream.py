@@ -20,9 +20,8 @@ class Stream:
     Together the chunks give what one call of `rnnfast.lstm` and so on gives for the whole
     sequence with the same packed weights, bit for bit, however it is cut. The state stands in
     buffers that are updated in place, and so does y: after the first call of the largest size no
-    array is allocated by a plain cell on the native backend, whose kernels take working memory
-    from a pool of their own. Cells with `rnnfast.Options`, projection, peepholes or layer
-    normalisation, and other backends, make arrays on their way.
+    array is allocated on the native backend, whose kernels take working memory from a pool of their
+    own. Zoneout, which needs its expectation, and other backends make arrays on their way.
 
     Parameters
     ----------
@@ -82,8 +81,7 @@ class Stream:
                 "at the end of the sequence; no backend has it"
             )
         self._packed = weights
-        # The backend's own entry, without the API above it, which has the masks of zoneout.
-        self._shortcut = None if weights.spec.zoneout else weights.shortcut
+        self._shortcut = weights.shortcut
         self._batch_first = checks.flag("batch_first", batch_first)
         self._function = partial(getattr(api, cell), backend=backend, **options)
         # A call of no rows: checks that cell, options and backend are those of packed weights,

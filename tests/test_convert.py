@@ -246,6 +246,34 @@ def test_structures():
     assert same(to(Spec("gated"), gated, "torch"), gated)
 
 
+def test_peepholes_in_onnx():
+    """P has the order i o f; w_peep has i f o."""
+    spec = Spec("lstm")
+    one, other = draw(spec, bidirectional=True)[0]
+    peep = np.arange(3.0 * H).reshape(3, H)
+    pair = [(one._replace(w_peep=peep), other._replace(w_peep=-peep))]
+    [entry] = to(spec, pair, "onnx")
+    i, f, o = peep
+    np.testing.assert_array_equal(entry[3][0], np.concatenate([i, o, f]))
+    assert same(to(spec, entry, "torch", "onnx"), pair)
+    assert len(to(spec, (*entry[:2], None, entry[3]), "onnx", "onnx")) == 4
+
+
+@pytest.mark.parametrize("target", ["keras", "onnx", "cudnn"])
+def test_weights_without_a_place(target):
+    """A projection and, but in ONNX, peepholes are refused, not lost."""
+    spec = Spec("lstm")
+    [w] = draw(spec)
+    lost = [w._replace(w_peep=np.ones((3, H)))] if target != "onnx" else []
+    [projected] = rnnfast.init_weights("lstm", IN, H, proj_size=2, rng=0)
+    for weights in [*lost, projected]:
+        with pytest.raises(
+            rnnfast.UnsupportedError, match=r"weights: expected no w_\w+ for target"
+        ):
+            to(spec, weights, target)
+    assert same(to(spec, projected, "torch"), projected)
+
+
 def zeros(*shape, dtype=np.float32):
     return np.zeros(shape, dtype)
 

@@ -26,3 +26,15 @@ def test_a_few_steps(tmp_path: Path) -> None:
     )
     assert found.returncode == 0, found.stderr
     assert "bits per character after 3 steps" in found.stdout
+
+
+def test_training_in_torch() -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    options = "--steps 60 --hidden 24 --batch 32 --cell gru"
+    found = command(
+        [sys.executable, "-m", "examples.torch_training", *options.split()],
+        RNNFAST_NUM_THREADS="1",
+    )
+    assert found.returncode == 0, found.stderr
+    assert "step 50: loss" in found.stdout
+    assert "of new sequences read right" in found.stdout

@@ -13,14 +13,16 @@ TEXT = README.read_text(encoding="utf-8")
 
 def test_examples(backend, monkeypatch):
     monkeypatch.setenv("RNNFAST_BACKEND", backend)
-    example = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    example, options, streaming = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert len(example.splitlines()) <= 10
     names = {}
     exec(example, names)
     before = names["loss"]
     y, _ = rnnfast.lstm(names["x"], names["weights"])
     assert (y**2).mean() < before
-    streaming = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    with_options = dict(names)
+    exec(options, with_options)
+    assert with_options["y"].shape == (50, 16, 48)
     exec(streaming, names)
     whole, (h_n, c_n) = rnnfast.lstm(names["x"][:, :1], names["weights"])
     assert np.allclose(names["y"], whole[-len(names["y"]) :], atol=1e-6)

@@ -271,6 +271,35 @@ def test_nothing_is_allocated(
     assert peak < 3500
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(
+    ("structure", "options"),
+    [
+        ({"proj_size": 256, "peepholes": True}, {}),
+        ({"layer_norm": True}, {}),
+        ({}, {"clip": 1.0, "activation": "softsign"}),
+    ],
+    ids=["projection", "norm", "options"],
+)
+def test_nothing_is_allocated_with_options(
+    structure: dict[str, Any], options: dict[str, Any], layers: int
+) -> None:
+    if rnnfast.backends()["native"] is not None:
+        pytest.skip("the native backend is not usable")
+    weights = rnnfast.init_weights("lstm", 256, 300, layers, rng=0, **structure)
+    stream = rnnfast.Stream(weights, backend="native", **options)
+    x = np.ones((8, 4, 256), np.float32)
+    stream(x)
+    tracemalloc.start()
+    try:
+        for n in (1, 8, 3):
+            stream(x[:n])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3500
+
+
 def test_y_is_the_same_memory() -> None:
     p = problem(Case(Spec("lstm"), T=8, B=3, H=17))
     stream = rnnfast.Stream(p.weights)

@@ -448,6 +448,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
                             const FlexibleVisits& visits, int64_t i, int64_t chunk_row, int id) {
   constexpr int n = kLanes<T>;
   const int64_t H = p.hidden, P = p.outputs, S = p.saved_slots, W = p.written.count;
+  const int64_t sums = H > P ? H : P;  // one stride, as members do not wait for one another's rows
   const int64_t row = visits.row(i), rows = visits.rows(i);
   const bool norm = p.w.ln_hh != nullptr;
   T* const dh_rows = p.dh + (row - chunk_row) * P;
@@ -467,11 +468,11 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
                           p.operand_before + (row + b) * P,
                           p.c_before ? p.c_before + (row + b) * H : nullptr,
                           p.masks.recurrent ? p.masks.recurrent + b * P : nullptr,
-                          p.w.w_hr ? p.sum + b * H : dh_rows + b * P,
+                          p.w.w_hr ? p.sum + b * sums : dh_rows + b * P,
                           p.dh_0 + b * P,
                           p.dc_0 ? p.dc_0 + b * H : nullptr,
                           p.rows + (row + b - chunk_row) * W * H,
-                          p.sum + b * H};
+                          p.sum + b * sums};
   };
   // The gradient of h as the cell made it, and what zoneout passes on.
   const auto gather = [&](int64_t b, int64_t begin, int64_t end) {
@@ -492,7 +493,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
     over_patch(P, false, gather);
     meet(p.split);
     product_of_step(p.split, id, rows, static_cast<const T*>(dh_rows), P, p.h_panels[1],
-                    static_cast<const T*>(nullptr), p.sum, H);
+                    static_cast<const T*>(nullptr), p.sum, sums);
     meet(p.split);
   }
   over_patch(H, norm, [&](int64_t b, int64_t begin, int64_t end) {
@@ -512,7 +513,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
         p.split, id, rows,
         static_cast<const T*>(
             p.rows + ((row - chunk_row) * W + p.written.product_h + Cell::kFirstGates) * H),
-        W * H, p.h_panels[1], static_cast<const T*>(nullptr), p.sum, H);
+        W * H, p.h_panels[1], static_cast<const T*>(nullptr), p.sum, sums);
     meet(p.split);
     over_patch(H, norm, [&](int64_t b, int64_t begin, int64_t end) {
       const BackwardRow<T> x = row_of(b);
@@ -526,7 +527,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
   }
   product_of_step(p.split, id, rows,
                   static_cast<const T*>(p.rows + ((row - chunk_row) * W + p.written.product_h) * H),
-                  W * H, p.h_panels[0], static_cast<const T*>(nullptr), p.sum, P);
+                  W * H, p.h_panels[0], static_cast<const T*>(nullptr), p.sum, sums);
   meet(p.split);
   // Rows that were there in the visit before are cut off from it where the gradient stops.
   const int64_t continuing = i > 0 ? lesser(rows, visits.rows(i - 1)) : 0;
@@ -535,7 +536,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
   over_patch(P, false, [&](int64_t b, int64_t begin, int64_t end) {
     for (int64_t u = begin; u < end; u += n) {
       const int lanes = int(lesser(n, end - u));
-      Vec<T> d = load_tail(p.sum + b * P + u, lanes);
+      Vec<T> d = load_tail(p.sum + b * sums + u, lanes);
       if (p.masks.recurrent) d = d * load_tail(p.masks.recurrent + b * P + u, lanes);
       d += load_tail(p.dh_0 + b * P + u, lanes);
       if (cut && b < continuing) d = constant<T>(0);

@@ -23,6 +23,12 @@ _FLEXIBLE = {
     np.dtype(np.float64): _native.FlexibleF64,
     np.dtype(np.complex128): _native.FlexibleDual,
 }
+_STACKS = {
+    _native.LayerF32: _native.StackF32,
+    _native.LayerF64: _native.StackF64,
+    _native.FlexibleF32: _native.FlexibleStackF32,
+    _native.FlexibleF64: _native.FlexibleStackF64,
+}
 _FIELDS = 10  # of Weights, that the kernels know
 _FUNCTIONS = list(ACTIVATIONS)
 
@@ -37,7 +43,8 @@ def _function(f: Activation) -> tuple[int, float, float]:
     return _FUNCTIONS.index(f.name), f.alpha, f.beta
 
 
-def _flexible(spec: Spec, layer: Layer) -> Any:
+def flexible_kernel(spec: Spec) -> tuple[str, tuple[Any, ...]]:
+    """The kernel of a cell with options, and what these are for it."""
     options = (
         _function(spec.of_gates),
         _function(spec.of_candidate),
@@ -47,9 +54,12 @@ def _flexible(spec: Spec, layer: Layer) -> Any:
         spec.input_forget,
         spec.truncate or 0,
     )
-    kernel = "rnn" if spec.cell == "rnn" else _kernel(spec)
+    return "rnn" if spec.cell == "rnn" else _kernel(spec), options
+
+
+def _flexible(spec: Spec, layer: Layer) -> Any:
     kind = _FLEXIBLE[layer[0].w_hh.dtype]
-    return kind(kernel, options, [list(w[:_FIELDS]) for w in layer])
+    return kind(*flexible_kernel(spec), [list(w[:_FIELDS]) for w in layer])
 
 
 def _of_layer(state: Array | None, k: int, layers: int) -> Array | None:
@@ -82,11 +92,7 @@ class Native:
         return kind(_kernel(spec), [w[:4] for w in layer], reuse, precision or "")
 
     def shortcut(self, prepared: list[Any]) -> Shortcut | None:
-        if not isinstance(prepared[0], _native.LayerF32 | _native.LayerF64):
-            return None
-        single = isinstance(prepared[0], _native.LayerF32)
-        stack = _native.StackF32 if single else _native.StackF64
-        return stack(tuple(prepared)).forward
+        return _STACKS[type(prepared[0])](tuple(prepared)).forward
 
     def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> tuple[Any, Any] | None:
         return _native.call(_kernel(spec), x, weights, state) if spec.plain else None

@@ -1,0 +1,277 @@
+// Layers of cells with options for XLA, one at a time; the notes of ffi.cpp hold here too.
+//
+//   rnnfast_flexible_forward    x [T, B, I], h_0 [D, B, P], c_0 [D, B, H], lengths [B], masks,
+//                               weights: every field of FlexibleWeights of every direction
+//                            -> y [T, B, D*P], h_n, c_n, saved
+//   rnnfast_flexible_backward   the arguments of the forward pass, saved, dy, dh_n, dc_n
+//                            -> dx, dh_0, dc_0, the gradients of the weights
+//   masks                       recurrent [D, B, P], keep_h [D, T, B, P], keep_c [D, T, B, H]; the
+//                               last two also [D, 1, 1, P] and [D, 1, 1, H], one row for all
+//   saved                       as in FlexibleSaved, in its order, D times as many numbers
+#include "ffi.hpp"
+#include "ffi_buffers.hpp"
+#include "python_flexible.hpp"
+
+namespace rnnfast {
+namespace {
+
+constexpr int kWeightFields = 10;
+constexpr size_t kNumbers = 13;  // of the attribute `options`, in the order of OptionTuple
+
+FlexibleKind flexible_kind(std::string_view cell) {
+  return FlexibleKind(
+      one_of(std::string(cell), {"lstm", "gru_after", "gru_before", "rnn", "gated"}, "cell"));
+}
+
+CellOptions options_of(ffi::Span<const double> numbers) {
+  if (numbers.size() != kNumbers) throw std::invalid_argument("rnnfast: unexpected options");
+  const auto function = [&](size_t k) {
+    const double which = numbers[3 * k];
+    if (!(which >= 0 && which <= double(Function::kSoftplus)))
+      throw std::invalid_argument("rnnfast: unexpected function");
+    return Activation{Function(int(which)), numbers[3 * k + 1], numbers[3 * k + 2]};
+  };
+  return {function(0), function(1),        function(2),         numbers[9],
+          numbers[10], numbers[11] != 0.0, int64_t(numbers[12])};
+}
+
+template <class T>
+struct FlexibleCall {
+  int64_t T_, B, I, H, P, G, S, D, N;
+  bool has_c;
+  const T *x, *h_0, *c_0;
+  StateMasks<T> masks[2] = {};
+  std::optional<Ragged> ragged;
+  std::vector<Buffer<T>> packed;
+  std::optional<FlexibleLayer<T>> layer;
+  std::vector<FlexibleWeights<T>> weights;
+
+  FlexibleCall(Buffers& buffers, std::string_view cell, ffi::Span<const double> options,
+               int64_t directions)
+      : D(directions) {
+    const FlexibleKind which = flexible_kind(cell);
+    const FlexibleKernels<T>& kernel = kernels<T>(active_set()).flexible[which];
+    const auto of_x = buffers.peek(0).dimensions(), of_w = buffers.peek(8).dimensions();
+    if (of_x.size() != 3 || of_w.size() != 2 || D < 1 || D > 2)
+      throw std::invalid_argument("rnnfast: unexpected rank of a buffer");
+    G = kernel.gates, has_c = kernel.has_c;
+    T_ = of_x[0], B = of_x[1], I = of_x[2], H = of_w[0] / G, P = of_w[1], N = T_ * B;
+    x = buffers.input<T>(N * I);
+    h_0 = buffers.input<T>(D * B * P);
+    c_0 = buffers.input<T>(D * B * H);
+    if (buffers.peek(0).element_type() == ffi::DataType::S32)
+      pack_by(buffers.input<int32_t>(B));
+    else
+      pack_by(buffers.input<int64_t>(B));
+    const T* recurrent = sort(buffers.input<T>(D * B * P), P);
+    int64_t rows_h, rows_c;
+    const T* keep_h = keep(buffers, P, &rows_h);
+    const T* keep_c = keep(buffers, H, &rows_c);
+    for (int64_t d = 0; d < D; d++) {
+      StateMasks<T>& m = masks[d];
+      m.recurrent = recurrent ? recurrent + d * B * P : nullptr;
+      m.keep_h = keep_h ? keep_h + d * rows_h * P : nullptr;
+      m.keep_c = keep_c ? keep_c + d * rows_c * H : nullptr;
+      m.keep_h_stride = rows_h == 1 ? 0 : P;
+      m.keep_c_stride = rows_c == 1 ? 0 : H;
+    }
+    for (int64_t d = 0; d < D; d++) {
+      FlexibleWeights<T> w{};
+      w.w_ih = buffers.input<T>(G * H * I);
+      w.w_hh = buffers.input<T>(G * H * P);
+      w.b_ih = buffers.input<T>(G * H);
+      w.b_hh = buffers.input<T>(G * H);
+      w.w_hr = buffers.input<T>(P * H);
+      w.w_peep = buffers.input<T>(3 * H);
+      w.ln_ih = buffers.input<T>(G * H);
+      w.ln_hh = buffers.input<T>(G * H);
+      w.ln_c = buffers.input<T>(H);
+      w.ln_c_shift = buffers.input<T>(H);
+      if (!w.w_ih || !w.w_hh || (!w.w_hr && P != H) || !w.ln_ih != !w.ln_hh)
+        throw std::invalid_argument("rnnfast: weights that do not fit");
+      weights.push_back(w);
+    }
+    S = flexible_slots(std::string(cell), weights[0].ln_ih != nullptr);
+    layer.emplace(which, options_of(options), weights, I, H, P);
+  }
+
+  Batch batch() const { return ragged ? ragged->batch() : Batch{T_, B, nullptr}; }
+  const T* pack_rows(const T* padded, int64_t width) {
+    if (!ragged || !padded) return padded;
+    packed.push_back(ragged->pack(padded, width));
+    return packed.back().get();
+  }
+  const T* sort(const T* states, int64_t width) {
+    if (!ragged || !states) return states;
+    packed.push_back(ragged->sort(states, D, width));
+    return packed.back().get();
+  }
+
+ private:
+  template <class Int>
+  void pack_by(const Int* lengths) {
+    if (lengths) ragged.emplace(lengths, T_, B);
+    x = pack_rows(x, I);
+    h_0 = sort(h_0, P);
+    c_0 = sort(c_0, H);
+  }
+  // A mask of every row, or one row for all; how many rows of it there are for each direction.
+  const T* keep(Buffers& buffers, int64_t width, int64_t* rows) {
+    const int64_t count = int64_t(buffers.peek(0).element_count());
+    *rows = count == D * width ? 1 : N;
+    const T* all = buffers.input<T>(D * *rows * width);
+    if (!ragged || !all || *rows == 1) return all;
+    Buffer<T> sorted(D * N * width);
+    for (int64_t d = 0; d < D; d++) {
+      const Buffer<T> one = ragged->pack(all + d * N * width, width);
+      std::copy_n(one.get(), ragged->rows() * width, sorted.get() + d * N * width);
+    }
+    packed.push_back(std::move(sorted));
+    return packed.back().get();
+  }
+};
+
+template <class T>
+void flexible_forward(Buffers& buffers, std::string_view cell, ffi::Span<const double> options,
+                      int64_t directions, bool save) {
+  FlexibleCall<T> call(buffers, cell, options, directions);
+  const int64_t D = call.D, B = call.B, H = call.H, P = call.P, N = call.N, S = call.S;
+  const bool ragged = bool(call.ragged);
+  const int64_t of_c = call.has_c ? D * B * H : 0;
+  const Output<T> y(buffers.needed<T>(N * D * P), ragged, N * D * P);
+  const Output<T> h_n(buffers.needed<T>(D * B * P), ragged, D * B * P);
+  const Output<T> c_n(buffers.needed<T>(of_c), ragged, of_c);
+  T* saved = buffers.output<T>(D * N * S * H);
+  T* scales = buffers.output<T>(D * N * kScales);
+  T* h_before = buffers.output<T>(D * N * P);
+  T* operand_before = buffers.output<T>(D * N * P);
+  T* c_before = buffers.output<T>(D * N * H);
+  buffers.end();
+  FlexibleForwardArrays<T> a{
+      call.x, call.h_0, call.c_0, y.get(), h_n.get(), call.has_c ? c_n.get() : nullptr, {}};
+  for (int64_t d = 0; d < D; d++) {
+    a.masks[d] = call.masks[d];
+    const auto part = [d, N](T* all, int64_t width) { return all ? all + d * N * width : nullptr; };
+    if (save)
+      a.keep[d] = {part(saved, S * H), part(scales, kScales), part(h_before, P),
+                   part(operand_before, P), part(c_before, H)};
+  }
+  call.layer->forward(call.batch(), a, save);
+  if (ragged) {
+    call.ragged->pad(y.get(), D * P, y.to);
+    call.ragged->unsort(h_n.get(), D, P, h_n.to);
+    if (call.has_c) call.ragged->unsort(c_n.get(), D, H, c_n.to);
+  }
+}
+
+template <class T>
+void flexible_backward(Buffers& buffers, std::string_view cell, ffi::Span<const double> options,
+                       int64_t directions) {
+  FlexibleCall<T> call(buffers, cell, options, directions);
+  const int64_t D = call.D, B = call.B, I = call.I, H = call.H, P = call.P, G = call.G, N = call.N;
+  const int64_t S = call.S, of_c = call.has_c ? D * B * H : 0;
+  const T* saved = buffers.input<T>(D * N * S * H);
+  const T* scales = buffers.input<T>(D * N * kScales);
+  const T* h_before = buffers.input<T>(D * N * P);
+  const T* operand_before = buffers.input<T>(D * N * P);
+  const T* c_before = buffers.input<T>(D * N * H);
+  FlexibleBackwardArrays<T> a{};
+  a.dy = call.pack_rows(buffers.input<T>(N * D * P), D * P);
+  a.dh_n = call.sort(buffers.input<T>(D * B * P), P);
+  a.dc_n = call.sort(buffers.input<T>(D * B * H), H);
+  const bool ragged = bool(call.ragged);
+  const Output<T> dx(buffers.needed<T>(N * I), ragged, N * I);
+  const Output<T> dh_0(buffers.needed<T>(D * B * P), ragged, D * B * P);
+  const Output<T> dc_0(buffers.needed<T>(of_c), ragged, of_c);
+  a.dx = dx.get();
+  a.dh_0 = dh_0.get();
+  a.dc_0 = call.has_c ? dc_0.get() : nullptr;
+  if (N > 0 && (!saved || !scales || !h_before || (call.masks[0].recurrent && !operand_before) ||
+                (call.has_c && !c_before)))
+    throw std::invalid_argument("rnnfast: nothing was saved");
+
+  FlexibleSaved<T> kept;
+  const Batch batch = call.batch();
+  count_rows(batch, kept.offset);
+  kept.steps = batch.steps;
+  kept.batch = batch.batch;
+  kept.x = call.x;
+  const auto lend = [N](const T* all, int64_t d, int64_t width) {
+    return all ? Buffer<T>(const_cast<T*>(all) + d * N * width, N * width) : Buffer<T>();
+  };
+  for (int64_t d = 0; d < D; d++) {
+    auto& own = kept.directions[d];
+    own.saved = lend(saved, d, S * H);
+    own.scales = lend(scales, d, kScales);
+    own.h_before = lend(h_before, d, P);
+    own.operand_before = lend(operand_before, d, P);
+    own.c_before = lend(c_before, d, H);
+    a.masks[d] = call.masks[d];
+    const FlexibleWeights<T>& w = call.weights[d];
+    FlexibleGradients<T>& g = a.dweights[d];
+    const auto like = [&](const T* weight, int64_t size) {
+      return weight ? buffers.needed<T>(size) : buffers.output<T>(0);
+    };
+    g.w_ih = like(w.w_ih, G * H * I);
+    g.w_hh = like(w.w_hh, G * H * P);
+    g.b_ih = like(w.b_ih, G * H);
+    g.b_hh = like(w.b_hh, G * H);
+    g.w_hr = like(w.w_hr, P * H);
+    g.w_peep = like(w.w_peep, 3 * H);
+    g.ln_ih = like(w.ln_ih, G * H);
+    g.ln_hh = like(w.ln_hh, G * H);
+    g.ln_c = like(w.ln_c, H);
+    g.ln_c_shift = like(w.ln_c_shift, H);
+  }
+  buffers.end();
+  call.layer->backward(kept, a);
+  if (ragged) {
+    call.ragged->pad(dx.get(), I, dx.to);
+    call.ragged->unsort(dh_0.get(), D, P, dh_0.to);
+    if (call.has_c) call.ragged->unsort(dc_0.get(), D, H, dc_0.to);
+  }
+}
+
+ffi::Error run_flexible_forward(ffi::RemainingArgs from, ffi::RemainingRets to,
+                                std::string_view cell, ffi::Span<const double> options,
+                                int64_t directions, std::string_view save) {
+  Buffers buffers(from, to);
+  return guarded(buffers, [&](auto zero) {
+    flexible_forward<decltype(zero)>(buffers, cell, options, directions, !save.empty());
+  });
+}
+
+ffi::Error run_flexible_backward(ffi::RemainingArgs from, ffi::RemainingRets to,
+                                 std::string_view cell, ffi::Span<const double> options,
+                                 int64_t directions, std::string_view) {
+  Buffers buffers(from, to);
+  return guarded(buffers, [&](auto zero) {
+    flexible_backward<decltype(zero)>(buffers, cell, options, directions);
+  });
+}
+
+auto flexible_binding() {
+  return ffi::Ffi::Bind()
+      .RemainingArgs()
+      .RemainingRets()
+      .Attr<std::string_view>("cell")
+      .Attr<ffi::Span<const double>>("options")
+      .Attr<int64_t>("directions")
+      .Attr<std::string_view>("save");
+}
+
+}  // namespace
+
+int flexible_slots(const std::string& cell, bool norm) {
+  const FlexibleKernels<float>& kernel = kernels<float>(active_set()).flexible[flexible_kind(cell)];
+  return kernel.saved + (norm ? 2 * kernel.gates : 0);
+}
+
+void add_flexible_handlers(py::dict handlers) {
+  XLA_FFI_DEFINE_HANDLER(on_forward, run_flexible_forward, flexible_binding());
+  XLA_FFI_DEFINE_HANDLER(on_backward, run_flexible_backward, flexible_binding());
+  handlers["rnnfast_flexible_forward"] = py::capsule(reinterpret_cast<void*>(on_forward));
+  handlers["rnnfast_flexible_backward"] = py::capsule(reinterpret_cast<void*>(on_backward));
+}
+
+}  // namespace rnnfast

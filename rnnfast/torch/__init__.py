@@ -1,0 +1,12 @@
+"""rnnfast in PyTorch: drop-in layers, `replace_` for whole models, and functions on tensors.
+
+Nothing is computed here. The layers and functions hand a tensor's memory to `rnnfast.lstm`,
+`rnnfast.gru` and `rnnfast.rnn` or their _vjp functions, and their results back to autograd.
+docs/torch.md tells how to use them.
+"""
+
+from .functional import gru, lstm, rnn
+from .modules import GRU, LSTM, RNN
+from .swap import replace_
+
+__all__ = ["GRU", "LSTM", "RNN", "gru", "lstm", "replace_", "rnn"]

@@ -1,0 +1,281 @@
+"""One call of rnnfast on tensors, in the flat form that PyTorch's autograd and compiler take.
+
+A call is described by tensors and plain values alone:
+
+x, h_0, c_0, lengths
+    As `rnnfast.lstm` takes them; lengths an int64 tensor.
+weights
+    Every given array of every direction of every layer, in order.
+seed
+    Of the dropout masks: an int64 tensor of one number, or None where there is no dropout.
+cell, directions, batch_first, dropout
+    As in rnnfast.
+fields
+    The names of the given fields of `rnnfast.Weights`, with spaces between them, for one direction
+    of one layer if all are alike, or for each with commas between.
+options
+    The other keyword arguments, as the `repr` of a dictionary.
+"""
+
+from __future__ import annotations
+
+import ast
+import weakref
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import rnnfast
+
+from ..api import Backward
+from ..spec import CELLS
+
+_TRAINING_ONLY = ("save", "checkpoint", "truncate")  # keywords of the _vjp functions
+
+
+class Call(NamedTuple):
+    """What of a call is no tensor."""
+
+    cell: str
+    fields: str
+    directions: int
+    batch_first: bool
+    dropout: float
+    options: str
+
+    def names(self, count: int) -> tuple[tuple[str, ...], ...]:
+        """The fields of each direction of each layer, for so many arrays."""
+        return _names(self.fields, count)
+
+    def structure(self, arrays: Sequence[Any]) -> list[Any]:
+        """The arrays as `rnnfast.lstm` takes weights."""
+        rest = iter(arrays)
+        entries = [_weights(names, rest) for names in self.names(len(arrays))]
+        if self.directions == 1:
+            return entries
+        return list(zip(entries[::2], entries[1::2], strict=True))
+
+    def flatten(self, structure: list[Any], count: int) -> list[Any]:
+        """`count` arrays: the inverse of `structure`."""
+        entries = structure if self.directions == 1 else [w for pair in structure for w in pair]
+        return [
+            getattr(entry, name)
+            for entry, names in zip(entries, self.names(count), strict=True)
+            for name in names
+        ]
+
+    def keywords(self, training: bool) -> dict[str, Any]:
+        """The options that the function, or with `training` the _vjp function, takes."""
+        return dict(_parsed(self.options, training))
+
+
+@lru_cache
+def _names(fields: str, count: int) -> tuple[tuple[str, ...], ...]:
+    groups = tuple(tuple(group.split()) for group in fields.split(","))
+    return groups if len(groups) > 1 else groups * (count // len(groups[0]))
+
+
+@lru_cache
+def _parsed(options: str, training: bool) -> dict[str, Any]:
+    found = ast.literal_eval(options)
+    return {k: v for k, v in found.items() if training or k not in _TRAINING_ONLY}
+
+
+def _weights(names: tuple[str, ...], arrays: Iterator[Any]) -> rnnfast.Weights:
+    given = [next(arrays) for _ in names]
+    if names == rnnfast.Weights._fields[: len(names)]:
+        return rnnfast.Weights(*given)
+    return rnnfast.Weights(**dict(zip(names, given, strict=True)))
+
+
+def run(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Any,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, h_n and c_n; c_n is empty for a cell that has none. Nothing is kept.
+
+    Here and below, weights are arrays, as rnnfast takes them.
+    """
+    y, state = getattr(rnnfast, call.cell)(
+        array(x), weights, _state(call, h_0, c_0), **_keywords(call, lengths, seed, False)
+    )
+    return _results(call, y, state)
+
+
+def run_and_keep(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Any,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, h_n, c_n and a tape, from which `gradients` goes back."""
+    y, state, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
+    return (*_results(call, y, state), _record(backward))
+
+
+def gradients(
+    tape: Tensor,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> list[Tensor | None]:
+    """Those of x, h_0, c_0 (empty for a cell that has none) and of each of the weights.
+
+    None for running statistics, which have none. Where the tape is lost, or nothing was kept, the
+    forward pass is run again.
+    """
+    backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
+    dx, dweights, dinitial = backward(_array(dy), _state(call, dh_n, dc_n))
+    return [*_results(call, dx, dinitial), *_flat(call, dweights, len(weights))]
+
+
+def second(
+    tape: Tensor,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+    ddx: Tensor | None,
+    ddh_0: Tensor | None,
+    ddc_0: Tensor | None,
+    ddweights: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of dy, dh_n, dc_n, x, h_0, c_0 and the weights, given those of `gradients`."""
+    backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
+    _, double_backward = backward.vjp(_array(dy), _state(call, dh_n, dc_n))
+    (gx, gweights, gstate), (gdy, gdstate) = double_backward(
+        _array(ddx), call.structure(list(map(_array, ddweights))), _state(call, ddh_0, ddc_0)
+    )
+    return [
+        *_results(call, gdy, gdstate),
+        *_results(call, gx, gstate),
+        *_flat(call, gweights, len(weights)),
+    ]
+
+
+def array(tensor: Tensor) -> NDArray[Any]:
+    """The memory of a tensor."""
+    if not tensor.is_cpu:
+        raise rnnfast.UnsupportedError(
+            f"expected tensors on the CPU, got one on {tensor.device}; no backend for devices is "
+            f"there yet, so move the module and its inputs with .cpu()"
+        )
+    if tensor.dtype is torch.bfloat16:
+        raise TypeError(
+            "expected tensors of float32 or float64, got torch.bfloat16; keep the module in "
+            "float32: under torch.autocast its inputs are cast"
+        )
+    return tensor.numpy(force=True)
+
+
+def _array(tensor: Tensor | None) -> NDArray[Any] | None:
+    return None if tensor is None else array(tensor)
+
+
+def _flat(call: Call, structure: list[Any], count: int) -> list[Tensor | None]:
+    return [None if a is None else torch.from_numpy(a) for a in call.flatten(structure, count)]
+
+
+def _state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:
+    if not CELLS[call.cell].has_c:
+        return _array(h)
+    return None if h is None and c is None else (_array(h), _array(c))
+
+
+def _keywords(
+    call: Call, lengths: Tensor | None, seed: Tensor | None, training: bool
+) -> dict[str, Any]:
+    # What is not asked for is left out, so that rnnfast may take its shortest way.
+    found = call.keywords(training)
+    if call.batch_first is not False:
+        found["batch_first"] = call.batch_first
+    if lengths is not None:
+        found["lengths"] = array(lengths)
+    if seed is not None:
+        found["dropout"], found["rng"] = call.dropout, int(seed)
+    return found
+
+
+def _vjp(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Any,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> tuple[NDArray[Any], Any, Backward]:
+    found: tuple[NDArray[Any], Any, Backward] = getattr(rnnfast, f"{call.cell}_vjp")(
+        array(x), weights, _state(call, h_0, c_0), **_keywords(call, lengths, seed, True)
+    )
+    return found
+
+
+def _results(call: Call, y: NDArray[Any], state: Any) -> tuple[Tensor, Tensor, Tensor]:
+    h, c = state if CELLS[call.cell].has_c else (state, None)
+    first = torch.from_numpy(y)
+    return first, torch.from_numpy(h), first.new_empty(0) if c is None else torch.from_numpy(c)
+
+
+# A tape travels as a tensor, so that whoever holds what autograd saved, be it the graph, a
+# compiled function, or torch.utils.checkpoint, decides how long it lives. The tensor's one byte
+# means nothing: its memory belongs to an array that holds the function `backward`, and is found
+# again by address. A copy of the tensor, which save_on_cpu makes, is not found.
+
+
+class _Tape(np.ndarray[Any, np.dtype[np.uint8]]):
+    backward: Backward
+
+
+_tapes: weakref.WeakValueDictionary[int, _Tape] = weakref.WeakValueDictionary()
+
+
+def _record(backward: Backward) -> Tensor:
+    memory = np.zeros(1, np.uint8).view(_Tape)
+    memory.backward = backward
+    tape = torch.from_numpy(memory)
+    _tapes[tape.data_ptr()] = memory
+    return tape
+
+
+def _backward(
+    tape: Tensor,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    call: Call,
+) -> Backward:
+    memory = _tapes.get(tape.data_ptr()) if tape.numel() else None
+    if memory is not None:
+        return memory.backward
+    structure = call.structure([array(w) for w in weights])
+    return _vjp(x, h_0, c_0, structure, lengths, seed, call)[2]

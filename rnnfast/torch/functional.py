@@ -1,0 +1,191 @@
+"""lstm, gru and rnn on tensors, with gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rnnfast
+
+from .. import arrays
+from ..spec import CELLS
+from ..weights import Weights, is_entry, parse
+from . import calls, ops
+from .calls import Call
+
+_RANDOM = ("recurrent_dropout", "zoneout", "dropconnect")
+
+
+def lstm(
+    x: Tensor,
+    weights: Any,
+    state: tuple[Tensor | None, Tensor | None] | None = None,
+    *,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: torch.Generator | int | None = None,
+    **options: Any,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`rnnfast.lstm` on tensors: it takes part in autograd and in torch.compile.
+
+    Parameters
+    ----------
+    x : Tensor (T, B, I), (B, T, I) with batch_first, or (T, I) unbatched; float32 or float64
+        On the CPU.
+    weights : Weights, tuple of tensors, list with one entry per layer, or Packed
+        As `rnnfast.lstm` takes them, of tensors. `rnnfast.Packed` is for inference.
+    state : (h_0, c_0) or None
+        Each a Tensor (L*D, B, H), without B if x is unbatched, or None for zeros.
+    lengths : integer Tensor, array or sequence (B,), or None
+        The number of valid steps of each row, in any order.
+    batch_first, dropout
+        As `rnnfast.lstm` takes them.
+    rng : torch.Generator, int or None
+        Source or seed of all that is drawn; None is PyTorch's own generator.
+    **options
+        Every other keyword of `rnnfast.lstm_vjp` but `out`: ``backend``, ``save``, and those of
+        `rnnfast.Options`.
+
+    Returns
+    -------
+    y : Tensor (T, B, D*H), or as x is laid out
+    (h_n, c_n) : Tensors (L*D, B, H), without B if x is unbatched
+
+    Raises
+    ------
+    ValueError, TypeError, UnsupportedError
+        As `rnnfast.lstm` does, and UnsupportedError for tensors that are not on the CPU.
+    """
+    h_0, c_0 = _pair(state)
+    y, h_n, c_n = _call("lstm", x, weights, h_0, c_0, lengths, batch_first, dropout, rng, options)
+    return y, (h_n, c_n)
+
+
+def gru(
+    x: Tensor,
+    weights: Any,
+    h_0: Tensor | None = None,
+    *,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: torch.Generator | int | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`rnnfast.gru` on tensors; see `rnnfast.torch.lstm`. Options: also ``reset_after``."""
+    y, h_n, _ = _call("gru", x, weights, h_0, None, lengths, batch_first, dropout, rng, options)
+    return y, h_n
+
+
+def rnn(
+    x: Tensor,
+    weights: Any,
+    h_0: Tensor | None = None,
+    *,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: torch.Generator | int | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`rnnfast.rnn` on tensors; see `rnnfast.torch.lstm`. Options: also ``nonlinearity``."""
+    y, h_n, _ = _call("rnn", x, weights, h_0, None, lengths, batch_first, dropout, rng, options)
+    return y, h_n
+
+
+def _call(
+    cell: str,
+    x: Tensor,
+    weights: Any,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    lengths: Any,
+    batch_first: bool,
+    dropout: float,
+    rng: torch.Generator | int | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    if "out" in options:
+        raise rnnfast.UnsupportedError("out: tensors are returned; rnnfast.lstm takes out=")
+    for name, value in (("x", x), ("h_0", h_0), ("c_0", c_0)):
+        if not isinstance(value, Tensor) and (value is not None or name == "x"):
+            raise TypeError(f"{name}: expected a torch.Tensor, got {arrays.describe(value)}")
+    ends = None if lengths is None else torch.as_tensor(lengths)
+    random = dropout != 0 or any(options.get(name) for name in _RANDOM)
+    seed = _seed(rng) if random else None
+    if isinstance(weights, rnnfast.Packed):
+        if ops.needs_gradients(x, h_0, c_0):
+            raise TypeError(
+                "weights: packed weights are for inference; expected the weights themselves"
+            )
+        call = Call(cell, "", 1, batch_first, dropout, repr(options))
+        return calls.run(x, h_0, c_0, weights, ends, seed, call)
+    layers = _layers(weights, cell)
+    entries = [Weights(*entry) for layer in layers for entry in layer]
+    given = [[(f, v) for f, v in entry._asdict().items() if v is not None] for entry in entries]
+    fields = ",".join(" ".join(f for f, _ in pairs) for pairs in given)
+    flat = [v for pairs in given for _, v in pairs]
+    call = Call(cell, fields, len(layers[0]), batch_first, dropout, repr(options))
+    if ops.is_traced(x) or ops.is_transformed():
+        return ops.general(x, h_0, c_0, flat, ends, seed, call)
+    structure = call.structure([calls.array(w) for w in flat])
+    if ops.needs_gradients(x, h_0, c_0, *flat):
+        return ops.train(x, h_0, c_0, flat, ends, seed, call, structure)
+    return calls.run(x, h_0, c_0, structure, ends, seed, call)
+
+
+def _layers(weights: Any, cell: str) -> list[list[Any]]:
+    """The entries of each direction of each layer, of any structure that `rnnfast.lstm` takes."""
+    layers = [
+        [layer] if is_entry(layer) else layer
+        for layer in (weights if isinstance(weights, list) else [weights])
+    ]
+    if (
+        layers
+        and all(isinstance(layer, list | tuple) and len(layer) in (1, 2) for layer in layers)
+        and all(len(layer) == len(layers[0]) for layer in layers)
+        and all(_is_right(entry) for layer in layers for entry in layer)
+    ):
+        return layers
+    parse(_as_arrays(weights), CELLS[cell], None)
+    raise TypeError("weights: expected tensors in the structure that rnnfast.lstm takes")
+
+
+def _is_right(entry: Any) -> bool:
+    return (
+        is_entry(entry)
+        and 2 <= len(entry) <= len(Weights._fields)
+        and all(v is None or isinstance(v, Tensor) for v in entry)
+        and isinstance(entry[0], Tensor)
+        and isinstance(entry[1], Tensor)
+    )
+
+
+def _as_arrays(value: Any) -> Any:
+    """The structure with tensors as NumPy arrays, for rnnfast's own check of it."""
+    if isinstance(value, Weights):
+        return Weights(*map(_as_arrays, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(_as_arrays, value))
+    return calls.array(value) if isinstance(value, Tensor) else value
+
+
+def _seed(rng: Any) -> Tensor:
+    if rng is None:
+        return torch.randint(2**62, ())
+    if isinstance(rng, torch.Generator):
+        return torch.randint(2**62, (), generator=rng)
+    if isinstance(rng, int) and not isinstance(rng, bool):
+        return torch.tensor(rng)
+    raise TypeError(f"rng: expected a torch.Generator, an int or None, got {arrays.describe(rng)}")
+
+
+def _pair(state: Any) -> tuple[Any, Any]:
+    if state is None:
+        return None, None
+    if isinstance(state, tuple | list) and len(state) == 2:
+        return state[0], state[1]
+    raise TypeError(f"state: expected a pair (h_0, c_0), got {arrays.describe(state)}")

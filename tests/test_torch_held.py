@@ -1,0 +1,266 @@
+"""Weights held and packed between calls: never stale, whatever changes them, and cheap."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch.nn.utils import prune
+from torch_pairs import close, pair
+
+import rnnfast
+import rnnfast.torch
+
+
+def layer(dtype: Any = torch.float64) -> Any:
+    torch.manual_seed(0)
+    return rnnfast.torch.LSTM(7, 40, num_layers=2, dtype=dtype)
+
+
+def by_torch(module: Any, x: Any) -> Any:
+    """What torch.nn computes with the weights that the module has now."""
+    dtype = next(module.parameters()).dtype
+    theirs = torch.nn.LSTM(7, 40, num_layers=2, dtype=dtype)
+    theirs.load_state_dict({n: getattr(module, n) for n in module._flat_weights_names})
+    return theirs(x)
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every call of rnnfast.pack."""
+    made: list[Any] = []
+    pack = rnnfast.pack
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        made.append(pack(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(rnnfast, "pack", count)
+    return made
+
+
+def train(make: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def step(module: Any) -> None:
+        optimizer = make(module.parameters())
+        with torch.enable_grad():
+            module(torch.ones(3, 2, 7, dtype=torch.float64))[0].sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def replace_parameter(module: Any) -> None:
+    module.weight_hh_l1 = torch.nn.Parameter(torch.rand_like(module.weight_hh_l1))
+
+
+def replace_data(module: Any) -> None:
+    module.weight_hh_l1.data = torch.rand_like(module.weight_hh_l1)
+
+
+def through_numpy(module: Any) -> None:
+    module.weight_ih_l0.detach().numpy()[...] *= 2
+
+
+def other_state(module: Any) -> None:
+    torch.manual_seed(1)
+    module.load_state_dict(rnnfast.torch.LSTM(7, 40, num_layers=2).state_dict())
+
+
+def forget_gate(module: Any) -> None:
+    """The usual way to set the bias of one gate."""
+    module.bias_ih_l1.data[40:80].fill_(1)
+
+
+def average(module: Any) -> None:
+    """A moving average, as it is often written."""
+    for parameter in module.parameters():
+        parameter.data.mul_(0.9).add_(torch.rand_like(parameter.data), alpha=0.1)
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "SGD": train(lambda p: torch.optim.SGD(p, 0.1)),
+    "SGD foreach": train(lambda p: torch.optim.SGD(p, 0.1, foreach=True)),
+    "Adam": train(torch.optim.Adam),
+    "Adam fused": train(lambda p: torch.optim.Adam(p, fused=True)),
+    "load_state_dict": other_state,
+    "one number": lambda m: m.weight_hh_l0.data_ptr() and m.weight_hh_l0[3, 5].fill_(9),
+    "copy_": lambda m: m.bias_hh_l0.copy_(torch.ones(160, dtype=torch.float64)),
+    "init": lambda m: torch.nn.init.orthogonal_(m.weight_hh_l1),
+    "reset_parameters": lambda m: m.reset_parameters(),
+    "another parameter": replace_parameter,
+    "data =": replace_data,
+    "data in place": average,
+    "data of one gate": forget_gate,
+    "NumPy": through_numpy,
+    "vector_to_parameters": lambda m: torch.nn.utils.vector_to_parameters(
+        torch.rand(sum(p.numel() for p in m.parameters()), dtype=torch.float64) / 9, m.parameters()
+    ),
+    "to float32 and back": lambda m: m.float().double(),
+    "share_memory": lambda m: m.share_memory().weight_ih_l0.mul_(2),
+}
+
+
+# In inference mode these would make tensors that cannot be trained.
+TRAINING = ("SGD", "Adam", "another", "data")
+CASES = [(change, torch.no_grad) for change in CHANGES] + [
+    (change, torch.inference_mode) for change in CHANGES if change.split()[0] not in TRAINING
+]
+
+
+@pytest.mark.parametrize(("change", "how"), CASES)
+def test_never_stale(change: str, how: Any) -> None:
+    module = layer()
+    x = torch.randn(6, 2, 7, dtype=torch.float64)
+    with how():
+        for _ in range(3):
+            before, _ = module(x)
+        CHANGES[change](module)
+        for _ in range(3):
+            got = module(x)
+            close(got, by_torch(module, x))
+    assert not torch.equal(got[0], before)
+
+
+def test_packed_once(packs: list[Any]) -> None:
+    module = layer()
+    x = torch.randn(1, 1, 7, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(5):
+            module(x)
+    assert len(packs) == 1
+    module.train()(x)  # with gradients
+    with torch.no_grad():
+        module(x)
+        module.eval()(x)
+        module.weight_ih_l0.add_(1)
+        for _ in range(5):
+            module(x)
+    assert len(packs) == 2
+
+
+def test_weights_that_always_change_are_not_packed(packs: list[Any]) -> None:
+    module = layer()
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0")
+    x = torch.randn(6, 2, 7, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(4):
+            close(module(x), by_torch(module, x))
+    assert not packs
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: torch.nn.utils.parametrizations.weight_norm(m, "weight_hh_l0"),
+        lambda m: torch.nn.utils.parametrizations.orthogonal(m, "weight_hh_l1"),
+        lambda m: torch.nn.utils.parametrizations.spectral_norm(m.eval(), "weight_ih_l0"),
+        lambda m: prune.random_unstructured(m, "weight_hh_l0", 0.5),
+    ],
+    ids=["weight_norm", "orthogonal", "spectral_norm", "prune"],
+)
+def test_parametrizations(wrap: Any) -> None:
+    module = layer()
+    wrap(module)
+    x = torch.randn(6, 2, 7, dtype=torch.float64)
+    optimizer = torch.optim.SGD(module.parameters(), 0.5)
+    for _ in range(2):
+        y, state = module(x)
+        close((y, state), by_torch(module, x))
+        optimizer.zero_grad()
+        y.square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+        optimizer.step()
+        with torch.no_grad():
+            close(module(x), by_torch(module, x))
+
+
+def test_flatten_parameters_forgets(packs: list[Any]) -> None:
+    """The way out after a change that nothing shows: of one number, through .data."""
+    module = layer()
+    x = torch.randn(6, 2, 7, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(3):
+            module(x)
+        module.weight_hh_l0.data[1, 2] = 5
+        module.flatten_parameters()
+        close(module(x), by_torch(module, x))
+
+
+def test_memory_of_weights_that_are_gone_is_let_go() -> None:
+    module = layer()
+    x = torch.randn(2, 1, 7, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(3):
+            module(x)
+        held = weakref.ref(module._held)
+        module.float()
+        module(x.float())
+    assert held() is None
+
+
+def test_copies_hold_their_own() -> None:
+    module = layer()
+    x = torch.randn(6, 2, 7, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(3):
+            wanted, _ = module(x)
+        other = copy.deepcopy(module)
+        assert "_held" not in other.__dict__
+        other.weight_hh_l0.zero_()
+        close(other(x), by_torch(other, x))
+        assert torch.equal(module(x)[0], wanted)
+
+
+def test_a_layer_shared_by_threads(packs: list[Any]) -> None:
+    """Weights change between calls of several threads; each result is of the old or the new."""
+    module = layer()
+    x = torch.randn(3, 2, 7, dtype=torch.float64)
+    found: list[Any] = []
+    with torch.no_grad():
+        states = [module.state_dict()]
+        states = [{k: v.clone() * s for k, v in states[0].items()} for s in (1, 2, 3)]
+        barrier = threading.Barrier(4)
+
+        def work() -> None:
+            with torch.no_grad():
+                for k in range(30):
+                    barrier.wait()
+                    found.append((k % 3, [module(x)[0] for _ in range(4)]))
+                    barrier.wait()
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for k in range(30):
+            module.load_state_dict(states[k % 3])
+            barrier.wait()
+            barrier.wait()
+        for thread in threads:
+            thread.join()
+        wanted = []
+        for state in states:
+            module.load_state_dict(state)
+            wanted.append(by_torch(module, x)[0])
+    assert len(found) == 90
+    for k, results in found:
+        for y in results:
+            close(y, wanted[k])
+    assert packs
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_plain_and_packed_have_the_same_bits(name: str) -> None:
+    _, ours = pair(name, 7, 40, num_layers=2, bidirectional=True, dtype=torch.float32)
+    x = torch.randn(6, 3, 7)
+    with torch.no_grad():
+        results = [ours(x)[0] for _ in range(3)]
+    assert ours._held._last[1] is not None
+    assert all(torch.equal(results[0], r) for r in results)
+    assert torch.equal(ours(x)[0], results[0])

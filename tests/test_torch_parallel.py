@@ -1,0 +1,95 @@
+"""Data-parallel training: two processes on this machine equal one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from helpers import ROOT
+from torch_pairs import close
+
+if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+    pytest.skip("torch has no gloo here", allow_module_level=True)
+
+# Arguments: rank, number of processes, file to meet at, file to write to.
+TRAIN = """
+import sys
+import torch
+import rnnfast.torch
+from torch import nn
+
+rank, world = int(sys.argv[1]), int(sys.argv[2])
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = rnnfast.torch.LSTM(6, 20, 2, bidirectional=True)
+        self.gru = rnnfast.torch.GRU(40, 10)
+        self.out = nn.Linear(10, 3)
+    def forward(self, x):
+        return self.out(self.gru(self.lstm(x)[0])[1][0])
+if world > 1:
+    torch.distributed.init_process_group(
+        "gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=world)
+def train(dtype):
+    torch.manual_seed(0)
+    model = Model().to(dtype)
+    if world > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
+    data = torch.Generator().manual_seed(1)
+    for _ in range(8):
+        x = torch.randn(12, 8, 6, generator=data, dtype=dtype)[:, rank::world]
+        wanted = torch.randn(8, 3, generator=data, dtype=dtype)[rank::world]
+        loss = (model(x) - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
+found = [train(torch.float64), train(torch.float32)]
+if rank == 0:
+    torch.save(found, sys.argv[4])
+if world > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "RNNFAST_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
+    processes = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", TRAIN, str(rank), str(world)),
+                *(tmp_path / "meet", tmp_path / f"result{world}"),
+            ],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for world in (1, 2)
+        for rank in range(world)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=180)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    alone, together = (torch.load(tmp_path / f"result{world}") for world in (1, 2))
+    for got, wanted, rtol in zip(together, alone, (1e-12, 1e-6), strict=True):
+        close(got, wanted, rtol)
