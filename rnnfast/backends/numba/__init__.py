@@ -164,9 +164,7 @@ class Numba:
         options = _options(spec)
         if precision is not None:
             rounded = ROUNDED[precision]
-            layer = tuple(
-                w._replace(w_ih=rounded(w.w_ih), w_hh=rounded(w.w_hh)) for w in layer
-            )
+            layer = tuple(w._replace(w_ih=rounded(w.w_ih), w_hh=rounded(w.w_hh)) for w in layer)
         return [Direction(spec, options, w) for w in layer]
 
     def shortcut(self, prepared: list[Any]) -> None:
@@ -300,10 +298,7 @@ def _teams(
     members = max(1, min(members, batch))
     bounds = [batch * k // members for k in range(members + 1)]
     return [
-        [
-            loops.Team(bounds[k], bounds[k + 1], 0, k, members, counter[d])
-            for k in range(members)
-        ]
+        [loops.Team(bounds[k], bounds[k + 1], 0, k, members, counter[d]) for k in range(members)]
         for d in range(directions)
     ]
 
@@ -327,7 +322,9 @@ def _divided(count: int, work: int, function: Any, arguments: tuple[Any, ...], r
     threads.run([(function, (*arguments, bounds[k], bounds[k + 1])) for k in range(parts)])
 
 
-def _of_masks(masks: list[Masks] | None, d: int, first: int, last: int, empty: Array) -> loops.Masks:
+def _of_masks(
+    masks: list[Masks] | None, d: int, first: int, last: int, empty: Array
+) -> loops.Masks:
     if masks is None:
         return loops.Masks(empty, empty, empty)
     found = []
@@ -534,7 +531,9 @@ def _weights(
             more["ln_c"] = np.einsum("nk,nk->k", du, t.c_hats.reshape(N, H))
             more["ln_c_shift"] = None if w.w.ln_c_shift is None else du.sum(axis=0)
 
-    def transposed(a: Array, a_at: int, a_row: int, rows: int, panels: Array, columns: int) -> Array:
+    def transposed(
+        a: Array, a_at: int, a_row: int, rows: int, panels: Array, columns: int
+    ) -> Array:
         """The sum over all steps of a's numbers times those in the panels."""
         total = np.empty((rows, columns), dtype)
         arguments = (total.reshape(-1), columns, columns, empty, a, a_at, 1, a_row, panels, N)

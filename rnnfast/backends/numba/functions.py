@@ -17,9 +17,9 @@ from numba import njit, types
 from numba.core.extending import overload
 
 from ...spec import ACTIVATIONS
-from .lanes import fma, from_bits, to_bits
+from .lanes import fma, from_bits, stay_apart, to_bits
 
-jit = njit(error_model="numpy")
+jit = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 NAMES = list(ACTIVATIONS)
 _SIGMOID, _TANH, _RELU, _LINEAR = map(NAMES.index, ("sigmoid", "tanh", "relu", "linear"))
 _AFFINE, _LEAKY, _THRESHOLDED = map(NAMES.index, ("affine", "leaky_relu", "thresholded_relu"))
@@ -148,6 +148,7 @@ def activate(f: Any, clip: float, a: Any, at: int, count: int) -> None:
 
     The formulas are those of rnnfast/reference/common.py.
     """
+    stay_apart()
     if clip > 0:
         limit(a, at, count, clip)
     row = a[at : at + count]
@@ -246,11 +247,12 @@ def activate_back(
     A value that one of the bounds of clip has is taken for clipped: where arguments within the
     bounds have it too, the function is flat.
     """
+    stay_apart()
     _times_slope(f, y, y_at, d, d_at, count)
     if clip > 0:
         ends = np.empty(2, d.dtype)
         ends[0], ends[1] = -clip, clip
-        activate(f, 0.0, ends, 0, 2)
+        activate(f, 0.0, ends, np.intp(0), np.intp(2))
         low, high = ends[0], ends[1]
         y_row = y[y_at : y_at + count]
         row = d[d_at : d_at + count]

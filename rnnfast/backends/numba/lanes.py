@@ -128,8 +128,7 @@ def _tile(rows: int) -> Any:
             zero = ir.Constant(_INTP, 0)
             left = splat(builder.trunc(columns_, _BOUND), ir.VectorType(_BOUND, lanes))
             sums = [
-                [cgutils.alloca_once(builder, vector) for _ in range(_VECTORS)]
-                for _ in range(rows)
+                [cgutils.alloca_once(builder, vector) for _ in range(_VECTORS)] for _ in range(rows)
             ]
             panel = PANEL_BYTES // size
             with cgutils.for_range_slice(
@@ -152,9 +151,7 @@ def _tile(rows: int) -> Any:
                         target = builder.bitcast(target, pointer)
                         targets[r].append(target)
                         nothing = ir.Constant(vector, None)
-                        loaded = builder.call(
-                            masked_load, [target, alignment, masks[v], nothing]
-                        )
+                        loaded = builder.call(masked_load, [target, alignment, masks[v], nothing])
                         builder.store(loaded, sums[r][v])
                 a_rows = [
                     builder.gep(a_base, [builder.mul(a_row_, ir.Constant(_INTP, r))])
@@ -228,3 +225,16 @@ def give_way(typingctx: Any) -> Any:
 
     return types.void(), generate
 
+
+@intrinsic
+def stay_apart(typingctx: Any) -> Any:
+    """The function that this stands in is called, never copied into its callers.
+
+    Without it LLVM compiles the larger ones a dozen times.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from .functions import activate, activate_back, jit
 from .lanes import arrive, arrived, give_way
 from .norms import normalise, normalise_back, scale_and_shift
 from .products import entry, multiply, panel_width
 
 LSTM, GRU_AFTER, GRU_BEFORE, RNN, GATED = range(5)
-_UNITS = 16  # a member's share is a multiple of this
+_UNITS = np.intp(16)  # a member's share is a multiple of this
+_0, _1, _2 = map(np.intp, range(3))  # a Python int would have a type, and a compilation, of its own
 
 
 class Options(NamedTuple):
@@ -218,7 +221,9 @@ def _panels(columns: int, panels: Any) -> int:
 
 
 @jit
-def _lstm_gates(o: Any, w: Any, m: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: int) -> None:
+def _lstm_gates(
+    o: Any, w: Any, m: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: int
+) -> None:
     at, c_at = r * 4 * H + u, b * H + u
     a = t.gates
     if t.c_before.size:
@@ -250,7 +255,7 @@ def _lstm_gates(o: Any, w: Any, m: Any, t: Any, s: Any, H: int, r: int, b: int, 
     if w.c_gain.size:
         _copy(t.c_hats, r * H, s.work, c_at, H)
         normalise(t.c_hats, r * H, H, t.scales, r * 3 + 2)
-        scale_and_shift(t.c_hats, r * H, w.c_gain, w.c_shift, 0, H, t.extra, r * H)
+        scale_and_shift(t.c_hats, r * H, w.c_gain, w.c_shift, _0, H, t.extra, r * H)
     else:
         _copy(t.extra, r * H + u, s.work, c_at, n)
     activate(o.output, 0.0, t.extra, r * H + u, n)
@@ -342,14 +347,14 @@ def forward(
     H, P, G = z.hidden, z.outputs, o.gates
     u0, u1 = _share(team, H, _UNITS)
     v0, v1 = _share(team, P, _UNITS)
-    q0, q1 = _share(team, _panels(o.first * H, w.first), 1)
+    q0, q1 = _share(team, _panels(o.first * H, w.first), _1)
     second_columns = P if o.projection else H
-    s0, s1 = _share(team, _panels(second_columns, w.second), 1)
+    s0, s1 = _share(team, _panels(second_columns, w.second), _1)
     width = panel_width(w.first)
     visits = len(steps.row)
     if visits:
         for b in range(team.begin, min(team.end, steps.count[0])):
-            _begin(steps, m, t, s, P, 0, b, v0, v1 - v0)
+            _begin(steps, m, t, s, P, _0, b, v0, v1 - v0)
         _meet(team)
     for i in range(visits):
         row, rows = steps.row[i], min(team.end, steps.count[i]) - team.begin
@@ -357,30 +362,52 @@ def forward(
         r = row + begin
         if rows > 0:
             if o.norm:
-                _clear(s.raw, begin * G * H, G * H, rows, 0, o.first * H)
+                _clear(s.raw, begin * G * H, G * H, rows, _0, o.first * H)
                 multiply(
-                    s.raw, begin * G * H, G * H, o.first * H, rows,
-                    t.operand, r * P, P, 1, w.first, P, q0, q1,
+                    s.raw,
+                    begin * G * H,
+                    G * H,
+                    o.first * H,
+                    rows,
+                    t.operand,
+                    r * P,
+                    P,
+                    _1,
+                    w.first,
+                    P,
+                    q0,
+                    q1,
                 )
             else:
                 multiply(
-                    t.gates, r * G * H, G * H, o.first * H, rows,
-                    t.operand, r * P, P, 1, w.first, P, q0, q1,
+                    t.gates,
+                    r * G * H,
+                    G * H,
+                    o.first * H,
+                    rows,
+                    t.operand,
+                    r * P,
+                    P,
+                    _1,
+                    w.first,
+                    P,
+                    q0,
+                    q1,
                 )
             if o.cell == GRU_AFTER:
                 for k in range(r, r + rows):
-                    _clear(t.extra, k * H, 0, 1, s0 * width, min(H, s1 * width))
+                    _clear(t.extra, k * H, _0, _1, s0 * width, min(H, s1 * width))
                     if w.bias.size:
                         columns = min(H, s1 * width) - s0 * width
                         _add(t.extra, k * H + s0 * width, w.bias, s0 * width, columns)
-                multiply(t.extra, r * H, H, H, rows, t.operand, r * P, P, 1, w.second, P, s0, s1)
+                multiply(t.extra, r * H, H, H, rows, t.operand, r * P, P, _1, w.second, P, s0, s1)
         _meet(team)
         for b in range(begin, begin + rows):
             r = row + b
             if o.norm:
-                _add_normed(o, w, t, s.raw, b * G * H, H, r, 0, o.first, 0)
+                _add_normed(o, w, t, s.raw, b * G * H, H, r, _0, o.first, _0)
                 if o.cell == GRU_AFTER:
-                    _add_normed(o, w, t, t.extra, r * H, H, r, 2, 1, 1)
+                    _add_normed(o, w, t, t.extra, r * H, H, r, _2, _1, _1)
             if o.cell == LSTM:
                 _lstm_gates(o, w, m, t, s, H, r, b, u0, u1 - u0)
             elif o.cell == RNN:
@@ -398,24 +425,48 @@ def forward(
             if rows > 0 and o.norm:
                 _clear(s.raw, begin * G * H, G * H, rows, 2 * H, 3 * H)
                 multiply(
-                    s.raw, begin * G * H + 2 * H, G * H, H, rows,
-                    t.extra, r * H, H, 1, w.second, H, s0, s1,
+                    s.raw,
+                    begin * G * H + 2 * H,
+                    G * H,
+                    H,
+                    rows,
+                    t.extra,
+                    r * H,
+                    H,
+                    _1,
+                    w.second,
+                    H,
+                    s0,
+                    s1,
                 )
             elif rows > 0:
                 multiply(
-                    t.gates, r * G * H + 2 * H, G * H, H, rows,
-                    t.extra, r * H, H, 1, w.second, H, s0, s1,
+                    t.gates,
+                    r * G * H + 2 * H,
+                    G * H,
+                    H,
+                    rows,
+                    t.extra,
+                    r * H,
+                    H,
+                    _1,
+                    w.second,
+                    H,
+                    s0,
+                    s1,
                 )
             _meet(team)
             for b in range(begin, begin + rows):
                 if o.norm:
-                    _add_normed(o, w, t, s.raw, b * G * H + 2 * H, H, row + b, 2, 1, 1)
+                    _add_normed(o, w, t, s.raw, b * G * H + 2 * H, H, row + b, _2, _1, _1)
                 _gru_candidate(o, t, s, H, row + b, b, u0, u1 - u0)
         elif o.projection:
             _meet(team)
             if rows > 0:
                 _clear(s.step, begin * P, P, rows, s0 * width, min(P, s1 * width))
-                multiply(s.step, begin * P, P, P, rows, s.work, begin * H, H, 1, w.second, H, s0, s1)
+                multiply(
+                    s.step, begin * P, P, P, rows, s.work, begin * H, H, _1, w.second, H, s0, s1
+                )
             _meet(team)
         for b in range(begin, begin + rows):
             _finish(z, steps, m, t, s, y, y_at, i, b, v0, v1 - v0)
@@ -429,9 +480,7 @@ def forward(
 
 
 @jit
-def _gather(
-    z: Any, m: Any, g: Any, dy: Any, r: int, b: int, at: int, u: int, n: int
-) -> None:
+def _gather(z: Any, m: Any, g: Any, dy: Any, r: int, b: int, at: int, u: int, n: int) -> None:
     """The gradient of h as the cell made it, and in g.dh what zoneout passes on."""
     P = z.outputs
     dh = g.dh[b * P + u : b * P + u + n]
@@ -467,7 +516,7 @@ def _lstm_back(
     activate_back(o.output, 0.0, 0.0, t.extra, one, g.work, c_at, n)
     if w.c_gain.size:
         _copy(g.du, r * H, g.work, b * H, H)
-        _copy_times(g.work, b * H, g.du, r * H, w.c_gain, 0, H)
+        _copy_times(g.work, b * H, g.du, r * H, w.c_gain, _0, H)
         normalise_back(g.work, b * H, t.c_hats, r * H, t.scales, r * 3 + 2, H)
     if m.keep_c.size:
         _copy_times(g.kept, c_at, g.dc, c_at, m.keep_c, _mask_at(m.keep_c, r, H) + u, n)
@@ -479,7 +528,7 @@ def _lstm_back(
     _copy_times(d, at + H, g.work, c_at, t.c_before, one, n)
     if o.input_forget:
         _subtract(d, at, d, at + H, n)
-        _clear(d, at + H, 0, 1, 0, n)
+        _clear(d, at + H, _0, _1, _0, n)
     else:
         activate_back(o.gate, o.clip, most, a, at + H, d, at + H, n)
     activate_back(o.gate, o.clip, most, a, at, d, at, n)
@@ -516,9 +565,7 @@ def _gru_back(o: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int) ->
 
 
 @jit
-def _gru_reset_back(
-    o: Any, m: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int
-) -> None:
+def _gru_reset_back(o: Any, m: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int) -> None:
     """r where it acts before the product, given the gradient of r h in g.work."""
     at, h_at, one = r * 3 * H + u, b * H + u, r * H + u
     _copy_times(g.d, at, g.work, h_at, t.operand, one, n)
@@ -561,8 +608,8 @@ def backward(
     D = G + 1 if o.cell == GRU_AFTER else G
     u0, u1 = _share(team, H, _UNITS)
     v0, v1 = _share(team, P, _UNITS)
-    q0, q1 = _share(team, _panels(P, w.first), 1)
-    s0, s1 = _share(team, _panels(H, w.second), 1)
+    q0, q1 = _share(team, _panels(P, w.first), _1)
+    s0, s1 = _share(team, _panels(H, w.second), _1)
     width = panel_width(w.first)
     n, begin = u1 - u0, team.begin
     into = g.product if m.recurrent.size else g.dh
@@ -576,7 +623,7 @@ def backward(
             _meet(team)
             if rows > 0:
                 _clear(g.of_m, begin * H, H, rows, s0 * width, min(H, s1 * width))
-                multiply(g.of_m, begin * H, H, H, rows, g.step, r * P, P, 1, w.second, P, s0, s1)
+                multiply(g.of_m, begin * H, H, H, rows, g.step, r * P, P, _1, w.second, P, s0, s1)
             _meet(team)
         for b in range(begin, begin + rows):
             r = row + b
@@ -593,11 +640,11 @@ def backward(
                 _gru_back(o, t, g, H, r, b, u0, n)
             if o.norm:
                 if o.cell != GRU_BEFORE:
-                    _normed_back(o, w, t, g, H, r, r * D * H, 0, o.first, 0)
+                    _normed_back(o, w, t, g, H, r, r * D * H, _0, o.first, _0)
                 if o.cell == GRU_BEFORE:
-                    _normed_back(o, w, t, g, H, r, (r * D + 2) * H, 2, 1, 1)
+                    _normed_back(o, w, t, g, H, r, (r * D + 2) * H, _2, _1, _1)
                 elif o.cell == GRU_AFTER:
-                    _normed_back(o, w, t, g, H, r, (r * D + 3) * H, 2, 1, 1)
+                    _normed_back(o, w, t, g, H, r, (r * D + 3) * H, _2, _1, _1)
         _meet(team)
         r = row + begin
         d, d_row = (g.d_norm, G * H) if o.norm else (g.d, D * H)
@@ -606,26 +653,26 @@ def backward(
                 _clear(g.work, begin * H, H, rows, s0 * width, min(H, s1 * width))
                 multiply(
                     g.work, begin * H, H, H, rows,
-                    d, r * d_row + 2 * H, d_row, 1, w.second, H, s0, s1,
+                    d, r * d_row + 2 * H, d_row, _1, w.second, H, s0, s1,
                 )  # fmt: skip
             _meet(team)
             for b in range(begin, begin + rows):
                 _gru_reset_back(o, m, t, g, H, row + b, b, u0, n)
                 if o.norm:
-                    _normed_back(o, w, t, g, H, row + b, (row + b) * D * H, 0, 2, 0)
+                    _normed_back(o, w, t, g, H, row + b, (row + b) * D * H, _0, _2, _0)
             _meet(team)
         if rows > 0:
             if m.recurrent.size:
                 _clear(into, begin * P, P, rows, q0 * width, min(P, q1 * width))
             multiply(
                 into, begin * P, P, P, rows,
-                d, r * d_row, d_row, 1, w.first, o.first * H, q0, q1,
+                d, r * d_row, d_row, _1, w.first, o.first * H, q0, q1,
             )  # fmt: skip
             if o.cell == GRU_AFTER:
                 slot = 2 if o.norm else 3
                 multiply(
                     into, begin * P, P, P, rows,
-                    d, r * d_row + slot * H, d_row, 1, w.second, H, s0, s1,
+                    d, r * d_row + slot * H, d_row, _1, w.second, H, s0, s1,
                 )  # fmt: skip
         _meet(team)
         if m.recurrent.size:
@@ -634,9 +681,9 @@ def backward(
                 _add_times(g.dh, at, g.product, at, m.recurrent, at, v1 - v0)
         if steps.cut[i]:
             for b in range(begin, min(begin + rows, steps.count[i - 1])):
-                _clear(g.dh, b * P, 0, 1, v0, v1)
+                _clear(g.dh, b * P, _0, _1, v0, v1)
                 if o.cell == LSTM:
-                    _clear(g.dc, b * H, 0, 1, u0, u1)
+                    _clear(g.dc, b * H, _0, _1, u0, u1)
 
 
 # ------------------------------------------------------------------- the normalised x part

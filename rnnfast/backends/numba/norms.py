@@ -9,8 +9,11 @@ from numba import njit
 
 from ...reference.common import NORM_EPS
 from .functions import jit
+from .lanes import stay_apart
 
-_sums = njit(error_model="numpy", fastmath={"reassoc"})
+_sums = njit(
+    error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, fastmath={"reassoc"}
+)
 
 
 @_sums
@@ -32,6 +35,7 @@ def _dot(a: Any, b: Any) -> Any:
 @jit
 def normalise(a: Any, at: int, count: int, scales: Any, scale_at: int) -> None:
     """Numbers get mean 0 and variance 1; what they were multiplied with goes to scales."""
+    stay_apart()
     row = a[at : at + count]
     kind = type(a[0])
     share = kind(1 / count)
@@ -49,6 +53,7 @@ def scale_and_shift(
     hat: Any, hat_at: int, gain: Any, shift: Any, at: int, count: int, to: Any, to_at: int
 ) -> None:
     """to = gain * hat + shift, where an empty shift is zero."""
+    stay_apart()
     row, a = to[to_at : to_at + count], hat[hat_at : hat_at + count]
     by = gain[at : at + count]
     if shift.size:
@@ -65,6 +70,7 @@ def normalise_back(
     d: Any, at: int, hat: Any, hat_at: int, scales: Any, scale_at: int, count: int
 ) -> None:
     """The gradient of hat becomes that of the numbers before `normalise`."""
+    stay_apart()
     row, a = d[at : at + count], hat[hat_at : hat_at + count]
     kind = type(d[0])
     share = kind(1 / count)

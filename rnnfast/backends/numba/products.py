@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 from .functions import jit
-from .lanes import PANEL_BYTES, tile1, tile2, tile3, tile4, tile5, tile6
+from .lanes import PANEL_BYTES, stay_apart, tile1, tile2, tile3, tile4, tile5, tile6
 
 entry = njit(error_model="numpy", nogil=True, cache=True)
 _K_BLOCK = 512
@@ -55,6 +56,7 @@ def multiply(
     last: int,
 ) -> None:
     """c += a w for `rows` rows and the panels first to last - 1; count is how long the sums are."""
+    stay_apart()
     width = panel_width(panels)
     for k in range(0, count, _K_BLOCK):
         part = min(_K_BLOCK, count - k)
@@ -121,6 +123,6 @@ def product(
         a_k,
         panels,
         count,
-        0,
+        np.intp(0),
         (columns + width - 1) // width,
     )
