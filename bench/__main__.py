@@ -18,8 +18,10 @@ SUBJECTS = {
     "onnx": "rnnfast.onnx in onnx's evaluator beside ONNX Runtime",
     "jax": "rnnfast.jax beside layers written with lax.scan, both under jit",
     "torch": "the layers of rnnfast.torch beside torch.nn's",
+    "numba": "the backend numba beside native and torch.nn, and what its first call costs",
 }
 MODULES = {name: f"{name}_adapter" for name in ("jax", "onnx", "torch")}  # not to hide theirs
+MODULES["numba"] = "numba_backend"
 ALSO = {
     "page": "docs/performance.md and its pictures, from the newest results",
     "everything": "all subjects one after the other, then the page",

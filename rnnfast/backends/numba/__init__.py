@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
+
+try:
+    import numba as _  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"{error}; pip install 'rnnfast[numba]' has it") from error
 
 from ...reference.precision import ROUNDED
 from ...spec import Activation, Masks, Spec, Steps
@@ -19,6 +24,7 @@ from .products import pack, product
 
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
 _SMALL = 2_000_000  # multiplications that are not worth a second thread
+_NOBODY = np.zeros(1, np.int64)
 _STEP = 500_000  # multiplications of one step that are worth dividing its units
 _KINDS = {"lstm": loops.LSTM, "rnn": loops.RNN, "gated": loops.GATED}
 _FIRST = {loops.LSTM: 4, loops.RNN: 1, loops.GATED: 3, loops.GRU_AFTER: 2, loops.GRU_BEFORE: 2}
@@ -55,12 +61,34 @@ def _room(count: int, dtype: Any) -> Array:
     return whole[skipped : skipped + count]
 
 
+class _Writable:
+    """Memory of an array, as NumPy's array interface describes it."""
+
+    def __init__(self, a: Array) -> None:
+        self.owner = a
+        self.__array_interface__ = {
+            **a.__array_interface__,
+            "data": (a.__array_interface__["data"][0], False),
+        }
+
+
+def _flat(a: Array) -> Array:
+    """A contiguous array as the kernels read it.
+
+    To Numba, arrays that may not be written are of another type, for which it would compile the
+    kernels again. They write into none of these.
+    """
+    if not a.flags.writeable:
+        a = np.asarray(_Writable(a))
+    return a.reshape(-1)
+
+
 def _packed(w: Array) -> Array:
     """A matrix, or a transposed one, as panels."""
     rows, columns = w.shape
     width = PANEL_BYTES // w.itemsize
     panels = _room(-(-columns // width) * width * rows, w.dtype)
-    flat = (w if w.flags.c_contiguous else w.T).reshape(-1)
+    flat = _flat(w if w.flags.c_contiguous else w.T)
     row, column = (stride // w.itemsize for stride in w.strides)
     pack(flat, row, column, rows, columns, panels)
     return panels
@@ -77,7 +105,7 @@ class Direction:
         self.split = options.first * self.hidden  # rows of w_hh in the first product
 
     def _or_empty(self, a: Array | None) -> Array:
-        return self.empty if a is None else a.reshape(-1)
+        return self.empty if a is None else _flat(a)
 
     @cached_property
     def by_input(self) -> Array:
@@ -122,7 +150,7 @@ class Direction:
         return loops.Recurrent(
             first,
             second,
-            w.b_hh[self.split :] if after else self.empty,
+            _flat(w.b_hh[self.split :]) if after else self.empty,
             self._or_empty(w.w_peep),
             self._or_empty(w.ln_hh),
             self._or_empty(w.b_hh) if o.norm else self.empty,
@@ -190,23 +218,44 @@ class Numba:
         _start(h_n, h_0)
         if c_n is not None:
             _start(c_n, c_0)
-        saved = []
-        at = 0
+        one = prepared[0][0]
+        work = x.shape[0] * one.w.w_hh.size * len(prepared[0]) * len(prepared)
+        state = h_n, c_n
+        if work <= _SMALL:
+            return self._layers(spec, prepared, x, steps, ys, state, save, masks, 1)
         with threads.several() as count:
-            for layer, y in zip(prepared, ys, strict=True):
-                of = slice(at, at + len(layer))
-                c = None if c_n is None else c_n[of]
-                kept = _Saved(x, steps, None, None)
-                if save == "recompute":
-                    kept.h_0 = h_n[of].copy()
-                    kept.c_0 = None if c is None else c.copy()
-                tapes = _forward(spec, layer, x, steps, h_n[of], c, y, masks, save == "all", count)
-                if save == "all":
-                    kept.tapes = tapes
+            return self._layers(spec, prepared, x, steps, ys, state, save, masks, count)
+
+    def _layers(
+        self,
+        spec: Spec,
+        prepared: list[list[Direction]],
+        x: Array,
+        steps: Steps,
+        ys: list[Array],
+        state: tuple[Array, Array | None],
+        save: str | None,
+        masks: list[Masks] | None,
+        count: int,
+    ) -> list[_Saved]:
+        saved: list[_Saved] = []
+        at = 0
+        for layer, y in zip(prepared, ys, strict=True):
+            of = slice(at, at + len(layer))
+            h, c = (None if s is None else s[of] for s in state)
+            assert h is not None
+            kept = _Saved(x, steps, None, None)
+            if save == "recompute":
+                kept.h_0 = h.copy()
+                kept.c_0 = None if c is None else c.copy()
+            tapes = _forward(spec, layer, x, steps, h, c, y, masks, save == "all", count)
+            if save == "all":
+                kept.tapes = tapes
+            if save is not None:
                 saved.append(kept)
-                x = y
-                at = of.stop
-        return [] if save is None else saved
+            x = y
+            at = of.stop
+        return saved
 
     def backward(
         self,
@@ -251,12 +300,18 @@ def _start(running: Array, initial: Array | None) -> None:
 def _visits(steps: Steps, reverse: bool, truncate: int | None) -> loops.Steps:
     """Every step in the order of one direction; rows count from that of the whole batch."""
     if steps.batch_sizes is None:
-        count = np.full(steps.num_steps, steps.batch)
-        row = np.arange(steps.num_steps) * steps.batch
-    else:
-        count = np.ascontiguousarray(steps.batch_sizes)
-        row = np.cumsum(count) - count
-    cut = np.zeros(steps.num_steps, np.uint8)
+        return _visits_of_all(steps.num_steps, steps.batch, reverse, truncate)
+    return _visits_of(np.ascontiguousarray(steps.batch_sizes), reverse, truncate)
+
+
+@lru_cache(maxsize=32)
+def _visits_of_all(steps: int, batch: int, reverse: bool, truncate: int | None) -> loops.Steps:
+    return _visits_of(np.full(steps, batch, np.int64), reverse, truncate)
+
+
+def _visits_of(count: Array, reverse: bool, truncate: int | None) -> loops.Steps:
+    row = np.cumsum(count) - count
+    cut = np.zeros(len(count), np.uint8)
     if truncate is not None:
         cut[truncate::truncate] = 1
         if reverse:  # there it is on the way from t - 1 to t
@@ -268,25 +323,22 @@ def _visits(steps: Steps, reverse: bool, truncate: int | None) -> loops.Steps:
 
 def _chunks(visits: loops.Steps, most: int) -> list[tuple[int, int]]:
     """Visits in groups of about so many rows."""
-    count = visits.count
-    if int(count.sum()) <= most:
-        return [(0, len(count))]
     found, begin, rows = [], 0, 0
-    for i, n in enumerate(count):
+    for i, n in enumerate(visits.count):
         rows += n
         if rows >= most:
             found.append((begin, i + 1))
             begin, rows = i + 1, 0
-    return [*found, (begin, len(count))] if begin < len(count) else found
+    return [*found, (begin, len(visits.count))] if rows else found
 
 
 def _teams(
     count: int, directions: int, batch: int, steps: int, work: int, whole_rows: bool
 ) -> list[list[loops.Team]]:
     """Who does what in the loops of each direction; `work` is that of one row in one step."""
-    members = 1
-    if work * batch * steps * directions > _SMALL:
-        members = max(1, count // directions)
+    if count == 1 or work * batch * steps * directions <= _SMALL:
+        return [[loops.Team(0, batch, 0, 0, 1, _NOBODY)] for _ in range(directions)]
+    members = max(1, count // directions)
     counter = [np.zeros(1, np.int64) for _ in range(directions)]
     if members > 1 and batch < 4 * members and not whole_rows:
         if work * batch < _STEP:
@@ -316,7 +368,10 @@ def _together(
 
 def _divided(count: int, work: int, function: Any, arguments: tuple[Any, ...], rows: int) -> None:
     """function(*arguments, begin, end) over all rows, in parts."""
-    parts = count if work > _SMALL else 1
+    if count == 1 or work <= _SMALL:
+        function(*arguments, 0, rows)
+        return
+    parts = count
     parts = max(1, min(parts, rows))
     bounds = [rows * k // parts for k in range(parts + 1)]
     threads.run([(function, (*arguments, bounds[k], bounds[k + 1])) for k in range(parts)])
@@ -355,14 +410,17 @@ def _forward(
     D, B, P = h.shape
     G, I = o.gates, x.shape[1]  # noqa: E741
     visits = [_visits(steps, d == 1, None) for d in range(D)]
-    most = steps.rows if save else _CHUNK // (G * H * dtype.itemsize)
-    chunks = [_chunks(v, most) for v in visits]
-    rows = max((int(visits[0].count[i:j].sum()) for i, j in chunks[0]), default=0)
-    if D == 2:
-        rows = max(rows, *(int(visits[1].count[i:j].sum()) for i, j in chunks[1]), 0)
+    most, rows = _CHUNK // (G * H * dtype.itemsize), steps.rows
+    if save or rows <= most:
+        chunks = [[(0, steps.num_steps)]] * D
+    else:
+        chunks = [_chunks(v, most) for v in visits]
+        rows = max(
+            int(v.count[i:j].sum()) for v, of in zip(visits, chunks, strict=True) for i, j in of
+        )
 
     def room(width: int, wanted: bool = True) -> Array:
-        return _room(rows * width, dtype) if wanted else empty
+        return np.empty(rows * width, dtype) if wanted else empty
 
     tapes, running = [], []
     for d in range(D):
@@ -392,28 +450,30 @@ def _forward(
     step_work = G * H * P
     work = step_work * steps.rows * D
     teams = _teams(count, D, B, steps.num_steps, step_work, spec.layer_norm)
-    flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+    flat_x, flat_y = _flat(x), y.reshape(-1)
     for k in range(max(map(len, chunks))):
         tasks: list[list[threads.Task]] = []
         for d in range(D):
             if k >= len(chunks[d]):
                 continue
             w, tape, (i, j) = layer[d], tapes[d], chunks[d][k]
-            row, size = visits[d].row[i:j], visits[d].count[i:j]
-            first = int(row.min(initial=steps.rows))
-            n = int(size.sum())
+            local, first, n = visits[d], 0, steps.rows
+            if n > rows:
+                row, size = local.row[i:j], local.count[i:j]
+                first, n = int(row.min()), int(size.sum())
+                local = loops.Steps(row - first, size, local.cut[i:j])
             t = tape.tape
             _divided(
                 count, G * H * I * n, product,
                 (t.gates, G * H, G * H, w.bias, flat_x, first * I, I, 1, w.by_input, I), n,
             )  # fmt: skip
             if spec.layer_norm:
-                shift = empty if w.w.b_ih is None else w.w.b_ih
+                gain = _flat(w.w.ln_ih)
+                shift = empty if w.w.b_ih is None else _flat(w.w.b_ih)
                 _divided(
                     count, n * G * H * 10, loops.normalise_inputs,
-                    (t.gates, tape.x_hats, tape.x_scales, w.w.ln_ih, shift, G, H, o.first), n,
+                    (t.gates, tape.x_hats, tape.x_scales, gain, shift, G, H, o.first), n,
                 )  # fmt: skip
-            local = loops.Steps(row - first, size, visits[d].cut[i:j])
             own = _of_masks(masks, d, first, first + n, empty)
             sizes = loops.Sizes(H, P, D, d)
             at = first * D * P
@@ -470,14 +530,14 @@ def _backward(
             np.empty(B * H, dtype),
             np.empty(B * H, dtype) if own.keep_c.size else empty,
             np.empty(B * P, dtype) if own.recurrent.size else empty,
-            _room(N * slots * H, dtype),
-            _room(N * G * H, dtype) if spec.layer_norm else empty,
+            np.empty(N * slots * H, dtype),
+            np.empty(N * G * H, dtype) if spec.layer_norm else empty,
             np.empty(N * H, dtype) if w.w.ln_c is not None else empty,
         )
         found.append(g)
         visits = _visits(kept.steps, d == 1, spec.truncate)
         sizes = loops.Sizes(H, P, D, d)
-        flat_dy = empty if dy is None else dy.reshape(-1)
+        flat_dy = empty if dy is None else _flat(dy)
         tasks.append(
             [
                 (
@@ -522,7 +582,7 @@ def _weights(
         by_x, x_row, by_h, h_row = np.empty(N * G * H, dtype), G * H, g.d_norm, G * H
         _divided(
             count, N * G * H * 10, loops.normalise_inputs_back,
-            (g.d, slots * H, tape.x_hats, tape.x_scales, w.w.ln_ih, G, H, o.first, by_x), N,
+            (g.d, slots * H, tape.x_hats, tape.x_scales, _flat(w.w.ln_ih), G, H, o.first, by_x), N,
         )  # fmt: skip
         more["ln_ih"] = np.einsum("nk,nk->k", d[:, : G * H], tape.x_hats.reshape(N, G * H))
         more["ln_hh"] = np.einsum("nk,nk->k", of_h, t.hats.reshape(N, G * H))

@@ -26,8 +26,7 @@ _BOUND = ir.IntType(32)
 
 
 def _name(kind: Any) -> str:
-    bits = "f32" if kind == types.float32 else "f64"
-    return bits
+    return "f32" if kind == types.float32 else "f64"
 
 
 def _fmuladd(builder: Any, kind: Any, lanes: int, *operands: Any) -> Any:
