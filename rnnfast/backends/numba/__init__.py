@@ -142,10 +142,7 @@ class Direction:
             matrices.append(w.w_hr)
         elif self.split < w.w_hh.shape[0]:
             matrices.append(w.w_hh[self.split :])
-        first, second = (
-            *(_packed(m if back else m.T) for m in matrices),
-            *[self.empty] * (2 - len(matrices)),
-        )
+        first, second = [*(_packed(m if back else m.T) for m in matrices), self.empty][:2]
         after = o.cell == loops.GRU_AFTER and not o.norm and w.b_hh is not None
         return loops.Recurrent(
             first,
@@ -456,13 +453,13 @@ def _forward(
         for d in range(D):
             if k >= len(chunks[d]):
                 continue
-            w, tape, (i, j) = layer[d], tapes[d], chunks[d][k]
+            w, kept, (i, j) = layer[d], tapes[d], chunks[d][k]
             local, first, n = visits[d], 0, steps.rows
             if n > rows:
                 row, size = local.row[i:j], local.count[i:j]
                 first, n = int(row.min()), int(size.sum())
                 local = loops.Steps(row - first, size, local.cut[i:j])
-            t = tape.tape
+            t = kept.tape
             _divided(
                 count, G * H * I * n, product,
                 (t.gates, G * H, G * H, w.bias, flat_x, first * I, I, 1, w.by_input, I), n,
@@ -472,7 +469,7 @@ def _forward(
                 shift = empty if w.w.b_ih is None else _flat(w.w.b_ih)
                 _divided(
                     count, n * G * H * 10, loops.normalise_inputs,
-                    (t.gates, tape.x_hats, tape.x_scales, gain, shift, G, H, o.first), n,
+                    (t.gates, kept.x_hats, kept.x_scales, gain, shift, G, H, o.first), n,
                 )  # fmt: skip
             own = _of_masks(masks, d, first, first + n, empty)
             sizes = loops.Sizes(H, P, D, d)

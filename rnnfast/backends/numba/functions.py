@@ -13,13 +13,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.core.extending import overload
+from numba import types
 
 from ...spec import ACTIVATIONS
+from .compiled import jit, overload
 from .lanes import fma, from_bits, stay_apart, to_bits
 
-jit = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 NAMES = list(ACTIVATIONS)
 _SIGMOID, _TANH, _RELU, _LINEAR = map(NAMES.index, ("sigmoid", "tanh", "relu", "linear"))
 _AFFINE, _LEAKY, _THRESHOLDED = map(NAMES.index, ("affine", "leaky_relu", "thresholded_relu"))

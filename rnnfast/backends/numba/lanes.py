@@ -15,7 +15,8 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.extending import intrinsic
+
+from .compiled import intrinsic
 
 PANEL_BYTES = 256  # of one row of a panel
 _WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
@@ -134,7 +135,8 @@ def _tile(rows: int) -> Any:
                 builder, zero, columns_, ir.Constant(_INTP, _VECTORS * lanes), _INTP
             ) as (column, _):
                 here = builder.trunc(column, _BOUND)
-                masks, targets = [], []
+                masks: list[Any] = []
+                targets: list[list[Any]] = []
                 for v in range(_VECTORS):
                     lane = ir.Constant(
                         ir.VectorType(_BOUND, lanes), [v * lanes + k for k in range(lanes)]

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .functions import activate, activate_back, jit
+from .compiled import entry, jit
+from .functions import activate, activate_back
 from .lanes import arrive, arrived, give_way
 from .norms import normalise, normalise_back, scale_and_shift
-from .products import entry, multiply, panel_width
+from .products import multiply, panel_width
 
 LSTM, GRU_AFTER, GRU_BEFORE, RNN, GATED = range(5)
 _UNITS = np.intp(16)  # a member's share is a multiple of this
@@ -212,7 +213,7 @@ def _mask_at(mask: Any, row: int, width: int) -> int:
 
 
 @jit
-def _panels(columns: int, panels: Any) -> int:
+def _panels(columns: int, panels: Any) -> Any:
     width = panel_width(panels)
     return (columns + width - 1) // width
 

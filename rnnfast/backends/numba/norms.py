@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from numba import njit
-
 from ...reference.common import NORM_EPS
-from .functions import jit
+from .compiled import jit, jit_sum
 from .lanes import stay_apart
 
-_sums = njit(
-    error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, fastmath={"reassoc"}
-)
 
-
-@_sums
+@jit_sum
 def _sum(row: Any) -> Any:
     total = row[0] * 0
     for j in range(len(row)):
@@ -24,7 +18,7 @@ def _sum(row: Any) -> Any:
     return total
 
 
-@_sums
+@jit_sum
 def _dot(a: Any, b: Any) -> Any:
     total = a[0] * b[0] * 0
     for j in range(len(a)):

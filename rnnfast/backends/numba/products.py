@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from .functions import jit
+from .compiled import entry, jit
 from .lanes import PANEL_BYTES, stay_apart, tile1, tile2, tile3, tile4, tile5, tile6
 
-entry = njit(error_model="numpy", nogil=True, cache=True)
 _K_BLOCK = 512
 _ROW_BLOCK = 96
 
 
 @jit
-def panel_width(a: Any) -> int:
+def panel_width(a: Any) -> Any:
     return PANEL_BYTES // a.itemsize
 
 
