@@ -87,10 +87,11 @@ def _packed(w: Array) -> Array:
     """A matrix, or a transposed one, as panels."""
     rows, columns = w.shape
     width = PANEL_BYTES // w.itemsize
-    panels = _room(-(-columns // width) * width * rows, w.dtype)
+    number = -(-columns // width)
+    panels = _room(number * width * rows, w.dtype)
     flat = _flat(w if w.flags.c_contiguous else w.T)
     row, column = (stride // w.itemsize for stride in w.strides)
-    pack(flat, row, column, rows, columns, panels)
+    pack(flat, row, column, rows, columns, panels, 0, number)
     return panels
 
 

@@ -1,5 +1,5 @@
 """What Numba has no words for, as LLVM: fused multiply-add, bits of a float, a tile of a matrix
-product held in registers, and a barrier of threads.
+product held in registers, a square transposed there, and a barrier of threads.
 
 A tile is `rows` rows by PANEL columns of c += a w. Each element is one chain of multiply-adds over
 k, in rising order, that starts from what c holds: its bits depend neither on the number of rows
@@ -21,6 +21,7 @@ from .compiled import intrinsic
 PANEL_BYTES = 256  # of one row of a panel
 _WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
 _VECTOR_BYTES, _VECTORS = (64, 4) if _WIDE else (32, 2)  # in registers, for each row of a tile
+SQUARE_BYTES = _VECTOR_BYTES  # of one row of a square
 ROWS = 6  # of the largest tile
 _INTP = ir.IntType(types.intp.bitwidth)
 _BOUND = ir.IntType(32)
@@ -189,6 +190,44 @@ def _tile(rows: int) -> Any:
 
 
 tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows) for rows in range(1, ROWS + 1))
+
+
+@intrinsic
+def square(typingctx: Any, w: Any, w_at: Any, w_row: Any, to: Any, to_at: Any) -> Any:
+    """to[k][j] = w[j][k] for a square of one vector a row; rows of `to` are those of a panel."""
+    kind = w.dtype
+    size = kind.bitwidth // 8
+    lanes = _VECTOR_BYTES // size
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        w_, w_at_, w_row_, to_, to_at_ = arguments
+        vector = ir.VectorType(context.get_value_type(kind), lanes)
+
+        def place(array: Any, value: Any, at: Any, row: int, stride: Any) -> Any:
+            base = builder.gep(context.make_array(array)(context, builder, value).data, [at])
+            here = builder.gep(base, [builder.mul(stride, ir.Constant(_INTP, row))])
+            return builder.bitcast(here, vector.as_pointer())
+
+        rows = [builder.load(place(w, w_, w_at_, r, w_row_), align=size) for r in range(lanes)]
+        # Of every square of 2s by 2s the upper right and the lower left part change places.
+        s = 1
+        while s < lanes:
+            for r in range(lanes):
+                if r & s:
+                    continue
+                a, b = rows[r], rows[r + s]
+                upper = [k if not k & s else lanes + k - s for k in range(lanes)]
+                lower = [k + s if not k & s else lanes + k for k in range(lanes)]
+                masks = (ir.Constant(ir.VectorType(_BOUND, lanes), m) for m in (upper, lower))
+                rows[r], rows[r + s] = (builder.shuffle_vector(a, b, m) for m in masks)
+            s *= 2
+        panel = ir.Constant(_INTP, PANEL_BYTES // size)
+        for r in range(lanes):
+            builder.store(rows[r], place(to, to_, to_at_, r, panel), align=size)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(w, integer, integer, to, integer), generate
 
 
 @intrinsic

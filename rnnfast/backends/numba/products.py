@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 
 from .compiled import entry, jit
-from .lanes import PANEL_BYTES, stay_apart, tile1, tile2, tile3, tile4, tile5, tile6
+from .lanes import (
+    PANEL_BYTES,
+    SQUARE_BYTES,
+    square,
+    stay_apart,
+    tile1,
+    tile2,
+    tile3,
+    tile4,
+    tile5,
+    tile6,
+)
 
 _K_BLOCK = 512
 _ROW_BLOCK = 96
@@ -19,22 +30,35 @@ def panel_width(a: Any) -> Any:
 
 
 @entry
-def pack(w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any) -> None:
-    """Matrix (rows, columns), whose strides are given, to panels (number, rows, width).
+def pack(
+    w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any, begin: int, end: int
+) -> None:
+    """Matrix (rows, columns), one of whose strides is 1, to panels begin to end - 1.
 
-    What a last panel has beyond the columns is zero.
+    Panels are (number, rows, width); what the last has beyond the columns is zero.
     """
     width = panel_width(panels)
-    for p in range((columns + width - 1) // width):
+    side = SQUARE_BYTES // panels.itemsize
+    for p in range(begin, end):
         used = min(width, columns - p * width)
-        # In squares, because one of the strides is long.
-        for first in range(0, rows, 16):
-            for j0 in range(0, width, 16):
-                for k in range(first, min(rows, first + 16)):
-                    to = panels[(p * rows + k) * width + j0 : (p * rows + k) * width + j0 + 16]
-                    at = k * w_row + (p * width + j0) * w_column
-                    for j in range(16):
-                        to[j] = w[at + j * w_column] if j0 + j < used else 0
+        first, to = p * width * w_column, p * rows * width
+        squares = 0 if w_column == 1 else rows // side * side
+        if squares:
+            for j in range(0, used // side * side, side):
+                for k in range(0, squares, side):
+                    square(w, first + j * w_column + k, w_column, panels, to + k * width + j)
+        for k in range(rows):
+            row = panels[to + k * width : to + (k + 1) * width]
+            done = used // side * side if k < squares else 0
+            if w_column == 1:
+                source = w[first + k * w_row : first + k * w_row + used]
+                for j in range(used):
+                    row[j] = source[j]
+            else:
+                for j in range(done, used):
+                    row[j] = w[first + k * w_row + j * w_column]
+            for j in range(used, width):
+                row[j] = 0
 
 
 @jit
