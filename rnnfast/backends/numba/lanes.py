@@ -74,7 +74,7 @@ def from_bits(typingctx: Any, bits: Any) -> Any:
     return result(bits), generate
 
 
-def _tile(rows: int) -> Any:
+def _tile(rows: int, panels: int = 1) -> Any:
     @intrinsic
     def tile(
         typingctx: Any,
@@ -88,6 +88,7 @@ def _tile(rows: int) -> Any:
         a_k: Any,  # elements from k to k + 1
         w: Any,  # rows of PANEL numbers
         w_at: Any,
+        w_panel: Any,  # elements from panel to panel
         count: Any,  # of k
     ) -> Any:
         kind = c.dtype
@@ -95,7 +96,12 @@ def _tile(rows: int) -> Any:
         lanes = _VECTOR_BYTES // size
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            c_, c_at_, c_row_, columns_, a_, a_at_, a_row_, a_k_, w_, w_at_, count_ = arguments
+            c_, c_at_, c_row_, columns_, a_, a_at_, a_row_, a_k_, w_, w_at_, w_panel_, count_ = (
+                arguments
+            )
+            panel = PANEL_BYTES // size
+            # (panel, column) of the vectors of a row
+            vectors = [(p, v * lanes) for p in range(panels) for v in range(_VECTORS)]
             scalar = context.get_value_type(kind)
             vector = ir.VectorType(scalar, lanes)
             mask_type = ir.VectorType(ir.IntType(1), lanes)
@@ -128,19 +134,18 @@ def _tile(rows: int) -> Any:
             alignment = ir.Constant(_BOUND, size)
             zero = ir.Constant(_INTP, 0)
             left = splat(builder.trunc(columns_, _BOUND), ir.VectorType(_BOUND, lanes))
-            sums = [
-                [cgutils.alloca_once(builder, vector) for _ in range(_VECTORS)] for _ in range(rows)
-            ]
-            panel = PANEL_BYTES // size
+            sums = [[cgutils.alloca_once(builder, vector) for _ in vectors] for _ in range(rows)]
+            one_panel = ir.Constant(_INTP, panel)
+            end = builder.select(builder.icmp_signed("<", columns_, one_panel), columns_, one_panel)
             with cgutils.for_range_slice(
-                builder, zero, columns_, ir.Constant(_INTP, _VECTORS * lanes), _INTP
+                builder, zero, end, ir.Constant(_INTP, _VECTORS * lanes), _INTP
             ) as (column, _):
                 here = builder.trunc(column, _BOUND)
                 masks: list[Any] = []
                 targets: list[list[Any]] = []
-                for v in range(_VECTORS):
+                for p, v in vectors:
                     lane = ir.Constant(
-                        ir.VectorType(_BOUND, lanes), [v * lanes + k for k in range(lanes)]
+                        ir.VectorType(_BOUND, lanes), [p * panel + v + k for k in range(lanes)]
                     )
                     number = builder.add(splat(here, lane.type), lane)
                     masks.append(builder.icmp_signed("<", number, left))
@@ -148,13 +153,13 @@ def _tile(rows: int) -> Any:
                     row = builder.mul(c_row_, ir.Constant(_INTP, r))
                     start = builder.gep(c_base, [builder.add(row, column)])
                     targets.append([])
-                    for v in range(_VECTORS):
-                        target = builder.gep(start, [ir.Constant(_INTP, v * lanes)])
+                    for at, (p, v) in enumerate(vectors):
+                        target = builder.gep(start, [ir.Constant(_INTP, p * panel + v)])
                         target = builder.bitcast(target, pointer)
                         targets[r].append(target)
                         nothing = ir.Constant(vector, None)
-                        loaded = builder.call(masked_load, [target, alignment, masks[v], nothing])
-                        builder.store(loaded, sums[r][v])
+                        loaded = builder.call(masked_load, [target, alignment, masks[at], nothing])
+                        builder.store(loaded, sums[r][at])
                 a_rows = [
                     builder.gep(a_base, [builder.mul(a_row_, ir.Constant(_INTP, r))])
                     for r in range(rows)
@@ -164,32 +169,33 @@ def _tile(rows: int) -> Any:
                     k = loop.index
                     w_row = builder.gep(w_start, [builder.mul(k, ir.Constant(_INTP, panel))])
                     loaded = []
-                    for v in range(_VECTORS):
-                        place = builder.gep(w_row, [ir.Constant(_INTP, v * lanes)])
+                    for p, v in vectors:
+                        place = builder.gep(w_row, [ir.Constant(_INTP, v)])
+                        if p:
+                            place = builder.gep(place, [w_panel_])
                         place = builder.bitcast(place, pointer)
                         loaded.append(builder.load(place, align=size))
                     step = builder.mul(k, a_k_)
                     for r in range(rows):
                         factor = splat(builder.load(builder.gep(a_rows[r], [step])), vector)
-                        for v in range(_VECTORS):
+                        for v in range(len(vectors)):
                             total = builder.load(sums[r][v])
                             total = _fmuladd(builder, kind, lanes, factor, loaded[v], total)
                             builder.store(total, sums[r][v])
                 for r in range(rows):
-                    for v in range(_VECTORS):
+                    for v in range(len(vectors)):
                         total = builder.load(sums[r][v])
                         builder.call(masked_store, [total, targets[r][v], alignment, masks[v]])
             return context.get_dummy_value()
 
         integers = types.intp
-        return types.void(
-            c, integers, integers, integers, a, integers, integers, integers, w, integers, integers
-        ), generate
+        return types.void(c, *[integers] * 3, a, *[integers] * 3, w, *[integers] * 3), generate
 
     return tile
 
 
 tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows) for rows in range(1, ROWS + 1))
+pair1 = _tile(1, panels=2)  # one row keeps a processor busy with two panels at a time
 
 
 @intrinsic

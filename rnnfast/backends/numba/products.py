@@ -10,6 +10,7 @@ from .compiled import entry, jit
 from .lanes import (
     PANEL_BYTES,
     SQUARE_BYTES,
+    pair1,
     square,
     stay_apart,
     tile1,
@@ -80,6 +81,20 @@ def multiply(
     """c += a w for `rows` rows and the panels first to last - 1; count is how long the sums are."""
     stay_apart()
     width = panel_width(panels)
+    next_ = count * width
+    if rows == 1:
+        p = first
+        while p < last:
+            to, w_at, left = c_at + p * width, p * next_, columns - p * width
+            if p + 1 < last:
+                used = min(2 * width, left)
+                pair1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                p += 2
+            else:
+                used = min(width, left)
+                tile1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                p += 1
+        return
     for k in range(0, count, _K_BLOCK):
         part = min(_K_BLOCK, count - k)
         for begin in range(0, rows, _ROW_BLOCK):
@@ -94,17 +109,17 @@ def multiply(
                     size = (left + (left + 5) // 6 - 1) // ((left + 5) // 6)
                     to, from_ = c_at + r * c_row + p * width, a_at + r * a_row + k * a_k
                     if size == 6:
-                        tile6(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                        tile6(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
                     elif size == 5:
-                        tile5(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                        tile5(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
                     elif size == 4:
-                        tile4(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                        tile4(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
                     elif size == 3:
-                        tile3(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                        tile3(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
                     elif size == 2:
-                        tile2(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                        tile2(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
                     else:
-                        tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, part)
+                        tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
                     r += size
 
 
