@@ -16,7 +16,7 @@ except ImportError as error:
 from ...reference.precision import ROUNDED
 from ...spec import Activation, Masks, Spec, Steps
 from ...weights import Layer, Weights
-from .. import Array
+from .. import Array, Shortcut
 from . import loops, threads
 from .functions import NAMES
 from .lanes import PANEL_BYTES
@@ -25,7 +25,7 @@ from .products import pack, product
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
 _SMALL = 2_000_000  # multiplications that are not worth a second thread
 _NOBODY = np.zeros(1, np.int64)
-_STEP = 500_000  # multiplications of one step that are worth dividing its units
+_STEP = 150_000  # multiplications of one step that are worth dividing its units
 _KINDS = {"lstm": loops.LSTM, "rnn": loops.RNN, "gated": loops.GATED}
 _FIRST = {loops.LSTM: 4, loops.RNN: 1, loops.GATED: 3, loops.GRU_AFTER: 2, loops.GRU_BEFORE: 2}
 
@@ -100,6 +100,7 @@ class Direction:
 
     def __init__(self, spec: Spec, options: loops.Options, w: Weights) -> None:
         self.w = w
+        self.spec = spec
         self.options = options
         self.empty = np.empty(0, w.w_hh.dtype)
         self.hidden = w.w_hh.shape[0] // options.gates
@@ -193,8 +194,8 @@ class Numba:
             layer = tuple(w._replace(w_ih=rounded(w.w_ih), w_hh=rounded(w.w_hh)) for w in layer)
         return [Direction(spec, options, w) for w in layer]
 
-    def shortcut(self, prepared: list[Any]) -> None:
-        return None
+    def shortcut(self, prepared: list[list[Direction]]) -> Shortcut:
+        return _Shortcut(prepared)
 
     def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> None:
         return None
@@ -289,6 +290,66 @@ class Numba:
                 at = of.start
         assert dy is not None
         return dy, gradients, dh, dc
+
+
+class _Shortcut:
+    """Calls that need no conversion, without buffers of the caller's."""
+
+    def __init__(self, prepared: list[list[Direction]]) -> None:
+        one = prepared[0][0]
+        self.prepared = prepared
+        self.spec = one.spec
+        self.dtype = one.empty.dtype
+        self.input_size = one.w.w_ih.shape[1]
+        self.directions, self.count = len(prepared[0]), len(prepared[0]) * len(prepared)
+        self.sizes = one.w.w_hh.shape[1], one.hidden
+
+    def __call__(self, x: Any, state: Any, out: Any) -> tuple[Any, Any] | None:
+        if out is not None or not self._fits(x) or x.ndim != 3 or x.shape[2] != self.input_size:
+            return None
+        num_steps, batch, _ = x.shape
+        shapes = [(self.count, batch, size) for size in self.sizes]
+        has_c = self.spec.info.has_c
+        given = (state,) if not has_c else state
+        if state is None:
+            given = None, None
+        elif (
+            type(given) is not tuple
+            or len(given) != 1 + has_c
+            or not all(
+                self._fits(a) and a.shape == shape for a, shape in zip(given, shapes, strict=False)
+            )
+        ):
+            return None
+        if num_steps == 0:
+            return None
+        y = np.empty((num_steps, batch, self.directions * self.sizes[0]), self.dtype)
+        rows = num_steps * batch
+        flat = y.reshape(rows, y.shape[2])
+        ys = [np.empty_like(flat) for _ in self.prepared[1:]] + [flat]
+        h_n, c_n = np.empty(shapes[0], self.dtype), None
+        if has_c:
+            c_n = np.empty(shapes[1], self.dtype)
+        BACKEND.forward(
+            self.spec,
+            self.prepared,
+            x.reshape(rows, self.input_size),
+            Steps(num_steps, batch),
+            given[0],
+            given[1] if has_c else None,
+            ys,
+            h_n,
+            c_n,
+            None,
+            None,
+        )
+        return y, (h_n, c_n) if has_c else h_n
+
+    def _fits(self, a: Any) -> bool:
+        if type(a) is not np.ndarray or a.dtype != self.dtype:
+            return False
+        flags = a.flags
+        return flags.c_contiguous and flags.aligned
 
 
 def _start(running: Array, initial: Array | None) -> None:
