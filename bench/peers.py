@@ -53,9 +53,12 @@ def missing(peer: Peer) -> list[str]:
 
 
 class Rnnfast(Peer):
-    """The functional API, on the backend that RNNFAST_BACKEND names, else the native one."""
+    """The functional API, by default on the backend that RNNFAST_BACKEND names, else native."""
 
     name = "rnnfast"
+
+    def __init__(self, backend: str = "auto") -> None:
+        self.backend = backend
 
     def supports(self, spec: Spec, shape: Shape, mode: Mode) -> bool:
         return True
@@ -71,7 +74,11 @@ class Rnnfast(Peer):
             self.weights(problem),
             problem.state,
         )
-        how: dict[str, Any] = {**options(problem.spec), "lengths": problem.lengths}
+        how: dict[str, Any] = {
+            **options(problem.spec),
+            "lengths": problem.lengths,
+            "backend": self.backend,
+        }
         if problem.mode == "forward":
             call = partial(getattr(rnnfast, cell), x, weights, state_0, **how)
             return Contender(call, lambda got: named(*got))
@@ -99,7 +106,8 @@ class RnnfastPacked(Rnnfast):
 
     def weights(self, problem: Problem) -> Any:
         spec = problem.spec
-        return rnnfast.pack(problem.weights, cell=spec.cell, **options(spec))
+        how = options(spec)
+        return rnnfast.pack(problem.weights, cell=spec.cell, backend=self.backend, **how)
 
 
 class _Torch(Peer):

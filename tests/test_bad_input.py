@@ -720,7 +720,7 @@ BAD_PACK: tuple[
     ("the backend is misnamed", {"backend": "nativ"}, ValueError, ("backend:", "'nativ'")),
     ("the backend is None", {"backend": None}, (ValueError, TypeError), ("backend:", "None")),
     ("the backend is a list", {"backend": []}, (ValueError, TypeError), ("backend:", "list")),
-    ("the backend is planned", {"backend": "numba"}, UnsupportedError, ("'numba'", "can")),
+    ("the backend is planned", {"backend": "cuda"}, UnsupportedError, ("'cuda'", "can")),
     ("weights is None", {"weights": None}, TypeError, ("weights:", "None")),
     ("weights is empty", {"weights": []}, ValueError, ("weights:", "empty")),
     ("clip is 0", {"clip": 0}, ValueError, ("clip:", "above 0", "0")),

@@ -24,9 +24,17 @@ from helpers import (
 from tolerance import DIFFERENCES, TORCH, assert_close
 
 import rnnfast
+from rnnfast.backends import get
 from rnnfast.spec import Spec, all_specs
 
 COTANGENTS = ("dy", "dh_n", "dc_n")
+
+
+@pytest.fixture
+def target(target: str) -> str:
+    if not get(target, Spec("lstm")).twice:
+        pytest.skip(f"backend {target!r} has no second derivatives")
+    return target
 
 
 def normal_like(value: Any, rng: np.random.Generator) -> Any:

@@ -93,8 +93,9 @@ class Backend(Protocol):
 _MODULES = {
     "native": "rnnfast.backends.native",
     "reference": "rnnfast.backends.reference",
+    "numba": "rnnfast.backends.numba",
 }
-_PLANNED = ("numba", "cuda")
+_PLANNED = ("cuda",)
 NAMES = (*_MODULES, *_PLANNED)
 
 

@@ -1,0 +1,286 @@
+"""What Numba has no words for, as LLVM: fused multiply-add, bits of a float, a tile of a matrix
+product held in registers, a square transposed there, and a barrier of threads.
+
+A tile is `rows` rows by PANEL columns of c += a w. Each element is one chain of multiply-adds over
+k, in rising order, that starts from what c holds: its bits depend neither on the number of rows
+of the tile nor on how k is cut into blocks.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from .compiled import intrinsic
+
+PANEL_BYTES = 256  # of one row of a panel
+_WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
+_VECTOR_BYTES, _VECTORS = (64, 4) if _WIDE else (32, 2)  # in registers, for each row of a tile
+SQUARE_BYTES = _VECTOR_BYTES  # of one row of a square
+ROWS = 6  # of the largest tile
+_INTP = ir.IntType(types.intp.bitwidth)
+_BOUND = ir.IntType(32)
+
+
+def _name(kind: Any) -> str:
+    return "f32" if kind == types.float32 else "f64"
+
+
+def _fmuladd(builder: Any, kind: Any, lanes: int, *operands: Any) -> Any:
+    """a * b + c, fused where the machine can."""
+    of = operands[0].type
+    suffix = _name(kind) if lanes == 1 else f"v{lanes}{_name(kind)}"
+    signature = ir.FunctionType(of, [of, of, of])
+    f = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fmuladd.{suffix}")
+    return builder.call(f, operands)
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of numbers of one type, rounded once where the machine can."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _fmuladd(builder, a, 1, *arguments)
+
+    if not a == b == c:
+        return None
+    return a(a, a, a), generate
+
+
+@intrinsic
+def to_bits(typingctx: Any, a: Any) -> Any:
+    """The bits of a float as an integer of its size."""
+    result = types.int32 if a == types.float32 else types.int64
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(result))
+
+    return result(a), generate
+
+
+@intrinsic
+def from_bits(typingctx: Any, bits: Any) -> Any:
+    """The float that has these bits."""
+    result = types.float32 if bits == types.int32 else types.float64
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(result))
+
+    return result(bits), generate
+
+
+def _tile(rows: int, panels: int = 1) -> Any:
+    @intrinsic
+    def tile(
+        typingctx: Any,
+        c: Any,  # array
+        c_at: Any,  # of its first element
+        c_row: Any,  # elements from row to row
+        columns: Any,  # of c that are there, from 1 up; what lies beyond is not touched
+        a: Any,
+        a_at: Any,
+        a_row: Any,
+        a_k: Any,  # elements from k to k + 1
+        w: Any,  # rows of PANEL numbers
+        w_at: Any,
+        w_panel: Any,  # elements from panel to panel
+        count: Any,  # of k
+    ) -> Any:
+        kind = c.dtype
+        size = kind.bitwidth // 8
+        lanes = _VECTOR_BYTES // size
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            c_, c_at_, c_row_, columns_, a_, a_at_, a_row_, a_k_, w_, w_at_, w_panel_, count_ = (
+                arguments
+            )
+            panel = PANEL_BYTES // size
+            # (panel, column) of the vectors of a row
+            vectors = [(p, v * lanes) for p in range(panels) for v in range(_VECTORS)]
+            scalar = context.get_value_type(kind)
+            vector = ir.VectorType(scalar, lanes)
+            mask_type = ir.VectorType(ir.IntType(1), lanes)
+            suffix = f"v{lanes}{_name(kind)}.p0"
+            pointer = vector.as_pointer()
+
+            def data(array_type: Any, value: Any, at: Any) -> Any:
+                base = context.make_array(array_type)(context, builder, value).data
+                return builder.gep(base, [at])
+
+            def splat(value: Any, of: Any) -> Any:
+                undefined = ir.Constant(of, ir.Undefined)
+                first = builder.insert_element(undefined, value, ir.Constant(_BOUND, 0))
+                zeros = ir.Constant(ir.VectorType(_BOUND, of.count), [0] * of.count)
+                return builder.shuffle_vector(first, undefined, zeros)
+
+            masked_load = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(vector, [pointer, _BOUND, mask_type, vector]),
+                f"llvm.masked.load.{suffix}",
+            )
+            masked_store = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(ir.VoidType(), [vector, pointer, _BOUND, mask_type]),
+                f"llvm.masked.store.{suffix}",
+            )
+            c_base = data(c, c_, c_at_)
+            a_base = data(a, a_, a_at_)
+            w_base = data(w, w_, w_at_)
+            alignment = ir.Constant(_BOUND, size)
+            zero = ir.Constant(_INTP, 0)
+            left = splat(builder.trunc(columns_, _BOUND), ir.VectorType(_BOUND, lanes))
+            sums = [[cgutils.alloca_once(builder, vector) for _ in vectors] for _ in range(rows)]
+            one_panel = ir.Constant(_INTP, panel)
+            end = builder.select(builder.icmp_signed("<", columns_, one_panel), columns_, one_panel)
+            with cgutils.for_range_slice(
+                builder, zero, end, ir.Constant(_INTP, _VECTORS * lanes), _INTP
+            ) as (column, _):
+                here = builder.trunc(column, _BOUND)
+                masks: list[Any] = []
+                targets: list[list[Any]] = []
+                for p, v in vectors:
+                    lane = ir.Constant(
+                        ir.VectorType(_BOUND, lanes), [p * panel + v + k for k in range(lanes)]
+                    )
+                    number = builder.add(splat(here, lane.type), lane)
+                    masks.append(builder.icmp_signed("<", number, left))
+                for r in range(rows):
+                    row = builder.mul(c_row_, ir.Constant(_INTP, r))
+                    start = builder.gep(c_base, [builder.add(row, column)])
+                    targets.append([])
+                    for at, (p, v) in enumerate(vectors):
+                        target = builder.gep(start, [ir.Constant(_INTP, p * panel + v)])
+                        target = builder.bitcast(target, pointer)
+                        targets[r].append(target)
+                        nothing = ir.Constant(vector, None)
+                        loaded = builder.call(masked_load, [target, alignment, masks[at], nothing])
+                        builder.store(loaded, sums[r][at])
+                a_rows = [
+                    builder.gep(a_base, [builder.mul(a_row_, ir.Constant(_INTP, r))])
+                    for r in range(rows)
+                ]
+                w_start = builder.gep(w_base, [column])
+                with cgutils.for_range(builder, count_, intp=_INTP) as loop:
+                    k = loop.index
+                    w_row = builder.gep(w_start, [builder.mul(k, ir.Constant(_INTP, panel))])
+                    loaded = []
+                    for p, v in vectors:
+                        place = builder.gep(w_row, [ir.Constant(_INTP, v)])
+                        if p:
+                            place = builder.gep(place, [w_panel_])
+                        place = builder.bitcast(place, pointer)
+                        loaded.append(builder.load(place, align=size))
+                    step = builder.mul(k, a_k_)
+                    for r in range(rows):
+                        factor = splat(builder.load(builder.gep(a_rows[r], [step])), vector)
+                        for v in range(len(vectors)):
+                            total = builder.load(sums[r][v])
+                            total = _fmuladd(builder, kind, lanes, factor, loaded[v], total)
+                            builder.store(total, sums[r][v])
+                for r in range(rows):
+                    for v in range(len(vectors)):
+                        total = builder.load(sums[r][v])
+                        builder.call(masked_store, [total, targets[r][v], alignment, masks[v]])
+            return context.get_dummy_value()
+
+        integers = types.intp
+        return types.void(c, *[integers] * 3, a, *[integers] * 3, w, *[integers] * 3), generate
+
+    return tile
+
+
+tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows) for rows in range(1, ROWS + 1))
+pair1 = _tile(1, panels=2)  # one row keeps a processor busy with two panels at a time
+
+
+@intrinsic
+def square(typingctx: Any, w: Any, w_at: Any, w_row: Any, to: Any, to_at: Any) -> Any:
+    """to[k][j] = w[j][k] for a square of one vector a row; rows of `to` are those of a panel."""
+    kind = w.dtype
+    size = kind.bitwidth // 8
+    lanes = _VECTOR_BYTES // size
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        w_, w_at_, w_row_, to_, to_at_ = arguments
+        vector = ir.VectorType(context.get_value_type(kind), lanes)
+
+        def place(array: Any, value: Any, at: Any, row: int, stride: Any) -> Any:
+            base = builder.gep(context.make_array(array)(context, builder, value).data, [at])
+            here = builder.gep(base, [builder.mul(stride, ir.Constant(_INTP, row))])
+            return builder.bitcast(here, vector.as_pointer())
+
+        rows = [builder.load(place(w, w_, w_at_, r, w_row_), align=size) for r in range(lanes)]
+        # Of every square of 2s by 2s the upper right and the lower left part change places.
+        s = 1
+        while s < lanes:
+            for r in range(lanes):
+                if r & s:
+                    continue
+                a, b = rows[r], rows[r + s]
+                upper = [k if not k & s else lanes + k - s for k in range(lanes)]
+                lower = [k + s if not k & s else lanes + k for k in range(lanes)]
+                masks = (ir.Constant(ir.VectorType(_BOUND, lanes), m) for m in (upper, lower))
+                rows[r], rows[r + s] = (builder.shuffle_vector(a, b, m) for m in masks)
+            s *= 2
+        panel = ir.Constant(_INTP, PANEL_BYTES // size)
+        for r in range(lanes):
+            builder.store(rows[r], place(to, to_, to_at_, r, panel), align=size)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(w, integer, integer, to, integer), generate
+
+
+@intrinsic
+def arrive(typingctx: Any, counter: Any) -> Any:
+    """Add 1 to counter[0]; return what it was."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(counter)(context, builder, arguments[0]).data
+        one = ir.Constant(data.type.pointee, 1)
+        return builder.atomic_rmw("add", data, one, "acq_rel")
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def arrived(typingctx: Any, counter: Any) -> Any:
+    """counter[0], as other threads have left it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(counter)(context, builder, arguments[0]).data
+        return builder.load_atomic(data, "acquire", 8)
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def give_way(typingctx: Any) -> Any:
+    """Let another thread have the processor, where the system has a call for that."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if os.name == "posix":
+            f = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, f, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def stay_apart(typingctx: Any) -> Any:
+    """The function that this stands in is called, never copied into its callers.
+
+    Without it LLVM compiles the larger ones a dozen times.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -1,0 +1,723 @@
+"""The time loops: one function for a forward pass of one direction over some steps, one for BPTT.
+
+Every cell and option goes through them; what differs is chosen row by row, outside the loops over
+units. Equations: rnnfast/reference/<cell>.py. All arrays are flat. Rows of the batch that fall to
+other members of a team are independent of this one's; with `team.units` a member has all rows but
+some units of each, and the members meet at a barrier.
+
+The state runs in place: h and c begin as the initial state, rows that have not started keep it,
+and rows that have ended keep theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .compiled import entry, jit
+from .functions import activate, activate_back
+from .lanes import arrive, arrived, give_way
+from .norms import normalise, normalise_back, scale_and_shift
+from .products import multiply, panel_width
+
+LSTM, GRU_AFTER, GRU_BEFORE, RNN, GATED = range(5)
+_UNITS = np.intp(16)  # a member's share is a multiple of this
+_0, _1, _2 = map(np.intp, range(3))  # a Python int would have a type, and a compilation, of its own
+
+
+class Options(NamedTuple):
+    """What selects the mathematics. A function is (its number, alpha, beta)."""
+
+    cell: int
+    gates: int  # G
+    first: int  # gates of the first product of a step, which come first
+    gate: tuple[float, float, float]
+    candidate: tuple[float, float, float]
+    output: tuple[float, float, float]
+    clip: float  # 0 for none
+    grad_clip: float  # 0 for none
+    input_forget: int
+    norm: int
+    projection: int
+
+
+class Sizes(NamedTuple):
+    hidden: int  # H
+    outputs: int  # P
+    directions: int
+    direction: int
+
+
+class Team(NamedTuple):
+    """One member's part: rows begin to end - 1 or, with `units`, a share of the units."""
+
+    begin: int
+    end: int
+    units: int
+    member: int
+    members: int
+    counter: Any  # (1,) arrivals at the barrier
+
+
+class Steps(NamedTuple):
+    """The visits of one direction, in its order."""
+
+    row: Any  # of the first row, in the arrays below
+    count: Any  # rows
+    cut: Any  # whether gradients stop on the way to the visit before
+
+
+class Recurrent(NamedTuple):
+    """Weights of the loop. Where there are none, arrays are empty: so everywhere below."""
+
+    first: Any  # panels of the first product
+    second: Any  # of the second: of n (GRU), or the projection
+    bias: Any  # (H) of the second product
+    w_peep: Any  # (3, H)
+    gain: Any  # (G, H) ln_hh
+    shift: Any  # (G, H) b_hh where there is a gain
+    c_gain: Any  # (H)
+    c_shift: Any  # (H)
+
+
+class Masks(NamedTuple):
+    recurrent: Any  # (B, P)
+    keep_h: Any  # (n, P) or (P)
+    keep_c: Any  # (n, H) or (H)
+
+
+class Tape(NamedTuple):
+    """What a pass leaves: n rows, those of the steps given."""
+
+    gates: Any  # (n, G, H) in: the x part with biases, out: the values of the gates
+    extra: Any  # (n, H) LSTM: v = output activation; GRU: the recurrent part q of n, or r * h
+    h_before: Any  # (n, P)
+    operand: Any  # the same, or with the mask of recurrent dropout
+    c_before: Any  # (n, H)
+    c_step: Any  # (n, H) c before zoneout, for peepholes
+    hats: Any  # (n, G, H) the recurrent part, normalised
+    c_hats: Any  # (n, H)
+    scales: Any  # (n, 3) of two groups of gates, and of c
+
+
+class Running(NamedTuple):
+    """What the steps hand on, and room to work."""
+
+    h: Any  # (B, P)
+    c: Any  # (B, H)
+    step: Any  # (B, P) h before zoneout
+    raw: Any  # (B, G, H) the recurrent part before normalisation
+    work: Any  # (B, H)
+
+
+class Gradients(NamedTuple):
+    dh: Any  # (B, P) in and out
+    dc: Any  # (B, H)
+    step: Any  # (B, P), or (N, P) with projection: of h before zoneout
+    of_m: Any  # (B, H) of what is projected; the same as `step` without
+    work: Any  # (B, H)
+    kept: Any  # (B, H) of c, what zoneout passes on
+    product: Any  # (B, P) with recurrent dropout: gradient of the masked h
+    d: Any  # (N, G or G + 1, H) of the arguments of the gates; GRU_AFTER: then of q
+    d_norm: Any  # (N, G, H) of the recurrent part before its normalisation
+    du: Any  # (N, H) of the normalised c
+
+
+@jit
+def _meet(team: Any) -> None:
+    if team.members > 1 and team.units:
+        target = (arrive(team.counter) // team.members + 1) * team.members
+        spins = 0
+        while arrived(team.counter) < target:
+            spins += 1
+            if spins > 2000:
+                give_way()
+
+
+@jit
+def _share(team: Any, count: int, multiple: int) -> Any:
+    """A member's part of `count` units or panels."""
+    if not team.units:
+        return 0, count
+    blocks = (count + multiple - 1) // multiple
+    begin = blocks * team.member // team.members * multiple
+    end = blocks * (team.member + 1) // team.members * multiple
+    return min(begin, count), min(end, count)
+
+
+@jit
+def _copy(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
+    a = to[to_at : to_at + count]
+    b = source[at : at + count]
+    for j in range(count):
+        a[j] = b[j]
+
+
+@jit
+def _copy_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, count: int) -> None:
+    a = to[to_at : to_at + count]
+    b = source[at : at + count]
+    c = by[by_at : by_at + count]
+    for j in range(count):
+        a[j] = b[j] * c[j]
+
+
+@jit
+def _add(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
+    a = to[to_at : to_at + count]
+    b = source[at : at + count]
+    for j in range(count):
+        a[j] += b[j]
+
+
+@jit
+def _subtract(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
+    a = to[to_at : to_at + count]
+    b = source[at : at + count]
+    for j in range(count):
+        a[j] -= b[j]
+
+
+@jit
+def _add_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, count: int) -> None:
+    a = to[to_at : to_at + count]
+    b = source[at : at + count]
+    c = by[by_at : by_at + count]
+    for j in range(count):
+        a[j] += b[j] * c[j]
+
+
+@jit
+def _keep(k: Any, k_at: int, before: Any, before_at: int, after: Any, at: int, count: int) -> None:
+    """after += k (before - after)"""
+    a = after[at : at + count]
+    b = before[before_at : before_at + count]
+    share = k[k_at : k_at + count]
+    for j in range(count):
+        a[j] += share[j] * (b[j] - a[j])
+
+
+@jit
+def _clear(c: Any, at: int, row: int, rows: int, begin: int, end: int) -> None:
+    for r in range(rows):
+        part = c[at + r * row + begin : at + r * row + end]
+        for j in range(end - begin):
+            part[j] = 0
+
+
+@jit
+def _mask_at(mask: Any, row: int, width: int) -> int:
+    """Where a row of a mask begins, which may be one row for all."""
+    return 0 if mask.size == width else row * width
+
+
+@jit
+def _panels(columns: int, panels: Any) -> Any:
+    width = panel_width(panels)
+    return (columns + width - 1) // width
+
+
+# ------------------------------------------------------------------------------------ forward
+
+
+@jit
+def _lstm_gates(
+    o: Any, w: Any, m: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: int
+) -> None:
+    at, c_at = r * 4 * H + u, b * H + u
+    a = t.gates
+    if t.c_before.size:
+        _copy(t.c_before, r * H + u, s.c, c_at, n)
+    if w.w_peep.size:
+        _add_times(a, at, w.w_peep, u, s.c, c_at, n)
+        _add_times(a, at + H, w.w_peep, H + u, s.c, c_at, n)
+    if n == H and not o.input_forget:
+        activate(o.gate, o.clip, a, at, 2 * H)
+    else:
+        activate(o.gate, o.clip, a, at, n)
+        if not o.input_forget:
+            activate(o.gate, o.clip, a, at + H, n)
+    activate(o.candidate, o.clip, a, at + 2 * H, n)
+    i, f = a[at : at + n], a[at + H : at + H + n]
+    if o.input_forget:
+        for j in range(n):
+            f[j] = 1 - i[j]
+    g = a[at + 2 * H : at + 2 * H + n]
+    c = s.c[c_at : c_at + n]
+    c_next = s.work[c_at : c_at + n]
+    for j in range(n):
+        c_next[j] = f[j] * c[j] + i[j] * g[j]
+    if w.w_peep.size:
+        _add_times(a, at + 3 * H, w.w_peep, 2 * H + u, s.work, c_at, n)
+        if t.c_step.size:
+            _copy(t.c_step, r * H + u, s.work, c_at, n)
+    activate(o.gate, o.clip, a, at + 3 * H, n)
+    if w.c_gain.size:
+        _copy(t.c_hats, r * H, s.work, c_at, H)
+        normalise(t.c_hats, r * H, H, t.scales, r * 3 + 2)
+        scale_and_shift(t.c_hats, r * H, w.c_gain, w.c_shift, _0, H, t.extra, r * H)
+    else:
+        _copy(t.extra, r * H + u, s.work, c_at, n)
+    activate(o.output, 0.0, t.extra, r * H + u, n)
+    if m.keep_c.size:
+        _keep(m.keep_c, _mask_at(m.keep_c, r, H) + u, s.c, c_at, s.work, c_at, n)
+    _copy(s.c, c_at, s.work, c_at, n)
+    to = s.work if o.projection else s.step
+    _copy_times(to, c_at, a, at + 3 * H, t.extra, r * H + u, n)
+
+
+@jit
+def _gru_gates(o: Any, t: Any, H: int, r: int, u: int, n: int) -> None:
+    """r and z, and r h where it acts before the product."""
+    at = r * 3 * H + u
+    if n == H:
+        activate(o.gate, o.clip, t.gates, at, 2 * H)
+    else:
+        activate(o.gate, o.clip, t.gates, at, n)
+        activate(o.gate, o.clip, t.gates, at + H, n)
+    if o.cell == GRU_BEFORE:
+        _copy_times(t.extra, r * H + u, t.gates, at, t.operand, r * H + u, n)
+
+
+@jit
+def _gru_candidate(o: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: int) -> None:
+    at = r * 3 * H + u
+    if o.cell == GRU_AFTER:
+        _add_times(t.gates, at + 2 * H, t.gates, at, t.extra, r * H + u, n)
+    activate(o.candidate, o.clip, t.gates, at + 2 * H, n)
+    z, new = t.gates[at + H : at + H + n], t.gates[at + 2 * H : at + 2 * H + n]
+    h, step = s.h[b * H + u : b * H + u + n], s.step[b * H + u : b * H + u + n]
+    for j in range(n):
+        step[j] = (1 - z[j]) * new[j] + z[j] * h[j]
+
+
+@jit
+def _gated_step(o: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: int) -> None:
+    at = r * 3 * H + u
+    activate(o.gate, o.clip, t.gates, at, n)
+    activate(o.gate, o.clip, t.gates, at + H, n)
+    activate(o.candidate, o.clip, t.gates, at + 2 * H, n)
+    i, f = t.gates[at : at + n], t.gates[at + H : at + H + n]
+    v = t.gates[at + 2 * H : at + 2 * H + n]
+    h, step = s.h[b * H + u : b * H + u + n], s.step[b * H + u : b * H + u + n]
+    for j in range(n):
+        step[j] = f[j] * h[j] + i[j] * v[j]
+
+
+@jit
+def _add_normed(
+    o: Any, w: Any, t: Any, raw: Any, raw_at: int, H: int, r: int, gate: int, gates: int, group: int
+) -> None:
+    """The recurrent part of some gates of a row, normalised, joins the x part."""
+    hat_at = (r * o.gates + gate) * H
+    _copy(t.hats, hat_at, raw, raw_at, gates * H)
+    normalise(t.hats, hat_at, gates * H, t.scales, r * 3 + group)
+    scale_and_shift(t.hats, hat_at, w.gain, w.shift, gate * H, gates * H, raw, raw_at)
+    if not (o.cell == GRU_AFTER and group == 1):
+        _add(t.gates, hat_at, raw, raw_at, gates * H)
+
+
+@jit
+def _finish(
+    z: Any, steps: Any, m: Any, t: Any, s: Any, y: Any, y_at: int, i: int, b: int, u: int, n: int
+) -> None:
+    """From h of the step to everything that h goes to."""
+    P = z.outputs
+    r, at = steps.row[i] + b, b * P + u
+    if m.keep_h.size:
+        _keep(m.keep_h, _mask_at(m.keep_h, r, P) + u, s.h, at, s.step, at, n)
+    _copy(s.h, at, s.step, at, n)
+    _copy(y, y_at + (r * z.directions + z.direction) * P + u, s.step, at, n)
+
+
+@jit
+def _begin(steps: Any, m: Any, t: Any, s: Any, P: int, i: int, b: int, u: int, n: int) -> None:
+    """h of a row, as a step is to read it."""
+    at = (steps.row[i] + b) * P + u
+    _copy(t.h_before, at, s.h, b * P + u, n)
+    if m.recurrent.size:
+        _copy_times(t.operand, at, s.h, b * P + u, m.recurrent, b * P + u, n)
+
+
+@entry
+def forward(
+    o: Any, z: Any, team: Any, steps: Any, w: Any, m: Any, t: Any, s: Any, y: Any, y_at: int
+) -> None:
+    """Run `steps`. y_at is where y has the first of the rows."""
+    H, P, G = z.hidden, z.outputs, o.gates
+    u0, u1 = _share(team, H, _UNITS)
+    v0, v1 = _share(team, P, _UNITS)
+    q0, q1 = _share(team, _panels(o.first * H, w.first), _1)
+    second_columns = P if o.projection else H
+    s0, s1 = _share(team, _panels(second_columns, w.second), _1)
+    width = panel_width(w.first)
+    visits = len(steps.row)
+    if visits:
+        for b in range(team.begin, min(team.end, steps.count[0])):
+            _begin(steps, m, t, s, P, _0, b, v0, v1 - v0)
+        _meet(team)
+    for i in range(visits):
+        row, rows = steps.row[i], min(team.end, steps.count[i]) - team.begin
+        begin = team.begin
+        r = row + begin
+        if rows > 0:
+            if o.norm:
+                _clear(s.raw, begin * G * H, G * H, rows, _0, o.first * H)
+                multiply(
+                    s.raw,
+                    begin * G * H,
+                    G * H,
+                    o.first * H,
+                    rows,
+                    t.operand,
+                    r * P,
+                    P,
+                    _1,
+                    w.first,
+                    P,
+                    q0,
+                    q1,
+                )
+            else:
+                multiply(
+                    t.gates,
+                    r * G * H,
+                    G * H,
+                    o.first * H,
+                    rows,
+                    t.operand,
+                    r * P,
+                    P,
+                    _1,
+                    w.first,
+                    P,
+                    q0,
+                    q1,
+                )
+            if o.cell == GRU_AFTER:
+                for k in range(r, r + rows):
+                    _clear(t.extra, k * H, _0, _1, s0 * width, min(H, s1 * width))
+                    if w.bias.size:
+                        columns = min(H, s1 * width) - s0 * width
+                        _add(t.extra, k * H + s0 * width, w.bias, s0 * width, columns)
+                multiply(t.extra, r * H, H, H, rows, t.operand, r * P, P, _1, w.second, P, s0, s1)
+        _meet(team)
+        for b in range(begin, begin + rows):
+            r = row + b
+            if o.norm:
+                _add_normed(o, w, t, s.raw, b * G * H, H, r, _0, o.first, _0)
+                if o.cell == GRU_AFTER:
+                    _add_normed(o, w, t, t.extra, r * H, H, r, _2, _1, _1)
+            if o.cell == LSTM:
+                _lstm_gates(o, w, m, t, s, H, r, b, u0, u1 - u0)
+            elif o.cell == RNN:
+                activate(o.candidate, o.clip, t.gates, r * H + u0, u1 - u0)
+                _copy(s.step, b * H + u0, t.gates, r * H + u0, u1 - u0)
+            elif o.cell == GATED:
+                _gated_step(o, t, s, H, r, b, u0, u1 - u0)
+            else:
+                _gru_gates(o, t, H, r, u0, u1 - u0)
+                if o.cell == GRU_AFTER:
+                    _gru_candidate(o, t, s, H, r, b, u0, u1 - u0)
+        if o.cell == GRU_BEFORE:
+            _meet(team)
+            r = row + begin
+            if rows > 0 and o.norm:
+                _clear(s.raw, begin * G * H, G * H, rows, 2 * H, 3 * H)
+                multiply(
+                    s.raw,
+                    begin * G * H + 2 * H,
+                    G * H,
+                    H,
+                    rows,
+                    t.extra,
+                    r * H,
+                    H,
+                    _1,
+                    w.second,
+                    H,
+                    s0,
+                    s1,
+                )
+            elif rows > 0:
+                multiply(
+                    t.gates,
+                    r * G * H + 2 * H,
+                    G * H,
+                    H,
+                    rows,
+                    t.extra,
+                    r * H,
+                    H,
+                    _1,
+                    w.second,
+                    H,
+                    s0,
+                    s1,
+                )
+            _meet(team)
+            for b in range(begin, begin + rows):
+                if o.norm:
+                    _add_normed(o, w, t, s.raw, b * G * H + 2 * H, H, row + b, _2, _1, _1)
+                _gru_candidate(o, t, s, H, row + b, b, u0, u1 - u0)
+        elif o.projection:
+            _meet(team)
+            if rows > 0:
+                _clear(s.step, begin * P, P, rows, s0 * width, min(P, s1 * width))
+                multiply(
+                    s.step, begin * P, P, P, rows, s.work, begin * H, H, _1, w.second, H, s0, s1
+                )
+            _meet(team)
+        for b in range(begin, begin + rows):
+            _finish(z, steps, m, t, s, y, y_at, i, b, v0, v1 - v0)
+        if i + 1 < visits:
+            for b in range(begin, min(team.end, steps.count[i + 1])):
+                _begin(steps, m, t, s, P, i + 1, b, v0, v1 - v0)
+        _meet(team)
+
+
+# ----------------------------------------------------------------------------------- backward
+
+
+@jit
+def _gather(z: Any, m: Any, g: Any, dy: Any, r: int, b: int, at: int, u: int, n: int) -> None:
+    """The gradient of h as the cell made it, and in g.dh what zoneout passes on."""
+    P = z.outputs
+    dh = g.dh[b * P + u : b * P + u + n]
+    step = g.step[at + u : at + u + n]
+    if dy.size:
+        dy_at = (r * z.directions + z.direction) * P + u
+        d = dy[dy_at : dy_at + n]
+        for j in range(n):
+            step[j] = dh[j] + d[j]
+    else:
+        for j in range(n):
+            step[j] = dh[j]
+    if m.keep_h.size:
+        k_at = _mask_at(m.keep_h, r, P) + u
+        k = m.keep_h[k_at : k_at + n]
+        for j in range(n):
+            dh[j] = step[j] * k[j]
+            step[j] -= dh[j]
+    else:
+        for j in range(n):
+            dh[j] = 0
+
+
+@jit
+def _lstm_back(
+    o: Any, w: Any, m: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int
+) -> None:
+    at, c_at, one = r * 4 * H + u, b * H + u, r * H + u
+    d, a, most = g.d, t.gates, o.grad_clip
+    _copy_times(d, at + 3 * H, g.of_m, c_at, t.extra, one, n)
+    activate_back(o.gate, o.clip, most, a, at + 3 * H, d, at + 3 * H, n)
+    _copy_times(g.work, c_at, g.of_m, c_at, a, at + 3 * H, n)
+    activate_back(o.output, 0.0, 0.0, t.extra, one, g.work, c_at, n)
+    if w.c_gain.size:
+        _copy(g.du, r * H, g.work, b * H, H)
+        _copy_times(g.work, b * H, g.du, r * H, w.c_gain, _0, H)
+        normalise_back(g.work, b * H, t.c_hats, r * H, t.scales, r * 3 + 2, H)
+    if m.keep_c.size:
+        _copy_times(g.kept, c_at, g.dc, c_at, m.keep_c, _mask_at(m.keep_c, r, H) + u, n)
+        _subtract(g.dc, c_at, g.kept, c_at, n)
+    _add(g.work, c_at, g.dc, c_at, n)
+    if w.w_peep.size:
+        _add_times(g.work, c_at, d, at + 3 * H, w.w_peep, 2 * H + u, n)
+    _copy_times(d, at, g.work, c_at, a, at + 2 * H, n)
+    _copy_times(d, at + H, g.work, c_at, t.c_before, one, n)
+    if o.input_forget:
+        _subtract(d, at, d, at + H, n)
+        _clear(d, at + H, _0, _1, _0, n)
+    else:
+        activate_back(o.gate, o.clip, most, a, at + H, d, at + H, n)
+    activate_back(o.gate, o.clip, most, a, at, d, at, n)
+    _copy_times(d, at + 2 * H, g.work, c_at, a, at, n)
+    activate_back(o.candidate, o.clip, most, a, at + 2 * H, d, at + 2 * H, n)
+    _copy_times(g.dc, c_at, g.work, c_at, a, at + H, n)
+    if m.keep_c.size:
+        _add(g.dc, c_at, g.kept, c_at, n)
+    if w.w_peep.size:
+        _add_times(g.dc, c_at, d, at, w.w_peep, u, n)
+        _add_times(g.dc, c_at, d, at + H, w.w_peep, H + u, n)
+
+
+@jit
+def _gru_back(o: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int) -> None:
+    """All of z and n; r too where it acts after the product, and the gradient of q."""
+    row = 4 * H if o.cell == GRU_AFTER else 3 * H
+    at, a_at, h_at, one = r * row + u, r * 3 * H + u, b * H + u, r * H + u
+    d, most = g.d, o.grad_clip
+    dh, h = g.step[h_at : h_at + n], t.h_before[one : one + n]
+    z, new = t.gates[a_at + H : a_at + H + n], t.gates[a_at + 2 * H : a_at + 2 * H + n]
+    dz, dn = d[at + H : at + H + n], d[at + 2 * H : at + 2 * H + n]
+    for j in range(n):
+        dz[j] = dh[j] * (h[j] - new[j])
+    for j in range(n):
+        dn[j] = dh[j] * (1 - z[j])
+    _add_times(g.dh, h_at, g.step, h_at, t.gates, a_at + H, n)
+    activate_back(o.gate, o.clip, most, t.gates, a_at + H, d, at + H, n)
+    activate_back(o.candidate, o.clip, most, t.gates, a_at + 2 * H, d, at + 2 * H, n)
+    if o.cell == GRU_AFTER:
+        _copy_times(d, at, d, at + 2 * H, t.extra, one, n)
+        activate_back(o.gate, o.clip, most, t.gates, a_at, d, at, n)
+        _copy_times(d, at + 3 * H, d, at + 2 * H, t.gates, a_at, n)
+
+
+@jit
+def _gru_reset_back(o: Any, m: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int) -> None:
+    """r where it acts before the product, given the gradient of r h in g.work."""
+    at, h_at, one = r * 3 * H + u, b * H + u, r * H + u
+    _copy_times(g.d, at, g.work, h_at, t.operand, one, n)
+    activate_back(o.gate, o.clip, o.grad_clip, t.gates, at, g.d, at, n)
+    _copy_times(g.work, h_at, g.work, h_at, t.gates, at, n)
+    if m.recurrent.size:
+        _copy_times(g.work, h_at, g.work, h_at, m.recurrent, h_at, n)
+    _add(g.dh, h_at, g.work, h_at, n)
+
+
+@jit
+def _gated_back(o: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int) -> None:
+    at, h_at, most = r * 3 * H + u, b * H + u, o.grad_clip
+    a, d = t.gates, g.d
+    _copy_times(d, at, g.step, h_at, a, at + 2 * H, n)
+    _copy_times(d, at + H, g.step, h_at, t.h_before, r * H + u, n)
+    _copy_times(d, at + 2 * H, g.step, h_at, a, at, n)
+    _add_times(g.dh, h_at, g.step, h_at, a, at + H, n)
+    activate_back(o.gate, o.clip, most, a, at, d, at, n)
+    activate_back(o.gate, o.clip, most, a, at + H, d, at + H, n)
+    activate_back(o.candidate, o.clip, most, a, at + 2 * H, d, at + 2 * H, n)
+
+
+@jit
+def _normed_back(
+    o: Any, w: Any, t: Any, g: Any, H: int, r: int, source: int, gate: int, gates: int, group: int
+) -> None:
+    """The gradient of some gates' recurrent part, from after its normalisation to before."""
+    at, count = (r * o.gates + gate) * H, gates * H
+    _copy_times(g.d_norm, at, g.d, source, w.gain, gate * H, count)
+    normalise_back(g.d_norm, at, t.hats, at, t.scales, r * 3 + group, count)
+
+
+@entry
+def backward(
+    o: Any, z: Any, team: Any, steps: Any, w: Any, m: Any, t: Any, g: Any, dy: Any
+) -> None:
+    """BPTT through `steps`; w has the panels of its products."""
+    H, P, G = z.hidden, z.outputs, o.gates
+    D = G + 1 if o.cell == GRU_AFTER else G
+    u0, u1 = _share(team, H, _UNITS)
+    v0, v1 = _share(team, P, _UNITS)
+    q0, q1 = _share(team, _panels(P, w.first), _1)
+    s0, s1 = _share(team, _panels(H, w.second), _1)
+    width = panel_width(w.first)
+    n, begin = u1 - u0, team.begin
+    into = g.product if m.recurrent.size else g.dh
+    for i in range(len(steps.row) - 1, -1, -1):
+        row, rows = steps.row[i], min(team.end, steps.count[i]) - begin
+        r = row + begin
+        for b in range(begin, begin + rows):
+            at = (row + b) * P if o.projection else b * P
+            _gather(z, m, g, dy, row + b, b, at, v0, v1 - v0)
+        if o.projection:
+            _meet(team)
+            if rows > 0:
+                _clear(g.of_m, begin * H, H, rows, s0 * width, min(H, s1 * width))
+                multiply(g.of_m, begin * H, H, H, rows, g.step, r * P, P, _1, w.second, P, s0, s1)
+            _meet(team)
+        for b in range(begin, begin + rows):
+            r = row + b
+            if o.cell == LSTM:
+                _lstm_back(o, w, m, t, g, H, r, b, u0, n)
+            elif o.cell == RNN:
+                _copy(g.d, r * H + u0, g.step, b * H + u0, n)
+                activate_back(
+                    o.candidate, o.clip, o.grad_clip, t.gates, r * H + u0, g.d, r * H + u0, n
+                )
+            elif o.cell == GATED:
+                _gated_back(o, t, g, H, r, b, u0, n)
+            else:
+                _gru_back(o, t, g, H, r, b, u0, n)
+            if o.norm:
+                if o.cell != GRU_BEFORE:
+                    _normed_back(o, w, t, g, H, r, r * D * H, _0, o.first, _0)
+                if o.cell == GRU_BEFORE:
+                    _normed_back(o, w, t, g, H, r, (r * D + 2) * H, _2, _1, _1)
+                elif o.cell == GRU_AFTER:
+                    _normed_back(o, w, t, g, H, r, (r * D + 3) * H, _2, _1, _1)
+        _meet(team)
+        r = row + begin
+        d, d_row = (g.d_norm, G * H) if o.norm else (g.d, D * H)
+        if o.cell == GRU_BEFORE:
+            if rows > 0:
+                _clear(g.work, begin * H, H, rows, s0 * width, min(H, s1 * width))
+                multiply(
+                    g.work, begin * H, H, H, rows,
+                    d, r * d_row + 2 * H, d_row, _1, w.second, H, s0, s1,
+                )  # fmt: skip
+            _meet(team)
+            for b in range(begin, begin + rows):
+                _gru_reset_back(o, m, t, g, H, row + b, b, u0, n)
+                if o.norm:
+                    _normed_back(o, w, t, g, H, row + b, (row + b) * D * H, _0, _2, _0)
+            _meet(team)
+        if rows > 0:
+            if m.recurrent.size:
+                _clear(into, begin * P, P, rows, q0 * width, min(P, q1 * width))
+            multiply(
+                into, begin * P, P, P, rows,
+                d, r * d_row, d_row, _1, w.first, o.first * H, q0, q1,
+            )  # fmt: skip
+            if o.cell == GRU_AFTER:
+                slot = 2 if o.norm else 3
+                multiply(
+                    into, begin * P, P, P, rows,
+                    d, r * d_row + slot * H, d_row, _1, w.second, H, s0, s1,
+                )  # fmt: skip
+        _meet(team)
+        if m.recurrent.size:
+            for b in range(begin, begin + rows):
+                at = b * P + v0
+                _add_times(g.dh, at, g.product, at, m.recurrent, at, v1 - v0)
+        if steps.cut[i]:
+            for b in range(begin, min(begin + rows, steps.count[i - 1])):
+                _clear(g.dh, b * P, _0, _1, v0, v1)
+                if o.cell == LSTM:
+                    _clear(g.dc, b * H, _0, _1, u0, u1)
+
+
+# ------------------------------------------------------------------- the normalised x part
+
+
+@entry
+def normalise_inputs(
+    gates: Any, hats: Any, scales: Any, gain: Any, shift: Any, G: int, H: int, first: int,
+    begin: int, end: int,
+) -> None:  # fmt: skip
+    """Rows of W_ih x become gain * normed + shift, in groups of `first` gates and what is left."""
+    for r in range(begin, end):
+        gate = 0
+        while gate < G:
+            count = (first if gate == 0 else G - first) * H
+            at = (r * G + gate) * H
+            _copy(hats, at, gates, at, count)
+            normalise(hats, at, count, scales, r * 2 + (1 if gate else 0))
+            scale_and_shift(hats, at, gain, shift, gate * H, count, gates, at)
+            gate += first if gate == 0 else G
+
+
+@entry
+def normalise_inputs_back(
+    d: Any, d_row: int, hats: Any, scales: Any, gain: Any, G: int, H: int, first: int, to: Any,
+    begin: int, end: int,
+) -> None:  # fmt: skip
+    """to (n, G, H) = the gradient of W_ih x, given that of the normalised."""
+    for r in range(begin, end):
+        gate = 0
+        while gate < G:
+            count = (first if gate == 0 else G - first) * H
+            at = (r * G + gate) * H
+            _copy_times(to, at, d, r * d_row + gate * H, gain, gate * H, count)
+            normalise_back(to, at, hats, at, scales, r * 2 + (1 if gate else 0), count)
+            gate += first if gate == 0 else G

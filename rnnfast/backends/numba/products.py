@@ -1,0 +1,165 @@
+"""Matrix products out of tiles: the right operand is packed into panels, once for all rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .compiled import entry, jit
+from .lanes import (
+    PANEL_BYTES,
+    SQUARE_BYTES,
+    pair1,
+    square,
+    stay_apart,
+    tile1,
+    tile2,
+    tile3,
+    tile4,
+    tile5,
+    tile6,
+)
+
+_K_BLOCK = 512
+_ROW_BLOCK = 96
+
+
+@jit
+def panel_width(a: Any) -> Any:
+    return PANEL_BYTES // a.itemsize
+
+
+@entry
+def pack(
+    w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any, begin: int, end: int
+) -> None:
+    """Matrix (rows, columns), one of whose strides is 1, to panels begin to end - 1.
+
+    Panels are (number, rows, width); what the last has beyond the columns is zero.
+    """
+    width = panel_width(panels)
+    side = SQUARE_BYTES // panels.itemsize
+    for p in range(begin, end):
+        used = min(width, columns - p * width)
+        first, to = p * width * w_column, p * rows * width
+        squares = 0 if w_column == 1 else rows // side * side
+        if squares:
+            for j in range(0, used // side * side, side):
+                for k in range(0, squares, side):
+                    square(w, first + j * w_column + k, w_column, panels, to + k * width + j)
+        for k in range(rows):
+            row = panels[to + k * width : to + (k + 1) * width]
+            done = used // side * side if k < squares else 0
+            if w_column == 1:
+                source = w[first + k * w_row : first + k * w_row + used]
+                for j in range(used):
+                    row[j] = source[j]
+            else:
+                for j in range(done, used):
+                    row[j] = w[first + k * w_row + j * w_column]
+            for j in range(used, width):
+                row[j] = 0
+
+
+@jit
+def multiply(
+    c: Any,
+    c_at: int,
+    c_row: int,
+    columns: int,
+    rows: int,
+    a: Any,
+    a_at: int,
+    a_row: int,
+    a_k: int,
+    panels: Any,
+    count: int,
+    first: int,
+    last: int,
+) -> None:
+    """c += a w for `rows` rows and the panels first to last - 1; count is how long the sums are."""
+    stay_apart()
+    width = panel_width(panels)
+    next_ = count * width
+    if rows == 1:
+        p = first
+        while p < last:
+            to, w_at, left = c_at + p * width, p * next_, columns - p * width
+            if p + 1 < last:
+                used = min(2 * width, left)
+                pair1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                p += 2
+            else:
+                used = min(width, left)
+                tile1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                p += 1
+        return
+    for k in range(0, count, _K_BLOCK):
+        part = min(_K_BLOCK, count - k)
+        for begin in range(0, rows, _ROW_BLOCK):
+            end = min(rows, begin + _ROW_BLOCK)
+            for p in range(first, last):
+                used = min(width, columns - p * width)
+                w_at = (p * count + k) * width
+                r = begin
+                while r < end:
+                    # As equal as can be: 32 rows are 6 + 6 + 5 + 5 + 5 + 5.
+                    left = end - r
+                    size = (left + (left + 5) // 6 - 1) // ((left + 5) // 6)
+                    to, from_ = c_at + r * c_row + p * width, a_at + r * a_row + k * a_k
+                    if size == 6:
+                        tile6(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                    elif size == 5:
+                        tile5(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                    elif size == 4:
+                        tile4(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                    elif size == 3:
+                        tile3(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                    elif size == 2:
+                        tile2(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                    else:
+                        tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                    r += size
+
+
+@entry
+def product(
+    c: Any,
+    c_row: int,
+    columns: int,
+    bias: Any,
+    a: Any,
+    a_at: int,
+    a_row: int,
+    a_k: int,
+    panels: Any,
+    count: int,
+    begin: int,
+    end: int,
+) -> None:
+    """Rows begin to end - 1 of c = a w + bias, where an empty bias is zero."""
+    for r in range(begin, end):
+        row = c[r * c_row : r * c_row + columns]
+        if bias.size:
+            for j in range(columns):
+                row[j] = bias[j]
+        else:
+            for j in range(columns):
+                row[j] = 0
+    width = panel_width(panels)
+    multiply(
+        c,
+        begin * c_row,
+        c_row,
+        columns,
+        end - begin,
+        a,
+        a_at + begin * a_row,
+        a_row,
+        a_k,
+        panels,
+        count,
+        np.intp(0),
+        (columns + width - 1) // width,
+    )

@@ -1,0 +1,240 @@
+"""What is special to the backend numba: its functions, threads, cache, and manners in a process.
+
+That its results are right is tested where all backends are.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, Case, assert_same_bits, forward, problem, python, run
+
+import rnnfast
+from rnnfast.spec import Spec
+
+pytest.importorskip("numba")
+
+# As rnnfast/backends/numba/functions.py states them, in units in the last place.
+MAX_ULP = {
+    "sigmoid": {"float32": 2.5, "float64": 2.0},
+    "tanh": {"float32": 2.6, "float64": 2.3},
+}
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Put the number of threads back."""
+    before = rnnfast.get_num_threads()
+    yield
+    rnnfast.set_num_threads(before)
+
+
+# ---------------------------------------------------------------------------------- functions
+
+
+def applied(name: str, x: Array) -> Array:
+    """A function by way of a cell of 67 equal units: vectors, and what is left of them."""
+    one, zero = np.ones((67, 1), x.dtype), np.zeros((67, 67), x.dtype)
+    weights = rnnfast.Weights(one, zero)
+    y, _ = rnnfast.rnn(x[None, :, None], weights, nonlinearity=name, backend="numba")
+    assert_same_bits({"units": y}, {"units": np.repeat(y[..., :1], 67, axis=-1)})
+    found: Array = y[0, :, 0]
+    return found
+
+
+def truth(name: str, x: Array) -> Array:
+    """The function with more digits than x has."""
+    if x.dtype == np.float32:
+        wide = x.astype(np.float64)
+        e = np.exp(-np.abs(wide))
+        return np.tanh(wide) if name == "tanh" else np.where(wide >= 0, 1, e) / (1 + e)
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workprec(120):
+        if name == "tanh":
+            return np.array([mpmath.tanh(float(v)) for v in x])
+        return np.array([1 / (1 + mpmath.exp(-float(v))) for v in x])
+
+
+@pytest.mark.parametrize("name", MAX_ULP)
+def test_errors_of_functions(name: str, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    count, edge = (100_000, 87) if dtype == "float32" else (3000, 700)
+    log2 = np.log(2) * (rng.integers(-edge, edge, count // 4) + 0.5)  # where the argument jumps
+    signed = rng.choice([-1, 1], count) * 10 ** rng.uniform(-8, np.log10(edge), count)
+    x = np.concatenate([rng.uniform(-25, 25, count), log2, signed]).astype(dtype)
+    found, exact = applied(name, x), truth(name, x)
+    errors = [
+        abs(float((e - type(e)(float(f))) / type(e)(float(np.spacing(np.abs(f))))))
+        for f, e in zip(found, exact, strict=True)
+    ]
+    assert max(errors) <= MAX_ULP[name][dtype]
+
+
+@pytest.mark.parametrize("name", MAX_ULP)
+def test_ends_of_functions(name: str, dtype: str) -> None:
+    big = np.finfo(dtype).max
+    x = np.array([-np.inf, -big, -1000, -0.0, 0.0, 1000, big, np.inf, np.nan], dtype)
+    low, middle = (0, 0.5) if name == "sigmoid" else (-1, 0)
+    wanted = np.array([low] * 3 + [middle] * 2 + [1] * 3 + [np.nan])
+    np.testing.assert_allclose(applied(name, x), wanted, atol=1e-37, rtol=0)
+
+
+# ------------------------------------------------------------------------------------ threads
+
+# Rows are divided, and units with B = 1 where H is large.
+SHAPES = [(7, 33, 65), (25, 130, 17), (30, 1, 520), (6, 3, 1025)]
+
+
+@pytest.mark.parametrize(("T", "B", "H"), SHAPES)
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+def test_threads_do_not_matter(
+    T: int, B: int, H: int, D: int, ragged: bool, spec: Spec, dtype: str
+) -> None:
+    p = problem(Case(spec, T=T, B=B, I=48, H=H, D=D, dtype=dtype, ragged=ragged))
+    rnnfast.set_num_threads(1)
+    wanted = run(p, "numba")
+    for threads in (2, 3, 5):
+        rnnfast.set_num_threads(threads)
+        assert_same_bits(run(p, "numba"), wanted)
+    assert_same_bits(run(p, "numba", save="recompute"), wanted)
+    outputs = forward(p, "numba")
+    assert_same_bits(outputs, {name: wanted[name] for name in outputs})
+
+
+COUNT = """
+import threading
+import numpy as np
+import rnnfast
+rnnfast.set_num_threads(4)
+def train(T, B, H):
+    weights = rnnfast.init_weights("rnn", 48, H, rng=0)
+    x = np.ones((T, B, 48), np.float32)
+    y, _, backward = rnnfast.rnn_vjp(x, weights, backend="numba")
+    backward(y)
+    return threading.active_count() - 1
+"""
+
+
+def test_threads_are_used_where_it_pays() -> None:
+    found = python(COUNT + "print(train(10, 2, 32), train(50, 32, 256), train(50, 1, 1025))")
+    assert found.stdout.split() == ["0", "3", "3"], found.stderr
+
+
+def test_calls_from_several_threads(dtype: str) -> None:
+    p = problem(Case(Spec("lstm"), T=20, B=3, I=48, H=530, D=2, dtype=dtype))
+    rnnfast.set_num_threads(3)
+    wanted = run(p, "numba")
+    found: list[dict[str, Any]] = []
+    callers = [threading.Thread(target=lambda: found.append(run(p, "numba"))) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(found) == len(callers)
+    for results in found:
+        assert_same_bits(results, wanted)
+
+
+FORK = """
+import os
+before = train(50, 1, 1025)
+child = os.fork()
+if child == 0:
+    os._exit(10 + train(50, 1, 1025))
+print(before, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    found = python("import warnings; warnings.simplefilter('ignore')" + COUNT + FORK)
+    assert found.stdout.split() == ["3", "13"], found.stderr
+
+
+# ------------------------------------------------------------------- compiling, being there
+
+CACHED = """
+import numpy as np
+import rnnfast
+weights = rnnfast.init_weights("gru", 3, 5, rng=0)
+y, _, backward = rnnfast.gru_vjp(np.ones((2, 1, 3), np.float32), weights, backend="numba")
+backward(y)
+from rnnfast.backends.numba import loops, products
+for function in (products.pack, products.product, loops.forward, loops.backward):
+    print(function.stats.cache_hits and not function.stats.cache_misses)
+"""
+
+
+def test_what_was_compiled_is_found_again() -> None:
+    run(problem(Case(Spec("gru"), dtype="float32")), "numba")
+    found = python(CACHED)
+    assert found.stdout.split() == ["True"] * 4, found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("spec", [Spec("lstm"), Spec("gru", False)], ids=Spec.variants)
+def test_read_only_arrays_compile_nothing(spec: Spec) -> None:
+    from rnnfast.backends.numba import loops, products
+
+    p = problem(Case(spec, dtype="float32", D=2, ragged=True))
+    wanted = run(p, "numba")
+    compiled = [products.pack, products.product, loops.forward, loops.backward]
+    before = [len(function.signatures) for function in compiled]
+
+    def locked(a: Array) -> Array:
+        a = a.copy()
+        a.flags.writeable = False
+        return a
+
+    assert_same_bits(run(p.map(locked), "numba"), wanted)
+    assert [len(function.signatures) for function in compiled] == before
+
+
+MISSING = """
+import sys
+sys.modules["numba"] = None
+import numpy as np
+import rnnfast
+weights, x = rnnfast.init_weights("rnn", 3, 5, rng=0), np.ones((2, 1, 3), np.float32)
+rnnfast.rnn(x, weights, backend="reference")
+print(rnnfast.backends()["numba"])
+try:
+    rnnfast.rnn(x, weights, backend="numba")
+except rnnfast.UnsupportedError as error:
+    print(error)
+"""
+
+
+def test_numba_may_be_missing() -> None:
+    found = python(MISSING)
+    reason, error = found.stdout.splitlines()
+    assert "rnnfast[numba]" in reason
+    assert reason in error
+    assert "reference can" in error
+
+
+def test_numba_is_loaded_when_it_is_asked_for() -> None:
+    code = """
+import sys
+import numpy as np
+import rnnfast
+weights, x = rnnfast.init_weights("rnn", 3, 5, rng=0), np.ones((2, 1, 3), np.float32)
+rnnfast.rnn(x, weights, backend="reference")
+print("numba" in sys.modules)
+sys.modules["scipy"] = None
+rnnfast.rnn(x, weights, backend="numba")
+print("numba" in sys.modules)
+"""
+    found = python(code)
+    assert found.stdout.split() == ["False", "True"], found.stderr
+
+
+def test_no_second_derivatives() -> None:
+    p = problem(Case(Spec("lstm")))
+    _, _, backward = rnnfast.lstm_vjp(p.x, p.weights, backend="numba")
+    with pytest.raises(rnnfast.UnsupportedError, match="numba"):
+        backward.vjp(p.dy)
