@@ -92,9 +92,11 @@ class Backend(Protocol):
 # name -> module with an object BACKEND, in the order in which "auto" tries them.
 _MODULES = {
     "native": "rnnfast.backends.native",
+    "cuda": "rnnfast.backends.cuda",
     "reference": "rnnfast.backends.reference",
 }
-_PLANNED = ("numba", "cuda")
+_PLANNED = ("numba",)
+_ON_DEVICE = ("cuda",)  # take arrays on a CUDA device; the others take those in CPU memory
 NAMES = (*_MODULES, *_PLANNED)
 
 
@@ -133,21 +135,24 @@ def supporting(spec: Spec) -> tuple[str, ...]:
     )
 
 
-def get(name: str, spec: Spec) -> Backend:
-    """The backend called `name`, or the one that "auto" stands for, for this cell."""
+def get(name: str, spec: Spec, on_device: bool = False) -> Backend:
+    """The backend called `name`, or the one that "auto" stands for, for this cell.
+
+    `on_device` tells where the arrays are.
+    """
     if not isinstance(name, str):
         raise TypeError(f"backend: expected a str, got {describe(name)}")
     if name == "auto":
         name = os.environ.get("RNNFAST_BACKEND") or "auto"
-    return _resolve(name, spec)
+    return _resolve(name, spec, on_device)
 
 
 @cache
-def _resolve(name: str, spec: Spec) -> Backend:
+def _resolve(name: str, spec: Spec, on_device: bool) -> Backend:
     if name == "auto":
         # A broken native module must be seen, so auto means native and nothing else; the
         # reference is for checking, hundreds of times slower.
-        name = "native"
+        name = "cuda" if on_device else "native"
     if name not in NAMES:
         raise ValueError(f"backend: expected one of auto, {', '.join(NAMES)}, got {name!r}")
     if name in _PLANNED:
@@ -155,6 +160,13 @@ def _resolve(name: str, spec: Spec) -> Backend:
     else:
         loaded = _load(name)
         if not isinstance(loaded, ImportError):
+            if (name in _ON_DEVICE) != on_device:
+                places = ("in CPU memory", "on a CUDA device")
+                able = [n for n in supporting(spec) if (n in _ON_DEVICE) == on_device]
+                raise UnsupportedError(
+                    f"backend {name!r} takes arrays {places[not on_device]}, got some "
+                    f"{places[on_device]}; {', '.join(able) or 'no backend here'} can"
+                )
             if loaded.supports(spec):
                 return loaded
             raise UnsupportedError(
