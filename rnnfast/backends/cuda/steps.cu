@@ -264,8 +264,7 @@ struct Lstm : OneGroup<4> {
     T* d = p.d + b * 4 * H;
     if (kNorm && p.ln_c) {
       RNNFAST_FOR_UNITS(u, H) {
-        const T dh = of_output(p, b, u, gates, d);
-        p.du[b * H + u] = dh;
+        p.du[b * H + u] = of_output(p, b, u, gates, d);
       }
       normalise_back(p.du + b * H, p.ln_c, p.hat_c + b * H, p.scale_c + b, H, p.dc_norm + b * H);
     }
@@ -514,8 +513,8 @@ __device__ void backward_second_kernel(const BackwardStep<T>& p) {
   }
 }
 
-// After all products of a step, where a mask lies on h or gradients stop: p.sum is that of the
-// operand, or null where the product was added to p.dh itself.
+// After all products of a step, where a mask lies on h or gradients stop: with a mask, p.sum is the
+// gradient of what was masked; else the product was added to p.dh itself.
 template <class T>
 __device__ void pass_kernel(const BackwardStep<T>& p) {
   const Index b = blockIdx.x;
@@ -524,7 +523,7 @@ __device__ void pass_kernel(const BackwardStep<T>& p) {
     const Index at = b * p.outputs + u;
     if (cut)
       p.dh[at] = 0;
-    else if (p.sum)
+    else if (p.recurrent)
       p.dh[at] += p.sum[at] * p.recurrent[at];
   }
   if (cut && p.dc) RNNFAST_FOR_UNITS(u, p.hidden) p.dc[b * p.hidden + u] = 0;
