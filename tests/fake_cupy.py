@@ -1,7 +1,7 @@
 """An emulation of CuPy on the CPU, for tests of the backend "cuda" where there is no GPU.
 
-It is NOT a GPU, and proves nothing about speed, about CuPy itself, or about what only a device does:
-memory ordering between blocks, streams that run at the same time, cuBLAS' own roundings. It does
+It is NOT a GPU, and proves nothing about speed, about CuPy itself, or about what only a device
+does: memory ordering between blocks, streams that run at the same time, cuBLAS' roundings. It does
 run every line of the backend's Python and the logic of every kernel, the real steps.cu, built with
 the system's C++ compiler under tests/cuda_emulation.cpp. Where CuPy is strict, it is: arrays do not
 turn into NumPy's or mix with them. Where a GPU forgives nothing, it tells: fresh memory is NaN,
@@ -55,6 +55,8 @@ class _Memory:
         self.live[self.bytes.ctypes.data] = self.size
 
     def __del__(self) -> None:
+        if sys is None or sys.is_finalizing():
+            return
         for part in (self.buffer[:_GUARD], self.buffer[_GUARD + self.size :]):
             if (part != _GUARD_BYTE).any():
                 damaged.append(f"memory of {self.size} bytes")
@@ -122,7 +124,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
         if isinstance(found, np.ndarray) and np.may_share_memory(found, self.host):
             return self._view(found)
         if not isinstance(found, np.ndarray):
-            return self._view(self.host[(*index, ...) if isinstance(index, tuple) else (index, ...)])
+            return self._view(
+                self.host[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+            )
         return _wrapped(found)
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -398,9 +402,7 @@ def _viewed(pointer: int, kind: int, rows: int, columns: int, stride: int) -> An
     _check_memory(pointer, count * dtype.itemsize)
     flat = np.ctypeslib.as_array((ctypes.c_char * (count * dtype.itemsize)).from_address(pointer))
     step = dtype.itemsize
-    return np.lib.stride_tricks.as_strided(
-        flat.view(dtype), (rows, columns), (step, step * stride)
-    )
+    return np.lib.stride_tricks.as_strided(flat.view(dtype), (rows, columns), (step, step * stride))
 
 
 def _gemm(

@@ -155,9 +155,7 @@ def _again(
     y = cupy.empty((saved.steps.rows, directions * outputs), dtype)
     h_n = cupy.empty((directions, batch, outputs), dtype)
     c_n = cupy.empty((directions, batch, hidden), dtype) if spec.info.has_c else None
-    return _passes(
-        spec, saved.layer, saved.x, saved.steps, saved.state, y, (h_n, c_n), True, masks
-    )
+    return _passes(spec, saved.layer, saved.x, saved.steps, saved.state, y, (h_n, c_n), True, masks)
 
 
 def _copy_or_zeros(a: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

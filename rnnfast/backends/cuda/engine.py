@@ -16,32 +16,42 @@ import numpy as np
 from ...spec import Masks, Spec, Steps
 from ...weights import Weights
 from .. import Array
-from .launch import Kernels, Matrix, Operation, Plan, Products, cell_name, launch
+from .launch import Kernels, Matrix, Operation, Products, cell_name, launch, run
 from .parameters import BACKWARD_STEP, FORWARD_STEP, options
 
 _GROUPS = {"lstm": 1, "gru": 2, "rnn": 1, "gated": 1}  # of gates that are normalised together
 # What has a row for each row of the batch, whatever the step.
 _OF_BATCH = ("h", "c", "operand", "recurrent", "dh", "dc")
+_SAVED = (
+    *("x", "gates", "value", "c_step", "extra", "h_before", "c_before"),
+    *("hat_c", "scale_h", "scale_c", "scale_x"),
+)
+_ALIGNMENT = 256  # bytes
 
 
 class Visits(NamedTuple):
     """The steps in the order of one direction, those without rows left out."""
 
-    row: Array  # the first packed row of each
-    count: Array  # how many rows take part
+    first: Array  # the first packed row of each
+    rows: Array  # how many take part
     cut: Array  # how many pass no gradient to the visit before
 
 
 def visits(steps: Steps, reverse: bool, truncate: int | None) -> Visits:
     sizes = np.asarray(steps.sizes(), np.int64)
-    row = np.cumsum(sizes) - sizes
+    first = np.cumsum(sizes) - sizes
     order = np.flatnonzero(sizes)[:: -1 if reverse else 1]
-    count = sizes[order]
-    cut = np.zeros_like(count)
+    rows = sizes[order]
+    cut = np.zeros_like(rows)
     if truncate is not None:
         boundary = np.maximum(order[1:], order[:-1]) % truncate == 0
-        cut[1:] = np.where(boundary, np.minimum(count[1:], count[:-1]), 0)
-    return Visits(row[order], count, cut)
+        cut[1:] = np.where(boundary, np.minimum(rows[1:], rows[:-1]), 0)
+    return Visits(first[order], rows, cut)
+
+
+def pointer(a: Any) -> int:
+    """Where a device array begins."""
+    return int(a.data.ptr)
 
 
 class _Pass:
@@ -49,7 +59,11 @@ class _Pass:
 
     `arrays` has, by the names of steps.cu and of `Weights`, everything that operations touch. An
     array that has a row for every packed row is saved; one for the rows of a step is used anew.
+    Its own arrays are one allocation, so that the same call again is likely to find the same
+    places, and a graph for them.
     """
+
+    struct: np.dtype[Any]
 
     def __init__(
         self, spec: Spec, w: Weights, steps: Steps, reverse: bool, masks: Masks | None
@@ -68,31 +82,35 @@ class _Pass:
 
     @property
     def key(self) -> Any:
-        """What determines the operations, with the numbers of `extra`."""
+        """What determines the steps."""
         steps = self.steps
         sizes = None if steps.batch_sizes is None else steps.batch_sizes.tobytes()
-        named = tuple(
-            (name, a.data.ptr, a.shape, a.strides)
-            for name, a in self.arrays.items()
-            if a is not None
-        )
+        touched = ((n, self.arrays.get(n)) for n in (*(self.struct.names or ()), "w_hh", "w_hr"))
+        named = tuple((n, pointer(a), a.shape, a.strides) for n, a in touched if a is not None)
         kind = (type(self).__name__, self.spec, self.reverse, self.dtype.str, self.product.compute)
         return (*kind, steps.num_steps, steps.batch, sizes, named)
 
-    def empty(self, rows: int, width: int) -> Array:
-        made: Array = cupy.empty((rows, width), self.dtype)
-        return made
+    def allocate(self, shapes: dict[str, tuple[int, int]]) -> None:
+        """Arrays of these names, in one piece of memory."""
+        step = _ALIGNMENT // self.dtype.itemsize
+        sizes = [-(-rows * width // step) * step for rows, width in shapes.values()]
+        memory = cupy.empty(sum(sizes), self.dtype)
+        first = 0
+        for (name, shape), size in zip(shapes.items(), sizes, strict=True):
+            part = memory[first : first + shape[0] * shape[1]]
+            self.arrays[name] = part.reshape(shape)
+            first += size
 
-    def parameters(self, struct: np.dtype[Any], visited: Visits, stride: str) -> Array:
+    def parameters(self, visited: Visits, stride: str) -> Array:
         """Those of every visit; `stride` names what is laid out as y is."""
-        made = np.zeros(len(visited.row), struct)
-        for name in struct.names or ():
+        made = np.zeros(len(visited.first), self.struct)
+        for name in self.struct.names or ():
             array = self.arrays.get(name)
             if array is None:
                 continue
-            made[name] = array.data.ptr
+            made[name] = pointer(array)
             if name not in _OF_BATCH and array.shape[0] == self.steps.rows and array.ndim == 2:
-                made[name] += visited.row * array.strides[0]
+                made[name] += visited.first * array.strides[0]
         made["hidden"], made["outputs"] = self.hidden, self.outputs
         made["options"] = options(self.spec)
         for name in ("keep_h", "keep_c"):
@@ -107,16 +125,19 @@ class _Pass:
     def whole(self, name: str) -> Matrix:
         a = self.arrays[name]
         assert a is not None
-        return Matrix(a.data.ptr, *a.shape, max(1, a.strides[0] // a.itemsize))
+        return Matrix(pointer(a), a.shape[0], a.shape[1], max(1, a.strides[0] // a.itemsize))
 
-    def rows(self, pointer: Any, count: Any, columns: int, stride: int) -> Matrix:
-        return Matrix(int(pointer), int(count), columns, stride)
+    def of_steps(self) -> list[Operation]:
+        raise NotImplementedError
 
-    def gates(self, pointer: Any, count: Any, second: bool = False) -> Matrix:
+    def rows(self, at: Any, count: Any, columns: int, stride: int) -> Matrix:
+        return Matrix(int(at), int(count), columns, stride)
+
+    def gates(self, at: Any, count: Any, second: bool = False) -> Matrix:
         """Some rows of G*H numbers, as far as the first product makes them, or the rest."""
         columns = self.width - self.first if second else self.first
         offset = self.first * self.dtype.itemsize if second else 0
-        return self.rows(int(pointer) + offset, count, columns, self.width)
+        return self.rows(int(at) + offset, count, columns, self.width)
 
     def recurrent_weights(self, second: bool = False) -> Matrix:
         w = self.whole("w_hh")
@@ -127,6 +148,8 @@ class _Pass:
 
 
 class Forward(_Pass):
+    struct = FORWARD_STEP
+
     def __init__(
         self,
         spec: Spec,
@@ -151,51 +174,56 @@ class Forward(_Pass):
             c_n[...] = 0 if c_0 is None else c_0
         own = self.arrays
         own |= {"x": x, "h": h_n, "c": c_n, "y": y}
-        own["gx"] = self.empty(N, self.width)
-        own["raw"] = self.empty(kept if norm else B, self.width)
-        own["operand"] = None if own["recurrent"] is None else h_n * own["recurrent"]
-        # Gates take the place of gx, which each thread has read before, unless that is needed.
+        shapes = {"gx": (N, self.width), "raw": (kept if norm else B, self.width)}
+        if own["recurrent"] is not None:
+            shapes["operand"] = (B, P)
         if save and norm:
-            own["gates"] = self.empty(N, self.width)
-        elif save or self.second or w.ln_c is not None:
-            own["gates"] = own["gx"]
+            shapes["gates"] = (N, self.width)
         if w.w_hr is not None:
-            own["step_h"] = self.empty(B, P)
+            shapes["step_h"] = (B, P)
         if w.w_hr is not None or self.second:
-            own["extra"] = self.empty(kept, H)
+            shapes["extra"] = (kept, H)
         elif save and spec.cell == "gru":
-            own["extra"] = self.empty(N, H)
+            shapes["extra"] = (N, H)
         if save:
-            own["h_before"] = self.empty(N, P)
+            shapes["h_before"] = (N, P)
         if save and lstm:
-            own["c_before"], own["value"] = self.empty(N, H), self.empty(N, H)
+            shapes |= {"c_before": (N, H), "value": (N, H)}
         if save and w.w_peep is not None:
-            own["c_step"] = self.empty(N, H)
+            shapes["c_step"] = (N, H)
         if norm:
-            own["scale_x"] = self.empty(N, _GROUPS[spec.cell])
-            own["scale_h"] = self.empty(kept, _GROUPS[spec.cell])
+            groups = _GROUPS[spec.cell]
+            shapes |= {"scale_x": (N, groups), "scale_h": (kept, groups)}
         if w.ln_c is not None:
-            own["hat_c"], own["scale_c"] = self.empty(kept, H), self.empty(kept, 1)
+            shapes |= {"hat_c": (kept, H), "scale_c": (kept, 1)}
+        self.allocate(shapes)
+        # Gates take the place of gx, which each thread has read before, unless that is needed.
+        if "gates" not in shapes and (save or self.second or w.ln_c is not None):
+            own["gates"] = own["gx"]
+        operand = own.get("operand")
+        if operand is not None:
+            operand[...] = h_n * own["recurrent"]
 
-    def operations(self) -> list[Operation]:
-        H, P, N = self.hidden, self.outputs, self.steps.rows
-        visited = visits(self.steps, self.reverse, None)
-        steps = self.parameters(FORWARD_STEP, visited, "y")
-        found: list[Operation] = []
+    def of_inputs(self) -> list[Operation]:
+        """Before the steps."""
+        H, N = self.hidden, self.steps.rows
         if N == 0:
-            return found
+            return []
         inputs = self.whole("gx")
-        found.append(
-            self.product(self.whole("x"), self.whole("w_ih"), inputs, b_transposed=True)
-        )
-        if self.spec.layer_norm:
-            scale = np.int64(self.whole("scale_x").pointer)
-            found.append(
-                self.kernels("inputs", N, H, np.int64(inputs.pointer), scale, np.int64(H))
-            )
-        operand = self.whole("operand" if self.arrays["operand"] is not None else "h")
+        product = self.product(self.whole("x"), self.whole("w_ih"), inputs, b_transposed=True)
+        if not self.spec.layer_norm:
+            return [product]
+        pointers = np.int64(inputs.pointer), np.int64(self.whole("scale_x").pointer)
+        return [product, self.kernels("inputs", N, H, *pointers, np.int64(H))]
+
+    def of_steps(self) -> list[Operation]:
+        H, P = self.hidden, self.outputs
+        visited = visits(self.steps, self.reverse, None)
+        steps = self.parameters(visited, "y")
+        found: list[Operation] = []
+        operand = self.whole("operand" if self.arrays.get("operand") is not None else "h")
         w_hh = self.recurrent_weights()
-        for k, n in enumerate(visited.count.tolist()):
+        for k, n in enumerate(visited.rows.tolist()):
             p = steps[k, ...]
             raw = self.gates(p["raw"], n)
             found.append(self.product(operand._replace(rows=n), w_hh, raw, b_transposed=True))
@@ -215,6 +243,8 @@ class Forward(_Pass):
 class Backward(_Pass):
     """BPTT through what a `Forward` saved."""
 
+    struct = BACKWARD_STEP
+
     def __init__(
         self,
         forward: Forward,
@@ -229,46 +259,44 @@ class Backward(_Pass):
         H, P, N, B = self.hidden, self.outputs, steps.rows, steps.batch
         saved = forward.arrays
         own = self.arrays
-        for name in (
-            "x gates value c_step extra h_before c_before hat_c scale_h scale_c scale_x"
-        ).split():
+        for name in _SAVED:
             own[name] = saved.get(name)
         own |= {"dy": dy, "dh": dh, "dc": dc}
         own["operand_before"] = own["h_before"]
         recurrent, before = own["recurrent"], own["h_before"]
         if recurrent is not None and before is not None:
             own["operand_before"] = before * recurrent[cupy.asarray(_row_in_batch(steps))]
-        own["d"] = own["d_h"] = own["product_h"] = own["product_x"] = self.empty(N, self.width)
+        shapes = {"d": (N, self.width)}
         if spec.cell == "gru" and spec.reset_after:
-            own["d_h"] = own["product_h"] = self.empty(N, self.width)
+            shapes["d_h"] = (N, self.width)
         if spec.layer_norm:
             own["hat_x"], own["hat_h"] = saved["gx"], saved["raw"]
-            own["product_h"] = self.empty(N, self.width)
-            own["product_x"] = self.empty(N, self.width)
+            shapes |= {"product_h": (N, self.width), "product_x": (N, self.width)}
         if recurrent is not None or self.second or w.w_hr is not None:
-            own["sum"] = self.empty(B, max(H, P))
+            shapes["sum"] = (B, max(H, P))
         if w.w_hr is not None:
-            own["dh_step"] = self.empty(N, P)
+            shapes["dh_step"] = (N, P)
         if w.ln_c is not None:
-            own["du"], own["dc_norm"] = self.empty(N, H), self.empty(B, H)
+            shapes |= {"du": (N, H), "dc_norm": (B, H)}
+        self.allocate(shapes)
+        for name, same in (("d_h", "d"), ("product_h", "d_h"), ("product_x", "d")):
+            own[name] = own.get(name, own[same])
         of = {"w_ih": w.w_ih, "w_hh": w.w_hh, "w_hr": w.w_hr}
         make = cupy.empty if N > 0 else cupy.zeros
         for name, matrix in of.items():
             if matrix is not None:
                 own["d" + name] = make(matrix.shape, self.dtype)
 
-    def operations(self) -> list[Operation]:
-        H, P, N = self.hidden, self.outputs, self.steps.rows
+    def of_steps(self) -> list[Operation]:
+        H, P = self.hidden, self.outputs
         visited = visits(self.steps, self.reverse, self.spec.truncate)
-        steps = self.parameters(BACKWARD_STEP, visited, "dy")
+        steps = self.parameters(visited, "dy")
         steps["cut"] = visited.cut
         found: list[Operation] = []
-        if N == 0:
-            return found
         masked = self.arrays["recurrent"] is not None
         dh, w_hh = self.whole("dh"), self.recurrent_weights()
         for k in reversed(range(len(steps))):
-            p, n = steps[k, ...], int(visited.count[k])
+            p, n = steps[k, ...], int(visited.rows[k])
             if self.spec.projection:
                 found.append(self.kernels("gather", n, P, p))
                 step, total = self.rows(p["dh_step"], n, P, P), self.rows(p["sum"], n, H, H)
@@ -283,17 +311,21 @@ class Backward(_Pass):
             found.append(self.product(d, w_hh, to, add=not masked))
             if masked or p["cut"]:
                 found.append(self.kernels("pass", n, max(H, P), p))
-        if self.spec.layer_norm:
-            names = ("d", "ln_ih", "hat_x", "scale_x", "product_x")
-            pointers = [np.int64(self.arrays[name].data.ptr) for name in names]  # type: ignore[union-attr]
-            found.append(self.kernels("inputs_back", N, H, *pointers, np.int64(H)))
-        return found + self._of_weights()
+        return found
 
-    def _of_weights(self) -> list[Operation]:
-        N = self.steps.rows
+    def of_weights(self) -> list[Operation]:
+        """After the steps."""
+        H, N = self.hidden, self.steps.rows
+        found: list[Operation] = []
+        if N == 0:
+            return found
+        if self.spec.layer_norm:
+            arrays = (self.arrays[n] for n in ("d", "ln_ih", "hat_x", "scale_x", "product_x"))
+            pointers = [np.int64(pointer(a)) for a in arrays if a is not None]
+            found.append(self.kernels("inputs_back", N, H, *pointers, np.int64(H)))
         product_h = self.whole("product_h").pointer
         of_w_hh = self.whole("dw_hh")
-        found = [
+        found += [
             self.product(
                 self.whole("product_x"), self.whole("x"), self.whole("dw_ih"), a_transposed=True
             ),
@@ -306,9 +338,7 @@ class Backward(_Pass):
         ]
         if self.second:
             offset = self.first * of_w_hh.stride * self.dtype.itemsize
-            rest = of_w_hh._replace(
-                pointer=of_w_hh.pointer + offset, rows=self.width - self.first
-            )
+            rest = of_w_hh._replace(pointer=of_w_hh.pointer + offset, rows=self.width - self.first)
             d = self.gates(product_h, N, True)
             found.append(self.product(d, self.whole("extra"), rest, a_transposed=True))
         if self.spec.projection:
@@ -358,14 +388,17 @@ def _row_in_batch(steps: Steps) -> Array:
 
 def run_forward(passes: Sequence[Forward]) -> None:
     """Both directions of a layer."""
-    key = tuple(p.key for p in passes)
-    launch(key, lambda: Plan([p.operations() for p in passes], []))
+    run(o for p in passes for o in p.of_inputs())
+    _run_steps(passes)
 
 
 def run_backward(passes: Sequence[Backward], dx: Array) -> None:
-    def make() -> Plan:
-        to = Matrix(dx.data.ptr, *dx.shape, dx.shape[1])
-        after = [o for k, p in enumerate(passes) for o in p.of_x(to, add=k > 0)]
-        return Plan([p.operations() for p in passes], after)
+    _run_steps(passes)
+    run(o for p in passes for o in p.of_weights())
+    to = Matrix(pointer(dx), dx.shape[0], dx.shape[1], dx.shape[1])
+    run(o for k, p in enumerate(passes) for o in p.of_x(to, add=k > 0))
 
-    launch((*(p.key for p in passes), dx.data.ptr), make)
+
+def _run_steps(passes: Sequence[_Pass]) -> None:
+    if passes[0].steps.rows > 0:
+        launch(tuple(p.key for p in passes), lambda: [p.of_steps() for p in passes])

@@ -1,17 +1,16 @@
 """What runs on the device: kernels and matrix products, one by one or as a CUDA graph.
 
-A pass is a `Plan`: for each direction a list of operations, which may run beside those of the
-other, and a list for after both. The first time that a pass comes with certain shapes and pointers
-its plan is made and its operations are launched; the second time they are captured in a graph; from
-then on the graph alone is launched. Everything is ordered by the current stream, and nothing waits
-for the device.
+The steps of a pass are a list of operations for each direction; the two may run at the same time.
+The first time that steps come with certain shapes and pointers they are launched one by one; the
+second time they are captured in a graph; from then on the graph alone is launched. Everything is
+ordered by the current stream, and nothing waits for the device.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -32,11 +31,7 @@ _REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 _R_32F, _R_64F = 0, 1  # cudaDataType
 
 Operation = Callable[[int], None]  # takes a cuBLAS handle
-
-
-class Plan(NamedTuple):
-    directions: list[list[Operation]]
-    after: list[Operation]
+Steps = list[list[Operation]]  # of each direction
 
 
 # ------------------------------------------------------------------------------- operations
@@ -175,41 +170,44 @@ class _Device:
         self.beside = cupy.cuda.Stream(non_blocking=True)
         self.graphs: OrderedDict[Any, Any] = OrderedDict()
 
-    def launch(self, key: Any, make: Callable[[], Plan]) -> None:
+    def run(self, operations: Iterable[Operation]) -> None:
+        with self.lock:
+            for operation in operations:
+                operation(self.handles[0])
+
+    def launch(self, key: Any, make: Callable[[], Steps]) -> None:
         with self.lock:
             if key not in self.graphs:
                 self.graphs[key] = None
                 if len(self.graphs) > _GRAPHS:
                     self.graphs.popitem(last=False)
-                self._run(make())
+                self._launch(make())
                 return
             self.graphs.move_to_end(key)
             if self.graphs[key] is None:
                 self.graphs[key] = self._captured(make())
             self.graphs[key].launch(cupy.cuda.get_current_stream())
 
-    def _captured(self, plan: Plan) -> Any:
+    def _captured(self, steps: Steps) -> Any:
         with self.capturing:
             self.capturing.begin_capture()
             try:
-                self._run(plan)
+                self._launch(steps)
             finally:
                 graph = self.capturing.end_capture()
         return graph
 
-    def _run(self, plan: Plan) -> None:
+    def _launch(self, steps: Steps) -> None:
         current = cupy.cuda.get_current_stream()
-        if len(plan.directions) == 2:
+        if len(steps) == 2:
             self.beside.wait_event(current.record(_event()))
             with self.beside:
-                for operation in plan.directions[1]:
+                for operation in steps[1]:
                     operation(self.handles[1])
-        for operation in plan.directions[0]:
+        for operation in steps[0]:
             operation(self.handles[0])
-        if len(plan.directions) == 2:
+        if len(steps) == 2:
             current.wait_event(self.beside.record(_event()))
-        for operation in plan.after:
-            operation(self.handles[0])
 
 
 def _event() -> Any:
@@ -221,10 +219,15 @@ def _device(number: int) -> _Device:
     return _Device()
 
 
-def launch(key: Any, make: Callable[[], Plan]) -> None:
-    """Run the plan that `make` gives on the current device, or a graph of an equal one.
+def run(operations: Iterable[Operation]) -> None:
+    """One after the other, on the current stream."""
+    _device(cupy.cuda.Device().id).run(operations)
 
-    Equal keys must stand for equal plans: the same operations on the same pointers.
+
+def launch(key: Any, make: Callable[[], Steps]) -> None:
+    """What `make` gives, or a graph of it.
+
+    Equal keys must stand for equal steps: the same operations on the same pointers.
     """
     _device(cupy.cuda.Device().id).launch(key, make)
 
