@@ -53,8 +53,8 @@ def take(name: str, value: Any) -> NDArray[Any]:
             return _on_current_device(name, _cupy_view(value, dlpack))
     except ImportError as error:
         raise UnsupportedError(
-            f"{name}: {describe(value)} lives on a CUDA device; expected an array in CPU memory, as "
-            f"the backend for devices needs CuPy ({error})"
+            f"{name}: {describe(value)} lives on a CUDA device; expected an array in CPU memory, "
+            f"as the backend for devices needs CuPy ({error})"
         ) from error
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name}: {describe(value)} cannot be viewed by NumPy: {error}") from error

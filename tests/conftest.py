@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, usable_backends
 from hypothesis import HealthCheck, settings
 
-import rnnfast
-from rnnfast.spec import Spec, all_specs
+EMULATED = os.environ.get("RNNFAST_EMULATE_CUDA") == "1"
+if EMULATED:  # before anything asks which backends there are
+    import fake_cupy
+
+    sys.modules.update(fake_cupy.modules())
+
+from helpers import DTYPES, usable_backends  # noqa: E402
+
+import rnnfast  # noqa: E402
+from rnnfast.spec import Spec, all_specs  # noqa: E402
 
 settings.register_profile(
     "default",
@@ -45,6 +53,8 @@ def targets() -> list[str]:
 
 def pytest_report_header() -> list[str]:
     lines = [f"rnnfast {rnnfast.__version__}, tested: {', '.join(targets())}"]
+    if EMULATED:
+        lines.append("  cuda is EMULATED on the CPU (tests/fake_cupy.py): no GPU is tested")
     lines += [
         f"  NOT tested: backend {name}: {reason}"
         for name, reason in rnnfast.backends().items()

@@ -101,6 +101,11 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
     def _view(self, host: Any) -> Any:
         return ndarray(host, self.memory)
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """As CuPy has it, but the pointer is one of the CPU: only to be asked for."""
+        return {**self.host.__array_interface__, "version": 3}
+
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 

@@ -59,7 +59,7 @@ def on_host(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def emulated(case: Case, **options: Any) -> dict[str, Any]:
-    return on_host(run(problem(case).map(fake_cupy.asarray), "cuda", **options))
+    return run(problem(case), "cuda", **options)
 
 
 # ------------------------------------------------------------------------------- plain cells
@@ -70,7 +70,7 @@ def emulated(case: Case, **options: Any) -> dict[str, Any]:
 def test_plain_cells(spec: Spec, dtype: str, H: int) -> None:
     case = Case(spec, T=4, B=3, I=5, H=H, L=2, D=2, dtype=dtype, ragged=H % 2 == 1)
     assert_agrees(case, emulated(case))
-    outputs = on_host(forward(problem(case).map(fake_cupy.asarray), "cuda"))
+    outputs = forward(problem(case), "cuda")
     wanted = truth(case)[0]
     assert_close(outputs, {name: wanted[name] for name in outputs}, allowed(case))
 
@@ -124,13 +124,13 @@ def test_saving_less_gives_the_same_bits(spec: Spec, options: dict[str, Any]) ->
 
 def test_no_rows_at_all(spec: Spec) -> None:
     p = problem(Case(spec, T=3, B=2, I=4, H=5, D=2)).rows(slice(0))
-    wanted, found = run(p), on_host(run(p.map(fake_cupy.asarray), "cuda"))
+    wanted, found = run(p), run(p, "cuda")
     assert_same_bits({k: abs(v) for k, v in found.items()}, wanted)
 
 
 def test_rows_of_no_length(spec: Spec) -> None:
     p = replace(problem(Case(spec, T=3, B=2, I=4, H=5, D=2)), lengths=np.zeros(2, int))
-    wanted, found = run(p), on_host(run(p.map(fake_cupy.asarray), "cuda"))
+    wanted, found = run(p), run(p, "cuda")
     assert_same_bits({k: abs(v) for k, v in found.items()}, {k: abs(v) for k, v in wanted.items()})
 
 
@@ -255,7 +255,7 @@ def test_a_graph_runs_from_the_second_call_on(spec: Spec) -> None:
     runs = []
     for _ in range(12):
         fake_cupy.launches.clear()
-        found = on_host(run(p, "cuda"))
+        found = run(p, "cuda")
         runs.append((found, fake_cupy.launches.count("graph")))
     assert runs[0][1] == 0
     assert runs[-1][1] > 0
@@ -271,7 +271,7 @@ def test_a_graph_reads_the_numbers_of_its_call(spec: Spec) -> None:
         run(p, "cuda")
     other = problem(replace(case, seed=1))
     p.x[...] = fake_cupy.asarray(other.x)
-    assert_close(on_host(run(p, "cuda")), run(replace(problem(case), x=other.x)), allowed(case))
+    assert_close(run(p, "cuda"), run(replace(problem(case), x=other.x)), allowed(case))
 
 
 def test_one_product_and_one_kernel_a_step() -> None:
@@ -289,10 +289,10 @@ def test_one_product_and_one_kernel_a_step() -> None:
 def test_auto_goes_where_x_lives() -> None:
     p = problem(Case(Spec("gru")))
     device = p.map(fake_cupy.asarray)
-    assert_close(on_host(forward(device, "auto")), forward(p, "auto"), 1e-12)
+    assert_close(forward(device, "auto"), forward(p, "auto"), 1e-12)
     packed = rnnfast.pack(device.weights, cell="gru")
     assert "'cuda'" in repr(packed)
-    assert_close(on_host(forward(device, "auto", weights=packed)), forward(p, "auto"), 1e-12)
+    assert_close(forward(device, "auto", weights=packed), forward(p, "auto"), 1e-12)
 
 
 def test_nothing_is_copied_between_host_and_device() -> None:
@@ -301,33 +301,37 @@ def test_nothing_is_copied_between_host_and_device() -> None:
     for backend in ("native", "reference"):
         if rnnfast.backends()[backend] is None:
             with pytest.raises(rnnfast.UnsupportedError, match="on a CUDA device; cuda can"):
-                forward(device, backend)
+                rnnfast.lstm(device.x, device.weights, backend=backend)
     with pytest.raises(rnnfast.UnsupportedError, match="'cuda' takes arrays on a CUDA device"):
-        forward(p, "cuda")
+        rnnfast.lstm(p.x, p.weights, backend="cuda")
     with pytest.raises(TypeError, match="weights: expected an array on a CUDA device"):
-        forward(replace(device, weights=p.weights), "cuda")
+        rnnfast.lstm(device.x, p.weights)
     with pytest.raises(TypeError, match="h_0: expected an array on a CUDA device"):
-        forward(replace(device, h_0=p.h_0), "cuda")
+        rnnfast.lstm(device.x, device.weights, (p.h_0, device.c_0))
+    with pytest.raises(TypeError, match="out: expected an array on a CUDA device"):
+        rnnfast.lstm(device.x, device.weights, out=np.empty_like(p.dy))
     with pytest.raises(TypeError, match="lengths: expected integers in CPU memory"):
-        forward(replace(device, lengths=fake_cupy.asarray([1, 2, 3])), "cuda")
+        rnnfast.lstm(device.x, device.weights, lengths=fake_cupy.asarray([1, 2, 3]))
+    *_, backward = rnnfast.lstm_vjp(device.x, device.weights)
+    with pytest.raises(TypeError, match="dy: expected an array on a CUDA device"):
+        backward(p.dy)
     packed = rnnfast.pack(p.weights, cell="lstm")
     with pytest.raises(TypeError, match="weights: expected an array on a CUDA device"):
-        forward(device, "auto", weights=packed)
+        rnnfast.lstm(device.x, packed)
 
 
 def test_out() -> None:
-    case = Case(Spec("lstm"), T=4, B=3, I=5, H=7, L=2)
-    p = problem(case)
-    device = p.map(fake_cupy.asarray)
-    wanted = forward(p, "reference")
+    p = problem(Case(Spec("lstm"), T=4, B=3, I=5, H=7, L=2))
     for lengths in (None, np.array([4, 0, 2])):
-        y = fake_cupy.empty(wanted["y"].shape)
-        given = y, (device.h_0, device.c_0)
-        wanted = forward(replace(p, lengths=lengths), "reference")
-        found = forward(replace(device, lengths=lengths), "cuda", out=given)
-        assert found["y"] is y
-        assert_close(on_host(found), wanted, 1e-12)
         device = p.map(fake_cupy.asarray)
+        wanted = forward(replace(p, lengths=lengths))
+        y = fake_cupy.empty(wanted["y"].shape)
+        out = y, device.state
+        found = rnnfast.lstm(device.x, device.weights, device.state, lengths=lengths, out=out)
+        assert found[0] is y
+        assert found[1][0] is device.h_0
+        named = {"y": y, "h_n": device.h_0, "c_n": device.c_0}
+        assert_close(on_host(named), wanted, 1e-12)
 
 
 def test_layouts() -> None:
