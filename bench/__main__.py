@@ -23,6 +23,7 @@ SUBJECTS = {
 # Named otherwise, not to hide the libraries.
 MODULES = {name: f"{name}_adapter" for name in ("jax", "keras", "onnx", "torch")}
 ALSO = {
+    "gpu": "rnnfast on CuPy arrays beside torch's cuDNN; needs a GPU",
     "page": "docs/performance.md and its pictures, from the newest results",
     "everything": "all subjects one after the other, then the page",
 }

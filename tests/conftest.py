@@ -63,6 +63,36 @@ def pytest_report_header() -> list[str]:
     return lines
 
 
+# The tests that also run where the backend takes no arrays in CPU memory: those of these modules,
+# which hand everything to `helpers`, but for these functions.
+PLACED_MODULES = {
+    *("test_against_torch", "test_backends_agree", "test_dropout", "test_layouts"),
+    *("test_lengths", "test_memory"),
+}
+NOT_PLACED = {
+    "test_masks",
+    "test_backward_takes_its_own_outputs",
+    "test_out",
+    "test_out_may_hold_an_earlier_result",
+    "test_out_unbatched",
+    "test_backward_may_be_called_again",
+    "test_state_and_out_may_be_changed_before_backward",
+}
+NOT_PLACED_OF = {"test_memory": {"test_layouts"}}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out, for "cuda", tests that hand over NumPy arrays; test_cuda*.py has their like."""
+    for item in items:
+        chosen = getattr(item, "callspec", None)
+        if chosen is None or "cuda" not in (chosen.params.get(k) for k in ("target", "backend")):
+            continue
+        module, name = item.module.__name__, item.originalname  # type: ignore[attr-defined]
+        left_out = name in NOT_PLACED or name in NOT_PLACED_OF.get(module, ())
+        if module not in PLACED_MODULES or left_out:
+            item.add_marker(pytest.mark.skip("hands over NumPy arrays, which cuda does not take"))
+
+
 def pytest_sessionstart() -> None:
     """Fail where a backend that RNNFAST_REQUIRE_BACKENDS names cannot be tested."""
     status = rnnfast.backends()

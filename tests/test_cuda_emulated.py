@@ -32,6 +32,9 @@ from hypothesis import strategies as st
 from tolerance import allowed, assert_agrees, assert_close, truth
 
 import rnnfast
+from bench import gpu
+from bench.problem import draw
+from bench.shapes import Shape
 from rnnfast.spec import ACTIVATIONS, CELLS, Spec, all_specs
 
 pytestmark = pytest.mark.skipif(
@@ -357,6 +360,24 @@ def test_second_derivatives_and_narrow_weights_are_refused() -> None:
     single = problem(Case(Spec("lstm"), dtype="float32")).map(fake_cupy.asarray)
     with pytest.raises(rnnfast.UnsupportedError, match="bfloat16"):
         rnnfast.pack(single.weights, cell="lstm", dtype="bfloat16")
+
+
+# --------------------------------------------------------------------------------- benchmark
+
+
+@pytest.mark.parametrize("mode", ["forward", "training"])
+@pytest.mark.parametrize("large", [False, True])
+def test_the_benchmark_checks_what_it_times(
+    mode: Any, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(gpu, "_LARGE", 0)
+    p = draw(Spec("lstm"), Shape("custom", 4, 3, 5, 33), mode)
+    side = gpu.ours(p)
+    results = side.results(side.run())
+    assert gpu.wrong(p, results) == {}
+    results["y"][0, 0, 0] += 0.01
+    assert list(gpu.wrong(p, results)) == ["y"]
 
 
 # ------------------------------------------------------------------------------ the emulation
