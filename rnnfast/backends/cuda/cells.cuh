@@ -138,10 +138,10 @@ RNNFAST_DEVICE T argument_back(const Options& o, const Activation& f, T dy, T y)
   return limited(clipped_back(f, o.clip, dy, y), o.grad_clip);
 }
 
-// h or c after zoneout: keep 1 leaves what was before, 0 takes what the step made.
+// h or c after zoneout: keep 1 leaves exactly what was before, 0 takes what the step made.
 template <class T>
 RNNFAST_DEVICE T zoned_out(T keep, T before, T after) {
-  return after + keep * (before - after);
+  return keep * before + (1 - keep) * after;
 }
 
 // ------------------------------------------------------------------------------------- LSTM
