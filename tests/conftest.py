@@ -67,7 +67,8 @@ def pytest_report_header() -> list[str]:
 # which hand everything to `helpers`, but for these functions.
 PLACED_MODULES = {
     *("test_against_torch", "test_backends_agree", "test_dropout", "test_layouts"),
-    *("test_lengths", "test_memory"),
+    *("test_lengths", "test_memory", "test_options", "test_option_product", "test_batch_norm"),
+    *("test_noise", "test_options_against_torch"),
 }
 NOT_PLACED = {
     "test_masks",
