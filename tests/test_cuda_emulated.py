@@ -447,6 +447,6 @@ def test_every_kernel_has_run() -> None:
             y, _, backward = function(spec, vjp=True)(x, device, recurrent_dropout=0.5, rng=1)
             backward(y)
     source = fake_cupy.SOURCE.read_text(encoding="utf-8")
-    kernels = re.findall(r"^__global__ void (\w+)", source, re.MULTILINE)
+    kernels = re.findall(r"^RNNFAST_KERNEL (\w+)", source, re.MULTILINE)
     assert len(kernels) == 8
     assert set(kernels) <= set(fake_cupy.launches)

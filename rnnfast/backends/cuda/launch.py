@@ -26,6 +26,7 @@ from . import parameters
 
 _FOLDER = Path(__file__).parent
 _CELLS = {"lstm": "Lstm", "rnn": "Rnn", "gated": "Gated"}
+_THREADS = 256  # of a block at most: the launch bound of the kernels
 _GRAPHS = 32  # kept for each device
 _REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 _R_32F, _R_64F = 0, 1  # cudaDataType
@@ -50,7 +51,6 @@ def compile_options(spec: Spec, dtype: np.dtype[Any]) -> tuple[str, ...]:
     gate, candidate, output = map(parameters.function, functions)
     return (
         "-std=c++17",
-        f"-I{_FOLDER}",
         f"-DRNNFAST_CELL={cell_name(spec)}",
         f"-DRNNFAST_REAL={_REALS[dtype]}",
         f"-DRNNFAST_NORM={int(spec.layer_norm)}",
@@ -60,24 +60,33 @@ def compile_options(spec: Spec, dtype: np.dtype[Any]) -> tuple[str, ...]:
     )
 
 
+def source() -> str:
+    """steps.cu with its header in it: CuPy keeps compiled code by what it is given alone."""
+    header, steps = ((_FOLDER / f).read_text(encoding="utf-8") for f in ("cells.cuh", "steps.cu"))
+    return steps.replace('#include "cells.cuh"', header.replace("#pragma once", ""))
+
+
 @cache
 def _module(options: tuple[str, ...]) -> Any:
-    source = (_FOLDER / "steps.cu").read_text(encoding="utf-8")
-    return cupy.RawModule(code=source, options=options)
+    return cupy.RawModule(code=source(), options=options)
+
+
+@cache
+def _function(options: tuple[str, ...], name: str) -> Any:
+    return _module(options).get_function(name)
 
 
 class Kernels:
     """The kernels of a cell with its options, in one dtype."""
 
     def __init__(self, spec: Spec, dtype: np.dtype[Any]) -> None:
-        self._module = _module(compile_options(spec, dtype))
+        self._options = compile_options(spec, dtype)
         self._norm = spec.layer_norm
 
     def __call__(self, name: str, rows: int, units: int, *arguments: Any) -> Operation:
         """A launch with a row of the batch for each block in x."""
-        function = self._module.get_function(name)
-        most = 512 if self._norm else 256
-        block = min(most, -(-units // 32) * 32)
+        function = _function(self._options, name)
+        block = min(_THREADS, -(-units // 32) * 32)
         parts = 1 if self._norm else -(-units // block)
 
         def run(handle: int) -> None:

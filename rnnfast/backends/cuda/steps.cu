@@ -537,6 +537,8 @@ __device__ void pass_kernel(const BackwardStep<T>& p) {
 // _OUTPUT the functions, which the compiler then builds in.
 #ifdef RNNFAST_CELL
 
+#define RNNFAST_KERNEL __global__ void __launch_bounds__(256)
+
 namespace {
 using Cell = rnnfast::RNNFAST_CELL;
 using Real = RNNFAST_REAL;
@@ -552,27 +554,27 @@ __device__ __forceinline__ Step specialised(Step p) {
 }  // namespace
 
 extern "C" {
-__global__ void inputs(Real* gx, Real* scales, long long hidden) {
+RNNFAST_KERNEL inputs(Real* gx, Real* scales, long long hidden) {
   rnnfast::inputs_kernel<Cell>(gx, scales, hidden);
 }
-__global__ void inputs_back(const Real* d, const Real* gain, const Real* hat, const Real* scales,
+RNNFAST_KERNEL inputs_back(const Real* d, const Real* gain, const Real* hat, const Real* scales,
                             Real* da, long long hidden) {
   rnnfast::inputs_back_kernel<Cell>(d, gain, hat, scales, da, hidden);
 }
-__global__ void forward(const rnnfast::ForwardStep<Real> p) {
+RNNFAST_KERNEL forward(const rnnfast::ForwardStep<Real> p) {
   rnnfast::forward_kernel<Cell, Real, kNorm>(specialised(p));
 }
-__global__ void forward_second(const rnnfast::ForwardStep<Real> p) {
+RNNFAST_KERNEL forward_second(const rnnfast::ForwardStep<Real> p) {
   rnnfast::forward_second_kernel<Cell, Real, kNorm>(specialised(p));
 }
-__global__ void gather(const rnnfast::BackwardStep<Real> p) { rnnfast::gather_kernel(p); }
-__global__ void backward(const rnnfast::BackwardStep<Real> p) {
+RNNFAST_KERNEL gather(const rnnfast::BackwardStep<Real> p) { rnnfast::gather_kernel(p); }
+RNNFAST_KERNEL backward(const rnnfast::BackwardStep<Real> p) {
   rnnfast::backward_kernel<Cell, Real, kNorm>(specialised(p));
 }
-__global__ void backward_second(const rnnfast::BackwardStep<Real> p) {
+RNNFAST_KERNEL backward_second(const rnnfast::BackwardStep<Real> p) {
   rnnfast::backward_second_kernel<Cell, Real, kNorm>(specialised(p));
 }
-__global__ void pass(const rnnfast::BackwardStep<Real> p) { rnnfast::pass_kernel(p); }
+RNNFAST_KERNEL pass(const rnnfast::BackwardStep<Real> p) { rnnfast::pass_kernel(p); }
 }
 
 #endif
