@@ -25,6 +25,7 @@ SUBJECTS = {
 MODULES = {name: f"{name}_adapter" for name in ("jax", "keras", "onnx", "torch")}
 MODULES["numba"] = "numba_backend"
 ALSO = {
+    "gpu": "rnnfast on CuPy arrays beside torch's cuDNN; needs a GPU",
     "page": "docs/performance.md and its pictures, from the newest results",
     "everything": "all subjects one after the other, then the page",
 }

@@ -155,7 +155,9 @@ def pack(
         tuple(Weights(*(None if a is None else a.astype(kind) for a in w)) for w in layer)
         for layer in parsed
     ]
-    return Packed(spec, get(backend, spec), copied, precision, None if options else called)
+    on_device = arrays.on_device(copied[0][0].w_hh)
+    chosen = get(backend, spec, on_device)
+    return Packed(spec, chosen, copied, precision, None if options else called)
 
 
 def lstm(
@@ -501,7 +503,11 @@ def _forward(
         fits = weights.called is spec and backend in ("auto", weights.backend.name)
         if fits and weights.shortcut is not None:
             done = weights.shortcut(x, state, out)
-    elif out is None and (type(weights) is list or type(weights) is Weights):
+    elif (
+        out is None
+        and type(x) is np.ndarray
+        and (type(weights) is list or type(weights) is Weights)
+    ):
         done = get(backend, spec).call(spec, x, weights, state)
     if done is not None:
         return done
@@ -583,10 +589,14 @@ class _Call:
         else:
             self.parsed = parse(weights, spec.info, data.dtype)
             spec = with_weights(spec, self.parsed)
-            self.backend = get(backend, spec)
+            self.backend = get(backend, spec, arrays.on_device(data))
             self.num_layers = len(self.parsed)
             layer = self.parsed[0]
             wanted = layer[0].w_ih.shape[1]
+        for w in (w for of_layer in self.parsed or [layer] for w in of_layer):
+            for array in w:
+                if array is not None:
+                    arrays.check_place("weights", array, data)
         self.spec = spec
         rows, self.outputs = layer[0].w_hh.shape
         self.hidden, self.directions = rows // len(spec.info.gates), len(layer)
@@ -779,6 +789,7 @@ class _Call:
             on_state,
             normed,
             noise.bn_momentum if noise.training else None,
+            self.x,
         )
 
     def _check_running(self) -> None:
@@ -786,7 +797,7 @@ class _Call:
         for k, layer in enumerate(self.parsed):
             for w in layer:
                 for name in RUNNING:
-                    if self.noise.training and not getattr(w, name).flags.writeable:
+                    if self.noise.training and not arrays.is_writeable(getattr(w, name)):
                         raise ValueError(
                             f"weights[{k}].{name}: expected a writable array, or training=False"
                         )
@@ -837,6 +848,7 @@ class _Call:
         if value is None:
             return None
         array = arrays.floating(name, value, self.dtype)
+        arrays.check_place(name, array, self.x)
         wanted = self._state_shape(size)
         if array.shape != wanted:
             raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
@@ -875,6 +887,11 @@ class _Call:
                     f"lengths: expected {self.batch} integers, got {lengths}"
                 ) from None
         array = arrays.take("lengths", lengths)
+        if arrays.on_device(array):
+            raise TypeError(
+                "lengths: expected integers in CPU memory, which plan the launches, got an array "
+                "on a CUDA device"
+            )
         if array.dtype.kind not in "iu" and array.size:
             raise TypeError(f"lengths: expected integers, got dtype {array.dtype}")
         if self.unbatched:
@@ -930,7 +947,8 @@ class _Call:
         return made[0], made[1] if self.spec.info.has_c else None
 
     def _check_written(self, name: str, array: Array) -> None:
-        if not array.flags.c_contiguous or not array.flags.aligned or not array.flags.writeable:
+        arrays.check_place(name, array, self.x)
+        if not arrays.is_contiguous(array) or not arrays.is_writeable(array):
             raise ValueError(f"{name}: expected a C-contiguous, aligned, writable array")
         _check_apart(name, array, "x", self.x)
         for layer in self.parsed:
@@ -946,6 +964,7 @@ class _Call:
         if value is None:
             return None
         array = arrays.floating(name, value, self.dtype)
+        arrays.check_place(name, array, self.x)
         steps, batch, width = shape
         if self.unbatched:
             wanted: tuple[int, ...] = (steps, width)

@@ -1,7 +1,9 @@
 """Arrays at the border: what is taken, how it is named in errors, and in what kind it goes back.
 
-NumPy arrays pass through. Anything else that speaks DLPack and lives on the CPU (a torch tensor,
-a JAX array) is viewed without a copy, and results are returned as the same kind.
+NumPy and CuPy arrays pass through. Anything else that speaks DLPack or, on a CUDA device, has
+`__cuda_array_interface__` (a torch tensor, a JAX array) is viewed without a copy, as one of the
+two, and results are returned as the same kind. NumPy's functions work on both: where one makes an
+array from nothing, `like=` tells it of which kind.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from .errors import UnsupportedError
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-_CPU = 1  # kDLCPU of the DLPack standard
+_CPU, _CUDA = 1, (2, 13)  # kDLCPU, kDLCUDA and kDLCUDAManaged of the DLPack standard
 
 
 def describe(value: object) -> str:
@@ -28,26 +30,70 @@ def describe(value: object) -> str:
 
 
 def take(name: str, value: Any) -> NDArray[Any]:
-    """`value` as a NumPy array that shares its memory."""
+    """`value` as a NumPy or CuPy array that shares its memory."""
     if type(value) is np.ndarray:
         return value
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(value, cupy.ndarray):
+        return _on_current_device(name, value)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: masked arrays are not supported; fill it, or use lengths")
     if isinstance(value, np.ndarray):
         return value.view(np.ndarray)
-    if not hasattr(value, "__dlpack__") or not hasattr(value, "__dlpack_device__"):
+    dlpack = hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__")
+    if not dlpack and not hasattr(value, "__cuda_array_interface__"):
         raise TypeError(
             f"{name}: expected a NumPy array or another with DLPack, got {describe(value)}"
         )
     try:
-        if value.__dlpack_device__()[0] == _CPU:
+        place = value.__dlpack_device__()[0] if dlpack else _CUDA[0]
+        if place == _CPU:
             return np.from_dlpack(value)
+        if place in _CUDA:
+            return _on_current_device(name, _cupy_view(value, dlpack))
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{name}: {describe(value)} lives on a CUDA device; expected an array in CPU memory, "
+            f"as the backend for devices needs CuPy ({error})"
+        ) from error
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name}: {describe(value)} cannot be viewed by NumPy: {error}") from error
     raise UnsupportedError(
-        f"{name}: {describe(value)} lives on a device; expected an array in CPU memory, "
-        f"as no backend for devices is there yet"
+        f"{name}: {describe(value)} lives on a device; expected an array in CPU memory or on a "
+        f"CUDA device, as there is no backend for others"
     )
+
+
+def _cupy_view(value: Any, dlpack: bool) -> Any:
+    import cupy
+
+    return cupy.from_dlpack(value) if dlpack else cupy.asarray(value)
+
+
+def _on_current_device(name: str, value: Any) -> NDArray[Any]:
+    current = sys.modules["cupy"].cuda.Device().id
+    if value.device.id != current:
+        raise UnsupportedError(
+            f"{name}: lives on device {value.device.id}, but the current device is {current}; "
+            f"no backend copies between devices, expected `with cupy.cuda.Device(...)`"
+        )
+    found: NDArray[Any] = value
+    return found
+
+
+def on_device(array: Any) -> bool:
+    """Whether what `take` returned lives on a CUDA device."""
+    return not isinstance(array, np.ndarray)
+
+
+def check_place(name: str, array: Any, like: Any) -> None:
+    """Everything in CPU memory, or everything on the device: nothing is copied between them."""
+    if on_device(array) != on_device(like):
+        places = ("in CPU memory", "on a CUDA device")
+        raise TypeError(
+            f"{name}: expected an array {places[on_device(like)]} as x is, "
+            f"got one {places[on_device(array)]}"
+        )
 
 
 def dtype(name: str, value: Any) -> np.dtype[Any]:
@@ -68,7 +114,7 @@ def check_dtype(name: str, dtype: np.dtype[Any], like: np.dtype[Any] | None = No
 
 
 def floating(name: str, value: Any, like: np.dtype[Any] | None = None) -> NDArray[Any]:
-    """`value` as a NumPy array of float32 or float64, of the dtype `like` if there is one."""
+    """`value` as an array of float32 or float64, of the dtype `like` if there is one."""
     array = take(name, value)
     if array.dtype != like or like not in FLOATS:
         check_dtype(name, array.dtype, like)
@@ -77,14 +123,23 @@ def floating(name: str, value: Any, like: np.dtype[Any] | None = None) -> NDArra
 
 def contiguous(array: NDArray[Any]) -> NDArray[Any]:
     """`array` itself where it is C-contiguous and aligned, else a copy that is."""
+    return array if is_contiguous(array) else array.copy(order="C")
+
+
+def is_contiguous(array: NDArray[Any]) -> bool:
     flags = array.flags
-    return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
+    return bool(flags.c_contiguous and getattr(flags, "aligned", True))
+
+
+def is_writeable(array: NDArray[Any]) -> bool:
+    return bool(getattr(array.flags, "writeable", True))  # CuPy arrays always are
 
 
 def give(array: NDArray[Any], like: Any) -> Any:
     """`array` as the kind of array that `like` is, without a copy where the kind takes strides."""
-    if isinstance(like, np.ndarray):
+    if isinstance(like, np.ndarray) or type(array) is type(like):
         return array
     if hasattr(like, "__array_namespace__"):
         return like.__array_namespace__().from_dlpack(contiguous(array))
-    return sys.modules[type(like).__module__.partition(".")[0]].from_dlpack(array)
+    package = sys.modules[type(like).__module__.partition(".")[0]]
+    return package.from_dlpack(array) if hasattr(package, "from_dlpack") else array

@@ -39,21 +39,23 @@ class Ragged:
         return cls(order, (step * batch + order)[runs], Steps(longest, batch, runs.sum(axis=1)))
 
     def pack(self, padded: Array) -> Array:
-        rows: Array = padded.reshape(-1, padded.shape[-1]).take(self.at, axis=0)
+        at = np.asarray(self.at, like=padded)
+        rows: Array = padded.reshape(-1, padded.shape[-1]).take(at, axis=0)
         return rows
 
     def pad(self, packed: Array, num_steps: int) -> Array:
-        padded = np.zeros((num_steps * len(self.order), packed.shape[-1]), packed.dtype)
-        padded[self.at] = packed
+        shape = (num_steps * len(self.order), packed.shape[-1])
+        padded = np.zeros(shape, packed.dtype, like=packed)
+        padded[np.asarray(self.at, like=packed)] = packed
         return padded.reshape(num_steps, len(self.order), packed.shape[-1])
 
     def sort(self, state: Array) -> Array:
-        return np.take(state, self.order, axis=1)
+        return np.take(state, np.asarray(self.order, like=state), axis=1)
 
     def unsort(self, state: Array, out: Array | None = None) -> Array:
         if out is None:
             out = np.empty_like(state)
-        out[:, self.order] = state
+        out[:, np.asarray(self.order, like=state)] = state
         return out
 
 
@@ -72,6 +74,7 @@ class Stack:
     on_state: OnState | None = None
     normed: list[Layer] | None = None  # layers with batch normalisation: prepared as they run
     momentum: float | None = None  # of its running statistics, or None where they are used
+    like: Array | None = None  # an array of the kind that masks are to be
 
     @property
     def width(self) -> int:
@@ -99,7 +102,7 @@ class Stack:
         for layers in self._runs():
             rows = self._dropped(rows, layers, first_row, steps)
             ys = [
-                y if k + 1 == count else np.empty((rows.shape[0], self.width), y.dtype)
+                y if k + 1 == count else np.empty((rows.shape[0], self.width), y.dtype, like=y)
                 for k in range(layers.start, layers.stop)
             ]
             h_0, c_0 = (self._part_of(s, layers) for s in state)
@@ -145,12 +148,17 @@ class Stack:
         """The inputs of a run, or their gradients, after dropout."""
         if layers.start == 0 or self.between is None:
             return rows
-        return rows * self.between.mask(layers.start, first_row, steps, rows.dtype)
+        mask = self.between.mask(layers.start, first_row, steps, rows.dtype)
+        dropped: Array = rows * np.asarray(mask, like=rows)
+        return dropped
 
     def _masks(self, layers: slice, first_row: int, steps: Steps) -> list[Masks] | None:
         if self.on_state is None:
             return None
-        return self.on_state.masks(layers.start, first_row, steps, self.dtype)
+        return [
+            Masks(*(None if a is None else np.asarray(a, like=self.like) for a in mask))
+            for mask in self.on_state.masks(layers.start, first_row, steps, self.dtype)
+        ]
 
     def _runs(self) -> list[slice]:
         """The layers that a backend is given together."""
@@ -236,13 +244,13 @@ def forward(
     h_n, c_n = state_out if ragged is None else (None, None)
     h_shape, c_shape = stack.state_shape(batch)
     if h_n is None:
-        h_n = np.empty(h_shape, x.dtype)
+        h_n = np.empty(h_shape, x.dtype, like=x)
     if c_n is None and c_shape is not None:
-        c_n = np.empty(c_shape, x.dtype)
+        c_n = np.empty(c_shape, x.dtype, like=x)
     if out is not None and ragged is None:
         y = out.reshape(num_steps * batch, stack.width)
     else:
-        y = np.empty((rows.shape[0], stack.width), x.dtype)
+        y = np.empty((rows.shape[0], stack.width), x.dtype, like=x)
     saved: list[Run] = []
     segments: list[Segment] = []
     if checkpoint is None:
@@ -318,14 +326,14 @@ def _back_through_segments(
     stack, rows = tape.stack, tape.rows
     h_shape, c_shape = stack.state_shape(tape.steps.batch)
     dstate: State = (
-        _copy_or_zeros(dstate_n[0], h_shape, rows.dtype),
-        None if c_shape is None else _copy_or_zeros(dstate_n[1], c_shape, rows.dtype),
+        _copy_or_zeros(dstate_n[0], h_shape, rows),
+        None if c_shape is None else _copy_or_zeros(dstate_n[1], c_shape, rows),
     )
     dx = np.empty_like(rows)
     dweights: list[Weights] = []
     for segment in reversed(tape.segments):
         at = segment.rows
-        y = np.empty((segment.steps.rows, stack.width), rows.dtype)
+        y = np.empty((segment.steps.rows, stack.width), rows.dtype, like=rows)
         saved = stack.forward(
             rows[at],
             segment.first_row,
@@ -357,8 +365,8 @@ def _back_through_segments(
     return dx, dweights, dstate
 
 
-def _copy_or_zeros(a: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    return np.zeros(shape, dtype) if a is None else a.copy()
+def _copy_or_zeros(a: Array | None, shape: tuple[int, ...], like: Array) -> Array:
+    return np.zeros(shape, like.dtype, like=like) if a is None else a.copy()
 
 
 def _rows_of(state: State, batch: int) -> State:

@@ -146,4 +146,5 @@ class DropConnect:
 
 def _times(w_hh: Array, mask: tuple[Bits, Any]) -> Array:
     bits, scale = mask
-    return np.asarray(w_hh * bits.rows(slice(None), w_hh.dtype) * scale)
+    product: Array = w_hh * np.asarray(bits.rows(slice(None), w_hh.dtype), like=w_hh) * scale
+    return product

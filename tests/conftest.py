@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import DTYPES, usable_backends
 from hypothesis import HealthCheck, settings
 
-import rnnfast
-from rnnfast.spec import Spec, all_specs
+EMULATED = os.environ.get("RNNFAST_EMULATE_CUDA") == "1"
+if EMULATED:  # before anything asks which backends there are
+    import fake_cupy
+
+    sys.modules.update(fake_cupy.modules())
+
+from helpers import DTYPES, usable_backends  # noqa: E402
+
+import rnnfast  # noqa: E402
+from rnnfast.spec import Spec, all_specs  # noqa: E402
 
 settings.register_profile(
     "default",
@@ -45,12 +53,45 @@ def targets() -> list[str]:
 
 def pytest_report_header() -> list[str]:
     lines = [f"rnnfast {rnnfast.__version__}, tested: {', '.join(targets())}"]
+    if EMULATED:
+        lines.append("  cuda is EMULATED on the CPU (tests/fake_cupy.py): no GPU is tested")
     lines += [
         f"  NOT tested: backend {name}: {reason}"
         for name, reason in rnnfast.backends().items()
         if reason is not None
     ]
     return lines
+
+
+# The tests that also run where the backend takes no arrays in CPU memory: those of these modules,
+# which hand everything to `helpers`, but for these functions.
+PLACED_MODULES = {
+    *("test_against_torch", "test_backends_agree", "test_dropout", "test_layouts"),
+    *("test_lengths", "test_memory", "test_options", "test_option_product", "test_batch_norm"),
+    *("test_noise", "test_options_against_torch"),
+}
+NOT_PLACED = {
+    "test_masks",
+    "test_backward_takes_its_own_outputs",
+    "test_out",
+    "test_out_may_hold_an_earlier_result",
+    "test_out_unbatched",
+    "test_backward_may_be_called_again",
+    "test_state_and_out_may_be_changed_before_backward",
+}
+NOT_PLACED_OF = {"test_memory": {"test_layouts"}}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out, for "cuda", tests that hand over NumPy arrays; test_cuda*.py has their like."""
+    for item in items:
+        chosen = getattr(item, "callspec", None)
+        if chosen is None or "cuda" not in (chosen.params.get(k) for k in ("target", "backend")):
+            continue
+        module, name = item.module.__name__, item.originalname  # type: ignore[attr-defined]
+        left_out = name in NOT_PLACED or name in NOT_PLACED_OF.get(module, ())
+        if module not in PLACED_MODULES or left_out:
+            item.add_marker(pytest.mark.skip("hands over NumPy arrays, which cuda does not take"))
 
 
 def pytest_sessionstart() -> None:

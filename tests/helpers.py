@@ -230,22 +230,38 @@ def variant(spec: Spec) -> dict[str, Any]:
     return {"cell": spec.cell, **function(spec).keywords}  # type: ignore[attr-defined]
 
 
+def placed(p: Problem, backend: str) -> Problem:
+    """The problem where this backend wants its arrays: on a device for "cuda"."""
+    if backend != "cuda":
+        return p
+    import cupy
+
+    return p.map(cupy.asarray)
+
+
+def fetched(results: dict[str, Any]) -> dict[str, Any]:
+    """Results in CPU memory, wherever they are."""
+    return {k: a.get() if hasattr(a, "__cuda_array_interface__") else a for k, a in results.items()}
+
+
 def forward(p: Problem, backend: str = "reference", **options: Any) -> dict[str, Any]:
     """y, h_n and perhaps c_n of an inference call; `weights=` replaces the problem's."""
+    p = placed(p, backend)
     weights = options.pop("weights", None)
     own = with_own_statistics(p.weights)
     options = {"lengths": p.lengths, "backend": backend, **p.keywords, **options}
     y, state_n = function(p.spec)(p.x, own if weights is None else weights, p.state, **options)
-    return {"y": y} | flatten_state(p.spec, state_n, "h_n", "c_n") | statistics(own)
+    return fetched({"y": y} | flatten_state(p.spec, state_n, "h_n", "c_n") | statistics(own))
 
 
 def vjp(p: Problem, backend: str = "reference", **options: Any) -> tuple[dict[str, Any], Any]:
     """What `forward` returns, from the _vjp function, and its backward."""
+    p = placed(p, backend)
     own = with_own_statistics(p.weights)
     options = {"lengths": p.lengths, "backend": backend, **p.keywords, **options}
     y, state_n, backward = function(p.spec, vjp=True)(p.x, own, p.state, **options)
     found = {"y": y} | flatten_state(p.spec, state_n, "h_n", "c_n") | statistics(own)
-    return found, backward
+    return fetched(found), backward
 
 
 def with_own_statistics(weights: Any) -> Any:
@@ -267,12 +283,15 @@ def statistics(weights: Any) -> dict[str, Any]:
 
 def gradients(p: Problem, backward: Any) -> dict[str, Any]:
     """dx, dh_0, dc_0 and the gradient of each weight, by name."""
+    p = placed(p, backward._call.backend.name)
     dx, dweights, dstate = backward(p.dy, p.dstate)
-    return {
-        "dx": dx,
-        **flatten_state(p.spec, dstate, "dh_0", "dc_0"),
-        **flatten_weights(dweights),
-    }
+    return fetched(
+        {
+            "dx": dx,
+            **flatten_state(p.spec, dstate, "dh_0", "dc_0"),
+            **flatten_weights(dweights),
+        }
+    )
 
 
 def run(p: Problem, backend: str = "reference", **options: Any) -> dict[str, Any]:

@@ -94,9 +94,10 @@ _MODULES = {
     "native": "rnnfast.backends.native",
     "reference": "rnnfast.backends.reference",
     "numba": "rnnfast.backends.numba",
+    "cuda": "rnnfast.backends.cuda",
 }
-_PLANNED = ("cuda",)
-NAMES = (*_MODULES, *_PLANNED)
+_ON_DEVICE = ("cuda",)  # take arrays on a CUDA device; the others take those in CPU memory
+NAMES = tuple(_MODULES)
 
 
 @cache
@@ -120,7 +121,7 @@ def backends() -> dict[str, str | None]:
     for name in _MODULES:
         loaded = _load(name)
         status[name] = str(loaded) if isinstance(loaded, ImportError) else None
-    return status | dict.fromkeys(_PLANNED, "not part of this version of rnnfast")
+    return status
 
 
 @cache
@@ -134,35 +135,41 @@ def supporting(spec: Spec) -> tuple[str, ...]:
     )
 
 
-def get(name: str, spec: Spec) -> Backend:
-    """The backend called `name`, or the one that "auto" stands for, for this cell."""
+def get(name: str, spec: Spec, on_device: bool = False) -> Backend:
+    """The backend called `name`, or the one that "auto" stands for, for this cell.
+
+    `on_device` tells where the arrays are.
+    """
     if not isinstance(name, str):
         raise TypeError(f"backend: expected a str, got {describe(name)}")
     if name == "auto":
         name = os.environ.get("RNNFAST_BACKEND") or "auto"
-    return _resolve(name, spec)
+    return _resolve(name, spec, on_device)
 
 
 @cache
-def _resolve(name: str, spec: Spec) -> Backend:
+def _resolve(name: str, spec: Spec, on_device: bool) -> Backend:
     if name == "auto":
         # A broken native module must be seen, so auto means native and nothing else; the
         # reference is for checking, hundreds of times slower.
-        name = "native"
+        name = "cuda" if on_device else "native"
     if name not in NAMES:
         raise ValueError(f"backend: expected one of auto, {', '.join(NAMES)}, got {name!r}")
-    if name in _PLANNED:
-        reason: object = backends()[name]
-    else:
-        loaded = _load(name)
-        if not isinstance(loaded, ImportError):
-            if loaded.supports(spec):
-                return loaded
-            raise UnsupportedError(
-                f"backend {name!r} does not support {spec.variants()}; "
-                f"{', '.join(supporting(spec))} can"
-            )
-        reason = loaded
-    raise UnsupportedError(
-        f"backend {name!r} cannot be used here: {reason}; {', '.join(supporting(spec))} can"
-    )
+    loaded = _load(name)
+    if isinstance(loaded, ImportError):
+        raise UnsupportedError(
+            f"backend {name!r} cannot be used here: {loaded}; {', '.join(supporting(spec))} can"
+        )
+    if (name in _ON_DEVICE) != on_device:
+        places = ("in CPU memory", "on a CUDA device")
+        able = [n for n in supporting(spec) if (n in _ON_DEVICE) == on_device]
+        raise UnsupportedError(
+            f"backend {name!r} takes arrays {places[not on_device]}, got some "
+            f"{places[on_device]}; {', '.join(able) or 'no backend here'} can"
+        )
+    if not loaded.supports(spec):
+        raise UnsupportedError(
+            f"backend {name!r} does not support {spec.variants()}; "
+            f"{', '.join(supporting(spec))} can"
+        )
+    return loaded

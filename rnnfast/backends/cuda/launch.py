@@ -1,0 +1,248 @@
+"""What runs on the device: kernels and matrix products, one by one or as a CUDA graph.
+
+The steps of a pass are a list of operations for each direction; the two may run at the same time.
+The first time that steps come with certain shapes and pointers they are launched one by one; the
+second time they are captured in a graph; from then on the graph alone is launched. Everything is
+ordered by the current stream, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import cupy
+import numpy as np
+from cupy_backends.cuda.libs import cublas
+
+from ...errors import UnsupportedError
+from ...spec import Spec
+from . import parameters
+
+_FOLDER = Path(__file__).parent
+_CELLS = {"lstm": "Lstm", "rnn": "Rnn", "gated": "Gated"}
+_THREADS = 256  # of a block at most: the launch bound of the kernels
+_GRAPHS = 32  # kept for each device
+_REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+_R_32F, _R_64F = 0, 1  # cudaDataType
+
+Operation = Callable[[int], None]  # takes a cuBLAS handle
+Steps = list[list[Operation]]  # of each direction
+
+
+# ------------------------------------------------------------------------------- operations
+
+
+def cell_name(spec: Spec) -> str:
+    """Its class in steps.cu."""
+    if spec.cell == "gru":
+        return "GruAfter" if spec.reset_after else "GruBefore"
+    return _CELLS[spec.cell]
+
+
+def compile_options(spec: Spec, dtype: np.dtype[Any]) -> tuple[str, ...]:
+    """What NVRTC is told beside the source, for the kernels of a cell."""
+    functions = (spec.of_gates, spec.of_candidate, spec.of_output)
+    gate, candidate, output = map(parameters.function, functions)
+    return (
+        "-std=c++17",
+        f"-DRNNFAST_CELL={cell_name(spec)}",
+        f"-DRNNFAST_REAL={_REALS[dtype]}",
+        f"-DRNNFAST_NORM={int(spec.layer_norm)}",
+        f"-DRNNFAST_GATE={gate}",
+        f"-DRNNFAST_CANDIDATE={candidate}",
+        f"-DRNNFAST_OUTPUT={output}",
+    )
+
+
+def source() -> str:
+    """steps.cu with its header in it: CuPy keeps compiled code by what it is given alone."""
+    header, steps = ((_FOLDER / f).read_text(encoding="utf-8") for f in ("cells.cuh", "steps.cu"))
+    return steps.replace('#include "cells.cuh"', header.replace("#pragma once", ""))
+
+
+@cache
+def _module(options: tuple[str, ...]) -> Any:
+    return cupy.RawModule(code=source(), options=options)
+
+
+@cache
+def _function(options: tuple[str, ...], name: str) -> Any:
+    return _module(options).get_function(name)
+
+
+class Kernels:
+    """The kernels of a cell with its options, in one dtype."""
+
+    def __init__(self, spec: Spec, dtype: np.dtype[Any]) -> None:
+        self._options = compile_options(spec, dtype)
+        self._norm = spec.layer_norm
+
+    def __call__(self, name: str, rows: int, units: int, *arguments: Any) -> Operation:
+        """A launch with a row of the batch for each block in x."""
+        function = _function(self._options, name)
+        block = min(_THREADS, -(-units // 32) * 32)
+        parts = 1 if self._norm else -(-units // block)
+
+        def run(handle: int) -> None:
+            function((rows, parts), (block,), arguments)
+
+        return run
+
+
+class Matrix(NamedTuple):
+    """Some rows of row-major memory, each `stride` numbers from the next."""
+
+    pointer: int
+    rows: int
+    columns: int
+    stride: int
+
+
+class Products:
+    """Matrix products in one dtype. float32 is float32, unless RNNFAST_CUDA_TF32=1 asks for TF32.
+
+    alpha and beta are read when a product is launched.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        single = dtype == np.float32
+        self._type = _R_32F if single else _R_64F
+        tf32 = os.environ.get("RNNFAST_CUDA_TF32", "0")
+        if tf32 not in ("0", "1"):
+            raise ValueError(f"RNNFAST_CUDA_TF32: expected 0 or 1, got {tf32!r}")
+        if not single:
+            self.compute = cublas.CUBLAS_COMPUTE_64F
+        elif tf32 == "1":
+            self.compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+        else:
+            self.compute = cublas.CUBLAS_COMPUTE_32F
+        self._numbers = np.array([0, 1], dtype)
+        self._zero = self._numbers.ctypes.data
+        self._one = self._zero + dtype.itemsize
+
+    def __call__(
+        self,
+        a: Matrix,
+        b: Matrix,
+        c: Matrix,
+        a_transposed: bool = False,
+        b_transposed: bool = False,
+        add: bool = False,
+    ) -> Operation:
+        """c = a b, or c += a b, each of a and b perhaps transposed."""
+        length = a.rows if a_transposed else a.columns
+        beta = self._one if add else self._zero
+
+        # cuBLAS counts columns first: what it is given is c^T = b^T a^T.
+        def run(handle: int) -> None:
+            cublas.gemmEx(
+                handle,
+                int(b_transposed),
+                int(a_transposed),
+                c.columns,
+                c.rows,
+                length,
+                self._one,
+                b.pointer,
+                self._type,
+                b.stride,
+                a.pointer,
+                self._type,
+                a.stride,
+                beta,
+                c.pointer,
+                self._type,
+                c.stride,
+                self.compute,
+                cublas.CUBLAS_GEMM_DEFAULT,
+            )
+
+        return run
+
+
+# ------------------------------------------------------------------------------------ launch
+
+
+class _Device:
+    """Handles, streams and graphs of one device; used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.handles = [cublas.create(), cublas.create()]
+        self.capturing = cupy.cuda.Stream(non_blocking=True)
+        self.beside = cupy.cuda.Stream(non_blocking=True)
+        self.graphs: OrderedDict[Any, Any] = OrderedDict()
+
+    def run(self, operations: Iterable[Operation]) -> None:
+        with self.lock:
+            for operation in operations:
+                operation(self.handles[0])
+
+    def launch(self, key: Any, make: Callable[[], Steps]) -> None:
+        with self.lock:
+            if key not in self.graphs:
+                self.graphs[key] = None
+                if len(self.graphs) > _GRAPHS:
+                    self.graphs.popitem(last=False)
+                self._launch(make())
+                return
+            self.graphs.move_to_end(key)
+            if self.graphs[key] is None:
+                self.graphs[key] = self._captured(make())
+            self.graphs[key].launch(cupy.cuda.get_current_stream())
+
+    def _captured(self, steps: Steps) -> Any:
+        with self.capturing:
+            self.capturing.begin_capture()
+            try:
+                self._launch(steps)
+            finally:
+                graph = self.capturing.end_capture()
+        return graph
+
+    def _launch(self, steps: Steps) -> None:
+        current = cupy.cuda.get_current_stream()
+        if len(steps) == 2:
+            self.beside.wait_event(current.record(_event()))
+            with self.beside:
+                for operation in steps[1]:
+                    operation(self.handles[1])
+        for operation in steps[0]:
+            operation(self.handles[0])
+        if len(steps) == 2:
+            current.wait_event(self.beside.record(_event()))
+
+
+def _event() -> Any:
+    return cupy.cuda.Event(disable_timing=True)
+
+
+@cache
+def _device(number: int) -> _Device:
+    return _Device()
+
+
+def run(operations: Iterable[Operation]) -> None:
+    """One after the other, on the current stream."""
+    _device(cupy.cuda.Device().id).run(operations)
+
+
+def launch(key: Any, make: Callable[[], Steps]) -> None:
+    """What `make` gives, or a graph of it.
+
+    Equal keys must stand for equal steps: the same operations on the same pointers.
+    """
+    _device(cupy.cuda.Device().id).launch(key, make)
+
+
+def check_precision(precision: str | None) -> None:
+    if precision is not None:
+        raise UnsupportedError(
+            f"dtype: backend 'cuda' has no weights of {precision}; native and reference have"
+        )

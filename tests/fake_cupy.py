@@ -1,0 +1,512 @@
+"""An emulation of CuPy on the CPU, for tests of the backend "cuda" where there is no GPU.
+
+It is NOT a GPU, and proves nothing about speed, about CuPy itself, or about what only a device
+does: memory ordering between blocks, streams that run at the same time, cuBLAS' roundings. It does
+run every line of the backend's Python and the logic of every kernel, the real steps.cu, built with
+the system's C++ compiler under tests/cuda_emulation.cpp. Where CuPy is strict, it is: arrays do not
+turn into NumPy's or mix with them. Where a GPU forgives nothing, it tells: fresh memory is NaN,
+memory has guards on both sides, products must lie within one allocation, and a graph holds only
+what it was given while it was captured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "rnnfast" / "backends" / "cuda" / "steps.cu"
+_EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
+REQUIRED = os.environ.get("RNNFAST_REQUIRE_CUDA") == "1"  # whether CI may leave its tests out
+_GUARD, _GUARD_BYTE = 256, 0xA5
+
+launches: list[str] = []  # what has run: names of kernels, "gemm", "graph"
+damaged: list[str] = []  # what was written outside of its memory
+order = 0  # of the threads of a block and the blocks of a grid; see cuda_emulation.cpp
+
+
+# ------------------------------------------------------------------------------------ memory
+
+
+class _Memory:
+    """One allocation, from a pool that gives the same places again, as CuPy's does."""
+
+    pool: dict[int, list[Any]] = {}  # noqa: RUF012
+    live: dict[int, int] = {}  # noqa: RUF012
+
+    def __init__(self, size: int) -> None:
+        self.size = max(size, 1)
+        free = self.pool.setdefault(self.size, [])
+        self.buffer = free.pop() if free else np.empty(self.size + 2 * _GUARD, np.uint8)
+        self.buffer[:_GUARD] = self.buffer[_GUARD + self.size :] = _GUARD_BYTE
+        self.bytes = self.buffer[_GUARD : _GUARD + size]
+        self.live[self.bytes.ctypes.data] = self.size
+
+    def __del__(self) -> None:
+        if sys is None or sys.is_finalizing():
+            return
+        for part in (self.buffer[:_GUARD], self.buffer[_GUARD + self.size :]):
+            if (part != _GUARD_BYTE).any():
+                damaged.append(f"memory of {self.size} bytes")
+        del self.live[self.bytes.ctypes.data]
+        self.pool[self.size].append(self.buffer)
+
+
+def _check_memory(pointer: int, size: int) -> None:
+    inside = any(at <= pointer and pointer + size <= at + n for at, n in _Memory.live.items())
+    assert inside, f"a product touches {size} bytes outside of any allocation"
+
+
+class _Pointer:
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+
+class _Flags:
+    def __init__(self, flags: Any) -> None:
+        self.c_contiguous, self.f_contiguous = flags.c_contiguous, flags.f_contiguous
+        self.owndata = flags.owndata
+
+
+class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
+    """A device array. `host` is its memory, which only this file and `asnumpy` touch."""
+
+    def __init__(self, host: Any, memory: _Memory) -> None:
+        self.host, self.memory = host, memory
+
+    shape = property(lambda self: self.host.shape)
+    dtype = property(lambda self: self.host.dtype)
+    strides = property(lambda self: self.host.strides)
+    itemsize = property(lambda self: self.host.itemsize)
+    ndim = property(lambda self: self.host.ndim)
+    size = property(lambda self: self.host.size)
+    nbytes = property(lambda self: self.host.nbytes)
+    flags = property(lambda self: _Flags(self.host.flags))
+    data = property(lambda self: _Pointer(self.host.ctypes.data))
+    device = property(lambda self: Device(0))
+    T = property(lambda self: self._view(self.host.T))
+
+    def _view(self, host: Any) -> Any:
+        return ndarray(host, self.memory)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """As CuPy has it, but the pointer is one of the CPU: only to be asked for."""
+        return {**self.host.__array_interface__, "version": 3}
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        out = kwargs.pop("out", None)
+        if out is not None:
+            kwargs["out"] = tuple(_host(o) for o in out)
+        result = getattr(ufunc, method)(*map(_host, inputs), **kwargs)
+        return out[0] if out is not None else _wrapped(result)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        own = getattr(sys.modules[__name__], function.__name__, None)
+        return NotImplemented if own is None else own(*args, **kwargs)
+
+    def __len__(self) -> int:
+        return len(self.host)
+
+    def __getitem__(self, index: Any) -> Any:
+        index = _index(index)
+        found = self.host[index]
+        if isinstance(found, np.ndarray) and np.may_share_memory(found, self.host):
+            return self._view(found)
+        if not isinstance(found, np.ndarray):
+            return self._view(
+                self.host[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+            )
+        return _wrapped(found)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.host[_index(index)] = _host(value)
+
+    def reshape(self, *shape: Any) -> Any:
+        made = self.host.reshape(*shape)
+        return self._view(made) if np.may_share_memory(made, self.host) else _wrapped(made)
+
+    def swapaxes(self, a: int, b: int) -> Any:
+        return self._view(self.host.swapaxes(a, b))
+
+    def copy(self, order: str = "C") -> Any:
+        return _wrapped(self.host.copy(order))
+
+    def astype(self, dtype: Any) -> Any:
+        return _wrapped(self.host.astype(dtype))
+
+    def take(self, indices: Any, axis: int | None = None) -> Any:
+        return take(self, indices, axis)
+
+    def sum(self, axis: Any = None) -> Any:
+        return _wrapped(self.host.sum(axis))
+
+    def mean(self, axis: Any = None) -> Any:
+        return _wrapped(self.host.mean(axis))
+
+    def min(self) -> Any:
+        return _wrapped(self.host.min())
+
+    def max(self) -> Any:
+        return _wrapped(self.host.max())
+
+    def any(self) -> Any:
+        return _wrapped(self.host.any())
+
+    def get(self) -> Any:
+        return self.host.copy()
+
+    def __bool__(self) -> bool:
+        return bool(self.host)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (2, 0)  # kDLCUDA
+
+
+def _host(value: Any) -> Any:
+    if isinstance(value, ndarray):
+        return value.host
+    if isinstance(value, np.ndarray) and value.ndim > 0:
+        raise TypeError("Unsupported type <class 'numpy.ndarray'>")
+    return value
+
+
+def _index(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(map(_host, index))
+    return _host(index)
+
+
+def _wrapped(host: Any) -> ndarray:
+    host = np.asarray(host)
+    made = empty(host.shape, host.dtype)
+    made.host[...] = host
+    return made
+
+
+# --------------------------------------------------------------------------- functions of CuPy
+
+
+def empty(shape: Any, dtype: Any = float) -> ndarray:
+    kind = np.dtype(dtype)
+    shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    memory = _Memory(int(np.prod(shape)) * kind.itemsize)
+    host = memory.bytes.view(kind).reshape(shape)
+    host[...] = np.nan if kind.kind == "f" else 77
+    return ndarray(host, memory)
+
+
+def zeros(shape: Any, dtype: Any = float) -> ndarray:
+    made = empty(shape, dtype)
+    made.host[...] = 0
+    return made
+
+
+def empty_like(a: ndarray) -> ndarray:
+    return empty(a.shape, a.dtype)
+
+
+def zeros_like(a: ndarray) -> ndarray:
+    return zeros(a.shape, a.dtype)
+
+
+def asarray(a: Any, dtype: Any = None) -> ndarray:
+    if isinstance(a, ndarray):
+        return a if dtype is None else a.astype(dtype)
+    return _wrapped(np.asarray(a, dtype))
+
+
+def asnumpy(a: Any) -> Any:
+    return a.get() if isinstance(a, ndarray) else np.asarray(a)
+
+
+def concatenate(arrays: Any, axis: int = 0) -> ndarray:
+    return _wrapped(np.concatenate([_host(a) for a in arrays], axis))
+
+
+def stack(arrays: Any) -> ndarray:
+    return _wrapped(np.stack([_host(a) for a in arrays]))
+
+
+def take(a: ndarray, indices: Any, axis: int | None = None) -> ndarray:
+    return _wrapped(a.host.take(_host(indices), axis))
+
+
+def may_share_memory(a: ndarray, b: ndarray) -> bool:
+    return isinstance(a, ndarray) and isinstance(b, ndarray) and np.may_share_memory(a.host, b.host)
+
+
+def from_dlpack(value: Any) -> ndarray:
+    if isinstance(value, ndarray):
+        return value
+    raise BufferError("the emulation knows no other arrays on a device")
+
+
+# --------------------------------------------------------------------------------- cupy.cuda
+
+
+class Device:
+    def __init__(self, device: Any = None) -> None:
+        self.id = 0
+
+
+class Event:
+    def __init__(self, disable_timing: bool = False) -> None:
+        self.recorded = False
+
+
+class Graph:
+    def __init__(self, work: list[Callable[[], None]]) -> None:
+        self.work = work
+
+    def launch(self, stream: Any = None) -> None:
+        launches.append("graph")
+        for run in self.work:
+            run()
+
+
+class Stream:
+    current: list[Any] = []  # noqa: RUF012
+    captured: list[Callable[[], None]] | None = None
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        self.ptr = id(self)
+        self.capturing = False  # itself, or by an event of a stream that is
+
+    def __enter__(self) -> Any:
+        Stream.current.append(self)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        Stream.current.pop()
+
+    def record(self, event: Any) -> Any:
+        event.recorded, event.capturing = True, self.capturing
+        return event
+
+    def wait_event(self, event: Any) -> None:
+        assert event.recorded, "waiting for an event that was not recorded"
+        self.capturing = self.capturing or event.capturing
+
+    def begin_capture(self) -> None:
+        assert Stream.captured is None, "a capture within a capture"
+        Stream.captured, self.capturing = [], True
+
+    def end_capture(self) -> Graph:
+        assert Stream.captured is not None
+        work, Stream.captured = Stream.captured, None
+        for stream in _streams:
+            stream.capturing = False
+        return Graph(work)
+
+
+_null = Stream(null=True)
+_streams: list[Stream] = []
+
+
+def _new_stream(*args: Any, **kwargs: Any) -> Stream:
+    _streams.append(Stream(*args, **kwargs))
+    return _streams[-1]
+
+
+def get_current_stream() -> Stream:
+    return Stream.current[-1] if Stream.current else _null
+
+
+def _do(name: str, work: Callable[[], None]) -> None:
+    """Now, or when the graph is launched that is being captured."""
+
+    def run() -> None:
+        launches.append(name)
+        work()
+
+    if Stream.captured is None:
+        run()
+        return
+    assert get_current_stream().capturing, f"{name}: launched beside the capture"
+    Stream.captured.append(run)
+
+
+# --------------------------------------------------------------------------- kernels, products
+
+
+def compiler() -> str | None:
+    return shutil.which("g++") or shutil.which("c++")
+
+
+@cache
+def emulation() -> ctypes.CDLL:
+    """The kernels for the CPU, built once for each state of their sources."""
+    sources = (_EMULATION, SOURCE, SOURCE.with_name("cells.cuh"))
+    digest = hashlib.sha256(b"".join(s.read_bytes() for s in sources)).hexdigest()[:16]
+    library = Path(tempfile.gettempdir()) / f"rnnfast_cuda_emulation_{digest}.so"
+    if not library.exists():
+        found = compiler()
+        assert found is not None
+        made = library.with_suffix(f".{np.random.default_rng().integers(1 << 30)}")
+        flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run([found, *flags, "-o", str(made), str(_EMULATION)], check=True)
+        made.replace(library)
+    loaded = ctypes.CDLL(str(library))
+    loaded.emulate.restype = ctypes.c_char_p
+    loaded.size_of.restype = ctypes.c_ulonglong
+    return loaded
+
+
+class RawModule:
+    def __init__(self, code: str, options: tuple[str, ...]) -> None:
+        for file in (SOURCE, SOURCE.with_name("cells.cuh")):
+            last = file.read_text(encoding="utf-8").splitlines()[-20:]
+            assert "\n".join(last) in code, f"{file.name} is not what is compiled"
+        macros = dict(o[2:].split("=") for o in options if o.startswith("-D"))
+        self.cell = macros["RNNFAST_CELL"].encode()
+        self.size = {"float": 4, "double": 8}[macros["RNNFAST_REAL"]]
+        self.norm = int(macros["RNNFAST_NORM"])
+        names = ("gate", "candidate", "output")
+        self.functions = {name: int(macros["RNNFAST_" + name.upper()]) for name in names}
+
+    def get_function(self, name: str) -> Callable[..., None]:
+        def launch(grid: tuple[int, ...], block: tuple[int, ...], arguments: Any) -> None:
+            given = [np.array(a) for a in arguments]  # by value, as a GPU takes them
+            for a in given:
+                if a.dtype.names:  # what the compiler builds in is what is asked for
+                    built_in = {k: int(a["options"][k]["function"]) for k in self.functions}
+                    assert built_in == self.functions
+            pointers = (ctypes.c_void_p * len(given))(*(a.ctypes.data for a in given))
+
+            def run() -> None:
+                assert len(given) == len(pointers)  # keeps both
+                error = emulation().emulate(
+                    self.cell, self.size, self.norm, name.encode(), *grid, *block, order, pointers
+                )
+                assert error is None, f"{name}: {error.decode()}"
+
+            _do(name, run)
+
+        return launch
+
+
+def _viewed(pointer: int, kind: int, rows: int, columns: int, stride: int) -> Any:
+    """Column-major memory as cuBLAS counts it."""
+    dtype = np.dtype({0: np.float32, 1: np.float64}[kind])
+    assert stride >= max(1, rows), "a leading dimension below the number of rows"
+    count = stride * (columns - 1) + rows
+    _check_memory(pointer, count * dtype.itemsize)
+    flat = np.ctypeslib.as_array((ctypes.c_char * (count * dtype.itemsize)).from_address(pointer))
+    step = dtype.itemsize
+    return np.lib.stride_tricks.as_strided(flat.view(dtype), (rows, columns), (step, step * stride))
+
+
+def _gemm(
+    handle: int,
+    a_transposed: int,
+    b_transposed: int,
+    m: int,
+    n: int,
+    k: int,
+    alpha: int,
+    a: int,
+    a_kind: int,
+    a_stride: int,
+    b: int,
+    b_kind: int,
+    b_stride: int,
+    beta: int,
+    c: int,
+    c_kind: int,
+    c_stride: int,
+    compute: int,
+    algorithm: int,
+) -> None:
+    assert min(m, n, k) > 0
+    assert compute == {0: 68, 1: 70}[c_kind], "not full precision"
+    real = {0: ctypes.c_float, 1: ctypes.c_double}[c_kind]
+    by, add = (real.from_address(p).value for p in (alpha, beta))
+    assert (by, add) in ((1, 0), (1, 1))
+
+    def run() -> None:
+        left = _viewed(a, a_kind, *((k, m) if a_transposed else (m, k)), a_stride)
+        right = _viewed(b, b_kind, *((n, k) if b_transposed else (k, n)), b_stride)
+        into = _viewed(c, c_kind, m, n, c_stride)
+        product = (left.T if a_transposed else left) @ (right.T if b_transposed else right)
+        into[...] = product + into if add else product
+
+    _do("gemm", run)
+
+
+# ----------------------------------------------------------------------------------- modules
+
+
+def modules() -> dict[str, ModuleType]:
+    """What stands in sys.modules for CuPy, by name."""
+    cupy = sys.modules[__name__]
+    cuda, runtime = ModuleType("cupy.cuda"), ModuleType("cupy.cuda.runtime")
+    runtime.__dict__.update(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
+    cuda.__dict__.update(
+        Device=Device,
+        Event=Event,
+        Stream=_new_stream,
+        get_current_stream=get_current_stream,
+        runtime=runtime,
+    )
+    cupy.__dict__["cuda"] = cuda
+    cublas = ModuleType("cupy_backends.cuda.libs.cublas")
+    handles = iter(range(1, 1000))
+    cublas.__dict__.update(
+        create=lambda: next(handles),
+        gemmEx=_gemm,
+        CUBLAS_COMPUTE_32F=68,
+        CUBLAS_COMPUTE_64F=70,
+        CUBLAS_COMPUTE_32F_FAST_TF32=77,
+        CUBLAS_GEMM_DEFAULT=-1,
+    )
+    libs = ModuleType("cupy_backends.cuda.libs")
+    libs.__dict__["cublas"] = cublas
+    return {
+        "cupy": cupy,
+        "cupy.cuda": cuda,
+        "cupy_backends": ModuleType("cupy_backends"),
+        "cupy_backends.cuda": ModuleType("cupy_backends.cuda"),
+        "cupy_backends.cuda.libs": libs,
+        "cupy_backends.cuda.libs.cublas": cublas,
+    }
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """The emulation in the place of CuPy, and the backend "cuda" on top of it."""
+    registry = importlib.import_module("rnnfast.backends")
+    caches = (registry._load, registry.supporting, registry._resolve)
+    ours = "rnnfast.backends.cuda"
+    before = {k: v for k, v in sys.modules.items() if k.partition(".")[0].startswith("cupy")}
+    before |= {k: v for k, v in sys.modules.items() if k.startswith(ours)}
+    for name in before:
+        del sys.modules[name]
+    sys.modules.update(modules())
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        yield
+    finally:
+        for name in [*modules(), *(k for k in sys.modules if k.startswith(ours))]:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+        for cached in caches:
+            cached.cache_clear()

@@ -1,0 +1,99 @@
+"""The backend "cuda" on a GPU: what the emulation of test_cuda_emulated.py cannot show.
+
+Where there is a GPU, the shared suite runs on it too: `pytest -m gpu` and `pytest -k cuda`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Case, assert_same_bits, problem, run
+from tolerance import assert_agrees
+
+import rnnfast
+from rnnfast.spec import Spec
+
+REASON = rnnfast.backends()["cuda"]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(REASON is not None, reason=f"needs a GPU: {REASON}"),
+]
+
+
+@pytest.fixture
+def cupy() -> Any:
+    found = pytest.importorskip("cupy")
+    if found.__name__ != "cupy" or not hasattr(found, "__version__"):
+        pytest.skip("needs a GPU: CuPy is emulated here")
+    return found
+
+
+@pytest.mark.parametrize("H", [1, 33, 64, 257, 1024])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_plain_cells(cupy: Any, spec: Spec, dtype: str, H: int) -> None:
+    case = Case(spec, T=9, B=5, I=7, H=H, L=2, D=2, dtype=dtype, ragged=True)
+    assert_agrees(case, run(problem(case), "cuda"))
+
+
+def test_graphs_give_the_bits_of_single_launches(cupy: Any, spec: Spec) -> None:
+    p = problem(Case(spec, T=9, B=5, I=7, H=65, L=2, D=2)).map(cupy.asarray)
+    first = run(p, "cuda")
+    for _ in range(12):
+        assert_same_bits(run(p, "cuda"), first)
+
+
+def test_the_current_stream_is_respected(cupy: Any) -> None:
+    """x is still being written on that stream when the call comes."""
+    p = problem(Case(Spec("lstm"), T=20, B=32, I=64, H=256)).map(cupy.asarray)
+    wanted = rnnfast.lstm(p.x, p.weights)[0].get()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    late = cupy.zeros_like(p.x)
+    big = cupy.ones((4096, 4096), np.float32)
+    cupy.cuda.Device().synchronize()
+    with stream:
+        for _ in range(20):
+            big = big @ big * np.float32(1e-4)
+        late[...] = p.x
+        y, _ = rnnfast.lstm(late, p.weights)
+        found = y.get(stream=stream)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_call_does_not_wait_for_the_device(cupy: Any) -> None:
+    p = problem(Case(Spec("gru"), T=4, B=3, I=5, H=64)).map(cupy.asarray)
+    rnnfast.gru(p.x, p.weights)
+    big = cupy.ones((8192, 8192), np.float32)
+    big @ big
+    cupy.cuda.Device().synchronize()
+    stream = cupy.cuda.get_current_stream()
+    for _ in range(30):
+        big @ big
+    rnnfast.gru(p.x, p.weights)
+    assert not stream.done
+    stream.synchronize()
+
+
+def test_several_devices(cupy: Any) -> None:
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("needs two GPUs")
+    case = Case(Spec("lstm"), T=4, B=3, I=5, H=33)
+    with cupy.cuda.Device(1):
+        assert_agrees(case, run(problem(case), "cuda"))
+        x = problem(case).map(cupy.asarray).x
+    with pytest.raises(rnnfast.UnsupportedError, match="device 1"):
+        rnnfast.lstm(x, problem(case).map(cupy.asarray).weights)
+
+
+def test_tensors_of_torch(cupy: Any) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs torch with CUDA")
+    case = Case(Spec("lstm"), T=4, B=3, I=5, H=33)
+    p = problem(case)
+    given = p.map(lambda a: torch.as_tensor(a).cuda())
+    y, (h_n, c_n) = rnnfast.lstm(given.x, given.weights, given.state)
+    wanted = rnnfast.lstm(p.x, p.weights, p.state)
+    assert y.device.type == h_n.device.type == c_n.device.type == "cuda"
+    np.testing.assert_allclose(y.cpu().numpy(), wanted[0], atol=1e-12)

@@ -1,0 +1,138 @@
+"""Every kernel of the backend "cuda", in every instantiation, compiles for every architecture.
+
+By NVRTC, the compiler that CuPy uses at run time; it needs neither a GPU nor a driver. Whether the
+kernels do the right thing is the subject of tests/test_cuda_emulated.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fake_cupy
+import numpy as np
+import pytest
+from helpers import DTYPES
+
+from rnnfast.spec import ACTIVATIONS, CELLS, Spec, all_specs
+
+ARCHITECTURES = ("sm_70", "sm_80", "sm_90", "sm_100")
+with fake_cupy.installed():
+    from rnnfast.backends.cuda.launch import compile_options, source
+SOURCE = source()
+KERNELS = re.findall(r"^RNNFAST_KERNEL (\w+)", SOURCE, re.MULTILINE)
+
+
+def library() -> Path | None:
+    """NVRTC of the package nvidia-cuda-nvrtc-cu12 (or -cuda-nvrtc, which knows no sm_70)."""
+    found = importlib.util.find_spec("nvidia")
+    folders = [] if found is None else list(found.submodule_search_locations or ())
+    libraries = [p for f in folders for p in sorted(Path(f).glob("*/lib/libnvrtc.so.*"))]
+    return min(libraries, key=lambda path: path.name, default=None)
+
+
+pytestmark = pytest.mark.skipif(
+    library() is None and not fake_cupy.REQUIRED,
+    reason="needs NVRTC: pip install nvidia-cuda-nvrtc-cu12",
+)
+
+
+@cache
+def nvrtc() -> ctypes.CDLL:
+    return ctypes.CDLL(str(library()))
+
+
+class Compiled(NamedTuple):
+    code: bytes
+    log: str
+
+
+def compiled(options: tuple[str, ...]) -> Compiled:
+    """steps.cu as machine code; an AssertionError with the compiler's words where it has errors."""
+    program = ctypes.c_void_p()
+    done = nvrtc().nvrtcCreateProgram(
+        ctypes.byref(program), SOURCE.encode(), b"steps.cu", 0, None, None
+    )
+    assert done == 0
+    given = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
+    done = nvrtc().nvrtcCompileProgram(program, len(options), given)
+    log = _text(program, "ProgramLog").decode()
+    assert done == 0, log
+    code = _text(program, "CUBIN")
+    nvrtc().nvrtcDestroyProgram(ctypes.byref(program))
+    return Compiled(code, log)
+
+
+def _text(program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    assert getattr(nvrtc(), f"nvrtcGet{what}Size")(program, ctypes.byref(size)) == 0
+    made = ctypes.create_string_buffer(size.value)
+    assert getattr(nvrtc(), f"nvrtcGet{what}")(program, made) == 0
+    return made.raw
+
+
+@cache
+def architectures() -> tuple[str, ...]:
+    count = ctypes.c_int()
+    assert nvrtc().nvrtcGetNumSupportedArchs(ctypes.byref(count)) == 0
+    known = (ctypes.c_int * count.value)()
+    assert nvrtc().nvrtcGetSupportedArchs(known) == 0
+    return tuple(f"sm_{k}" for k in known)
+
+
+def options(spec: Spec, dtype: str, architecture: str) -> tuple[str, ...]:
+    """Those of the backend, and the architecture, which CuPy adds."""
+    found = compile_options(spec, np.dtype(dtype))
+    return (*found, f"-arch={architecture}", "--ptxas-options=-v")
+
+
+def check(wanted: list[tuple[str, ...]]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for one, made in zip(wanted, pool.map(compiled, wanted), strict=True):
+            lines = [line for line in made.log.splitlines() if "warning" in line]
+            assert all("deprecated" in line for line in lines), (one, made.log)
+            assert all(name.encode() in made.code for name in KERNELS), one
+            spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", made.log)]
+            assert len(spilled) >= 2 * len(KERNELS), made.log
+            assert max(spilled) <= 8, (one, made.log)  # a register or two, once a row
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_instantiation(architecture: str) -> None:
+    if architecture not in architectures():
+        pytest.skip(f"this NVRTC no longer knows {architecture}")
+    specs = [Spec(cell.name, r) for cell in CELLS.values() for r in reset_after(cell)]
+    assert len(KERNELS) == 8
+    check(
+        [
+            options(replace(spec, layer_norm=norm), dtype, architecture)
+            for spec in specs
+            for norm in (False, True)
+            for dtype in DTYPES
+        ]
+    )
+
+
+def reset_after(cell: Any) -> tuple[bool, ...]:
+    return (True, False) if cell.has_reset_after else (True,)
+
+
+def test_every_function() -> None:
+    """In the places that the compiler builds them into."""
+    check([options(Spec("rnn", activation=f), "float32", "sm_80") for f in ACTIVATIONS.values()])
+    specs = [s for s in all_specs() if s.cell == "rnn"]
+    assert len({options(s, "float32", "sm_80") for s in specs}) == len(specs)
+
+
+def test_wrong_code_does_not_compile() -> None:
+    wrong = tuple(
+        o.replace("CELL=Rnn", "CELL=Run") for o in options(Spec("rnn"), "float32", "sm_80")
+    )
+    with pytest.raises(AssertionError, match="Run"):
+        compiled(wrong)

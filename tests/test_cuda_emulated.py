@@ -1,0 +1,452 @@
+"""The backend "cuda" on an emulation of CuPy (fake_cupy.py): its Python, its kernels' logic.
+
+No GPU takes part. tests/test_cuda_compiles.py compiles the same kernels for GPUs, and
+tests/test_cuda.py runs them where there is one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import fake_cupy
+import numpy as np
+import pytest
+from helpers import (
+    BIASES,
+    COTANGENTS,
+    STATES,
+    Case,
+    assert_same_bits,
+    flatten_state,
+    flatten_weights,
+    forward,
+    function,
+    problem,
+    run,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerance import allowed, assert_agrees, assert_close, truth
+
+import rnnfast
+from bench import gpu
+from bench.problem import draw
+from bench.shapes import Shape
+from rnnfast.spec import ACTIVATIONS, CELLS, Spec, all_specs
+
+pytestmark = pytest.mark.skipif(
+    fake_cupy.compiler() is None and not fake_cupy.REQUIRED,
+    reason="needs a C++ compiler (g++) for the emulation",
+)
+DTYPES = ("float32", "float64")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emulation() -> Iterator[None]:
+    with fake_cupy.installed():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def memory_is_whole() -> Iterator[None]:
+    yield
+    assert fake_cupy.damaged == []
+
+
+def on_host(results: dict[str, Any]) -> dict[str, Any]:
+    for name, array in results.items():
+        assert isinstance(array, fake_cupy.ndarray), f"{name} is not on the device"
+    return {name: array.get() for name, array in results.items()}
+
+
+def emulated(case: Case, **options: Any) -> dict[str, Any]:
+    return run(problem(case), "cuda", **options)
+
+
+# ------------------------------------------------------------------------------- plain cells
+
+
+@pytest.mark.parametrize("H", [1, 31, 33, 257])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plain_cells(spec: Spec, dtype: str, H: int) -> None:
+    case = Case(spec, T=4, B=3, I=5, H=H, L=2, D=2, dtype=dtype, ragged=H % 2 == 1)
+    assert_agrees(case, emulated(case))
+    outputs = forward(problem(case), "cuda")
+    wanted = truth(case)[0]
+    assert_close(outputs, {name: wanted[name] for name in outputs}, allowed(case))
+
+
+@given(data=st.data())
+def test_anything(spec: Spec, data: Any) -> None:
+    size = st.integers(1, 40)
+    case = Case(
+        spec,
+        T=data.draw(st.integers(1, 8), "T"),
+        B=data.draw(st.integers(1, 6), "B"),
+        I=data.draw(size, "I"),
+        H=data.draw(size, "H"),
+        L=data.draw(st.integers(1, 3), "L"),
+        D=data.draw(st.integers(1, 2), "D"),
+        bias=data.draw(st.sampled_from(BIASES), "bias"),
+        state=data.draw(st.sampled_from(STATES), "state"),
+        ragged=data.draw(st.booleans(), "ragged"),
+        cotangents=data.draw(st.sampled_from(COTANGENTS), "cotangents"),
+        seed=data.draw(st.integers(0, 2**32 - 1), "seed"),
+    )
+    assert_agrees(case, emulated(case))
+
+
+def test_order_of_threads_and_blocks_does_not_matter(spec: Spec) -> None:
+    case = Case(spec, T=3, B=3, I=5, H=70, D=2)
+    wanted = emulated(case)
+    for order in (1, 2, 5):
+        with in_order(order):
+            assert_same_bits(emulated(case), wanted)
+
+
+class in_order:  # noqa: N801
+    def __init__(self, order: int) -> None:
+        self.order = order
+
+    def __enter__(self) -> None:
+        fake_cupy.order = self.order
+
+    def __exit__(self, *_: Any) -> None:
+        fake_cupy.order = 0
+
+
+@pytest.mark.parametrize("options", [{"save": "recompute"}, {"checkpoint": 3}])
+def test_saving_less_gives_the_same_bits(spec: Spec, options: dict[str, Any]) -> None:
+    case = Case(spec, T=7, B=3, I=5, H=33, L=2, ragged=True)
+    assert_agrees(case, emulated(case, **options))
+    if "save" in options:
+        assert_same_bits(emulated(case, **options), emulated(case))
+
+
+def test_no_rows_at_all(spec: Spec) -> None:
+    p = problem(Case(spec, T=3, B=2, I=4, H=5, D=2)).rows(slice(0))
+    wanted, found = run(p), run(p, "cuda")
+    assert_same_bits({k: abs(v) for k, v in found.items()}, wanted)
+
+
+def test_rows_of_no_length(spec: Spec) -> None:
+    p = replace(problem(Case(spec, T=3, B=2, I=4, H=5, D=2)), lengths=np.zeros(2, int))
+    wanted, found = run(p), run(p, "cuda")
+    assert_same_bits({k: abs(v) for k, v in found.items()}, {k: abs(v) for k, v in wanted.items()})
+
+
+# ------------------------------------------------------------------------------------ options
+
+
+def options_of(cell: str, draw: Any) -> dict[str, Any]:
+    """Options of a call, at random."""
+    names = st.sampled_from([None, *ACTIVATIONS])
+    wanted = {
+        "gate_activation": names if cell != "rnn" else st.none(),
+        "activation": names if cell != "rnn" else st.none(),
+        "output_activation": names if cell == "lstm" else st.none(),
+        "nonlinearity": names if cell == "rnn" else st.none(),
+        "clip": st.sampled_from([None, 0.7]),
+        "input_forget": st.sampled_from([None, True] if cell == "lstm" else [None]),
+        "grad_clip": st.sampled_from([None, 0.05]),
+        "truncate": st.sampled_from([None, 1, 2]),
+        "recurrent_dropout": st.sampled_from([None, 0.4]),
+        "zoneout": st.sampled_from([None, 0.3, (0.2, 0.5)]),
+        "dropconnect": st.sampled_from([None, 0.3]),
+        "dropout": st.sampled_from([None, 0.3]),
+        "variational": st.sampled_from([None, True]),
+        "training": st.sampled_from([None, None, False]),
+        "reset_after": st.booleans() if cell == "gru" else st.none(),
+    }
+    drawn = {name: draw(values) for name, values in wanted.items()}
+    return {name: value for name, value in drawn.items() if value is not None}
+
+
+def weights_of(cell: str, draw: Any, features: int, hidden: int) -> list[Any]:
+    lstm = cell == "lstm"
+    norm = draw(st.sampled_from(["", "", "layer", "batch"]))
+    weights = rnnfast.init_weights(
+        cell,
+        features,
+        hidden,
+        num_layers=draw(st.integers(1, 2)),
+        bidirectional=draw(st.booleans()),
+        proj_size=draw(st.sampled_from([0, 3])) if lstm else 0,
+        peepholes=lstm and draw(st.booleans()),
+        layer_norm=norm == "layer",
+        batch_norm=norm == "batch",
+        bias=draw(st.booleans()),
+        dtype=np.float64,
+        rng=draw(st.integers(0, 99)),
+    )
+    rng = np.random.default_rng(1)
+
+    def changed(w: Any) -> Any:
+        if not isinstance(w, rnnfast.Weights):
+            return tuple(map(changed, w))
+        named = {
+            k: v for k, v in w._asdict().items() if k.startswith(("ln", "bn")) and v is not None
+        }
+        return w._replace(**{k: v + rng.uniform(0.1, 0.5, v.shape) for k, v in named.items()})
+
+    weights = [changed(w) for w in weights]
+    if norm == "layer" and lstm and draw(st.booleans()):
+        strip = {"ln_c": None, "ln_c_shift": None}
+        weights = [
+            w._replace(**strip)
+            if isinstance(w, rnnfast.Weights)
+            else tuple(v._replace(**strip) for v in w)
+            for w in weights
+        ]
+    return weights
+
+
+def results(cell: str, backend: str, p: Any, weights: Any, **options: Any) -> dict[str, Any]:
+    y, state, backward = getattr(rnnfast, cell + "_vjp")(
+        p.x, weights, p.state, lengths=p.lengths, backend=backend, rng=5, **options
+    )
+    p_state = flatten_state(p.spec, state, "h_n", "c_n")
+    dx, dweights, dstate = backward(p.dy, p.dstate)
+    gradients = {"dx": dx, **flatten_state(p.spec, dstate, "dh_0", "dc_0")}
+    return {"y": y, **p_state, **gradients, **flatten_weights(dweights)}
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+@given(data=st.data())
+@settings(max_examples=100)
+def test_options(cell: str, data: Any) -> None:
+    """Any combination of options, forward and backward, against the reference in float64."""
+    T, B, I, H = 5, 3, 4, data.draw(st.sampled_from([5, 33]))  # noqa: E741
+    weights = weights_of(cell, data.draw, I, H)
+    options = options_of(cell, data.draw)
+    first = weights[0] if isinstance(weights[0], rnnfast.Weights) else weights[0][0]
+    directions = 1 if isinstance(weights[0], rnnfast.Weights) else 2
+    case = Case(Spec(cell), T, B, I, H, len(weights), directions, ragged=data.draw(st.booleans()))
+    p = problem(case)
+    P = first.w_hh.shape[1]
+    p.dy, p.h_0, p.dh_n = (
+        p.dy.reshape(-1)[: T * B * directions * P],
+        p.h_0[..., :P],
+        p.dh_n[..., :P],
+    )
+    p.dy = p.dy.reshape(T, B, directions * P)
+    save = data.draw(st.sampled_from(["all", "recompute"]))
+    wanted_weights, found_weights = (problem_weights(p, weights, f) for f in (np.copy, on_device))
+    wanted = results(cell, "reference", p, wanted_weights, **options)
+    device = p.map(fake_cupy.asarray)
+    found = on_host(results(cell, "cuda", device, found_weights, save=save, **options))
+    assert_close(found, wanted, 1e-9)
+    running = flatten_weights(wanted_weights), on_host(flatten_weights(found_weights))
+    assert_close(running[1], running[0], 1e-9)
+
+
+def on_device(a: Any) -> Any:
+    return fake_cupy.asarray(a)
+
+
+def problem_weights(p: Any, weights: Any, change: Any) -> Any:
+    return replace(p, weights=weights).map(change).weights
+
+
+# ------------------------------------------------------------------------ arrays and launches
+
+
+def test_a_graph_runs_from_the_second_call_on(spec: Spec) -> None:
+    p = problem(Case(spec, T=4, B=3, I=5, H=33, L=2, D=2)).map(fake_cupy.asarray)
+    runs = []
+    for _ in range(12):
+        fake_cupy.launches.clear()
+        found = run(p, "cuda")
+        runs.append((found, fake_cupy.launches.count("graph")))
+    assert runs[0][1] == 0
+    assert runs[-1][1] > 0
+    for found, _ in runs[1:]:
+        assert_same_bits(found, runs[0][0])
+
+
+def test_a_graph_reads_the_numbers_of_its_call(spec: Spec) -> None:
+    """New numbers in the same places: a graph holds pointers and shapes, no values."""
+    case = Case(spec, T=4, B=3, I=5, H=33)
+    p = problem(case).map(fake_cupy.asarray)
+    for _ in range(3):
+        run(p, "cuda")
+    other = problem(replace(case, seed=1))
+    p.x[...] = fake_cupy.asarray(other.x)
+    assert_close(run(p, "cuda"), run(replace(problem(case), x=other.x)), allowed(case))
+
+
+def test_one_product_and_one_kernel_a_step() -> None:
+    spec = Spec("lstm")
+    p = problem(Case(spec, T=20, B=3, I=5, H=33)).map(fake_cupy.asarray)
+    fake_cupy.launches.clear()
+    forward(p, "cuda")
+    assert fake_cupy.launches == ["gemm", *["gemm", "forward"] * 20]
+    _, _, backward = function(spec, vjp=True)(p.x, p.weights, backend="cuda")
+    fake_cupy.launches.clear()
+    backward(p.dy)
+    assert fake_cupy.launches == [*["backward", "gemm"] * 20, "gemm", "gemm", "gemm"]
+
+
+def test_auto_goes_where_x_lives() -> None:
+    p = problem(Case(Spec("gru")))
+    device = p.map(fake_cupy.asarray)
+    assert_close(forward(device, "auto"), forward(p, "auto"), 1e-12)
+    packed = rnnfast.pack(device.weights, cell="gru")
+    assert "'cuda'" in repr(packed)
+    assert_close(forward(device, "auto", weights=packed), forward(p, "auto"), 1e-12)
+
+
+def test_nothing_is_copied_between_host_and_device() -> None:
+    p = problem(Case(Spec("lstm")))
+    device = p.map(fake_cupy.asarray)
+    for backend in ("native", "reference"):
+        if rnnfast.backends()[backend] is None:
+            with pytest.raises(rnnfast.UnsupportedError, match="on a CUDA device; cuda can"):
+                rnnfast.lstm(device.x, device.weights, backend=backend)
+    with pytest.raises(rnnfast.UnsupportedError, match="'cuda' takes arrays on a CUDA device"):
+        rnnfast.lstm(p.x, p.weights, backend="cuda")
+    with pytest.raises(TypeError, match="weights: expected an array on a CUDA device"):
+        rnnfast.lstm(device.x, p.weights)
+    with pytest.raises(TypeError, match="h_0: expected an array on a CUDA device"):
+        rnnfast.lstm(device.x, device.weights, (p.h_0, device.c_0))
+    with pytest.raises(TypeError, match="out: expected an array on a CUDA device"):
+        rnnfast.lstm(device.x, device.weights, out=np.empty_like(p.dy))
+    with pytest.raises(TypeError, match="lengths: expected integers in CPU memory"):
+        rnnfast.lstm(device.x, device.weights, lengths=fake_cupy.asarray([1, 2, 3]))
+    *_, backward = rnnfast.lstm_vjp(device.x, device.weights)
+    with pytest.raises(TypeError, match="dy: expected an array on a CUDA device"):
+        backward(p.dy)
+    packed = rnnfast.pack(p.weights, cell="lstm")
+    with pytest.raises(TypeError, match="weights: expected an array on a CUDA device"):
+        rnnfast.lstm(device.x, packed)
+
+
+def test_out() -> None:
+    p = problem(Case(Spec("lstm"), T=4, B=3, I=5, H=7, L=2))
+    for lengths in (None, np.array([4, 0, 2])):
+        device = p.map(fake_cupy.asarray)
+        wanted = forward(replace(p, lengths=lengths))
+        y = fake_cupy.empty(wanted["y"].shape)
+        out = y, device.state
+        found = rnnfast.lstm(device.x, device.weights, device.state, lengths=lengths, out=out)
+        assert found[0] is y
+        assert found[1][0] is device.h_0
+        named = {"y": y, "h_n": device.h_0, "c_n": device.c_0}
+        assert_close(on_host(named), wanted, 1e-12)
+
+
+def test_layouts() -> None:
+    case = Case(Spec("gru"), T=4, B=3, I=5, H=7, D=2)
+    p = problem(case)
+    device = p.map(fake_cupy.asarray)
+    y, h_n = rnnfast.gru(device.x.swapaxes(0, 1), device.weights, batch_first=True)
+    wanted = rnnfast.gru(p.x, p.weights)
+    assert_close(
+        on_host({"y": y.swapaxes(0, 1), "h": h_n}), dict(zip("yh", wanted, strict=True)), 1e-12
+    )
+    y, h_n = rnnfast.gru(device.x[:, 0], device.weights)
+    wanted = rnnfast.gru(p.x[:, 0], p.weights)
+    assert_close(on_host({"y": y, "h": h_n}), dict(zip("yh", wanted, strict=True)), 1e-12)
+
+
+def test_second_derivatives_and_narrow_weights_are_refused() -> None:
+    device = problem(Case(Spec("lstm"))).map(fake_cupy.asarray)
+    *_, backward = rnnfast.lstm_vjp(device.x, device.weights)
+    with pytest.raises(rnnfast.UnsupportedError, match="second derivatives"):
+        backward.vjp(device.dy)
+    single = device.map(lambda a: a)
+    single = problem(Case(Spec("lstm"), dtype="float32")).map(fake_cupy.asarray)
+    with pytest.raises(rnnfast.UnsupportedError, match="bfloat16"):
+        rnnfast.pack(single.weights, cell="lstm", dtype="bfloat16")
+
+
+# --------------------------------------------------------------------------------- benchmark
+
+
+@pytest.mark.parametrize("mode", ["forward", "training"])
+@pytest.mark.parametrize("large", [False, True])
+def test_the_benchmark_checks_what_it_times(
+    mode: Any, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(gpu, "_LARGE", 0)
+    p = draw(Spec("lstm"), Shape("custom", 4, 3, 5, 33), mode)
+    side = gpu.ours(p)
+    results = side.results(side.run())
+    assert gpu.wrong(p, results) == {}
+    results["y"][0, 0, 0] += 0.01
+    assert list(gpu.wrong(p, results)) == ["y"]
+
+
+# ------------------------------------------------------------------------------ the emulation
+
+
+def test_parameters_are_laid_out_as_the_compiler_does() -> None:
+    from rnnfast.backends.cuda.parameters import BACKWARD_STEP, FORWARD_STEP
+
+    library = fake_cupy.emulation()
+    assert library.size_of(b"ForwardStep") == FORWARD_STEP.itemsize
+    assert library.size_of(b"BackwardStep") == BACKWARD_STEP.itemsize
+    source = fake_cupy.SOURCE.read_text(encoding="utf-8")
+    for struct, dtype in (("ForwardStep", FORWARD_STEP), ("BackwardStep", BACKWARD_STEP)):
+        body = source.split(f"struct {struct} {{")[1].split("};")[0]
+        assert fields_of(body) == list(dtype.names or ())
+
+
+def fields_of(body: str) -> list[str]:
+    """The names that the lines of a struct declare, in order."""
+    found = []
+    for line in body.splitlines():
+        declared = line.partition("//")[0].strip().rstrip(";")
+        for kind in ("const T*", "T*", "Index", "Options"):
+            if declared.startswith(kind):
+                found += [name.strip() for name in declared.removeprefix(kind).split(",")]
+                break
+    return found
+
+
+def test_functions_have_the_numbers_of_the_header() -> None:
+    header = fake_cupy.SOURCE.with_name("cells.cuh").read_text(encoding="utf-8")
+    names = header.split("enum Function {")[1].split("};")[0].replace("\n", "").split(",")
+    wanted = ["k" + name.title().replace("_", "") for name in ACTIVATIONS]
+    assert [name.strip() for name in names] == wanted
+
+
+def test_the_emulation_finds_wrong_code() -> None:
+    """An address past an array, numbers never written, and a product outside of its memory."""
+    a = fake_cupy.empty((3,))
+    assert np.isnan(a.get()).all()
+    a.memory.buffer[-1] = 0
+    del a
+    assert fake_cupy.damaged.pop()
+    one = fake_cupy.zeros((2, 2))
+    with pytest.raises(AssertionError, match="outside"):
+        fake_cupy._viewed(one.data.ptr, 1, 2, 3, 2)
+    with pytest.raises(TypeError, match="Unsupported type"):
+        one + np.zeros((2, 2))
+    with pytest.raises(TypeError, match="Implicit conversion"):
+        np.asarray(one)
+
+
+def test_every_kernel_has_run() -> None:
+    fake_cupy.launches.clear()
+    rng = np.random.default_rng(0)
+    x = fake_cupy.asarray(rng.standard_normal((3, 2, 4)))
+    for spec in all_specs():
+        for projection in (0, 3) if spec.cell == "lstm" else (0,):
+            weights = rnnfast.init_weights(
+                spec.cell, 4, 5, proj_size=projection, layer_norm=True, dtype=np.float64, rng=0
+            )
+            device = [
+                rnnfast.Weights(*(None if a is None else fake_cupy.asarray(a) for a in w))
+                for w in weights
+            ]
+            y, _, backward = function(spec, vjp=True)(x, device, recurrent_dropout=0.5, rng=1)
+            backward(y)
+    source = fake_cupy.SOURCE.read_text(encoding="utf-8")
+    kernels = re.findall(r"^RNNFAST_KERNEL (\w+)", source, re.MULTILINE)
+    assert len(kernels) == 8
+    assert set(kernels) <= set(fake_cupy.launches)
