@@ -18,9 +18,11 @@ SUBJECTS = {
     "onnx": "rnnfast.onnx in onnx's evaluator beside ONNX Runtime",
     "jax": "rnnfast.jax beside layers written with lax.scan, both under jit",
     "torch": "the layers of rnnfast.torch beside torch.nn's",
+    "keras": "rnnfast.keras beside Keras' own layers, on each of its backends",
     "numba": "the backend numba beside native and torch.nn, and what its first call costs",
 }
-MODULES = {name: f"{name}_adapter" for name in ("jax", "onnx", "torch")}  # not to hide theirs
+# Named otherwise, not to hide the libraries.
+MODULES = {name: f"{name}_adapter" for name in ("jax", "keras", "onnx", "torch")}
 MODULES["numba"] = "numba_backend"
 ALSO = {
     "page": "docs/performance.md and its pictures, from the newest results",

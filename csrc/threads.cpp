@@ -226,22 +226,29 @@ void wait_until(const int64_t* count, int64_t least) {
 }
 void raise_to(int64_t* count, int64_t value) { __atomic_store_n(count, value, __ATOMIC_RELEASE); }
 
+// A number from 1 on that the environment gives, 0 where it gives none.
+static int number_from(const char* variable) {
+  const char* text = std::getenv(variable);
+  if (!text || !*text) return 0;
+  char* end = nullptr;
+  const long n = std::strtol(text, &end, 10);
+  if (end == text || *end || n < 1 || n > kMostThreads)
+    throw std::invalid_argument(std::string(variable) +
+                                ": expected a number from 1 to 1024, got '" + text + "'");
+  return int(n);
+}
+
 int default_thread_count() {
-  const char* text = std::getenv("RNNFAST_NUM_THREADS");
-  if (text && *text) {
-    char* end = nullptr;
-    const long n = std::strtol(text, &end, 10);
-    if (end == text || *end || n < 1 || n > kMostThreads)
-      throw std::invalid_argument("RNNFAST_NUM_THREADS: expected a number from 1 to 1024, got '" +
-                                  std::string(text) + "'");
-    return int(n);
-  }
+  const int asked = number_from("RNNFAST_NUM_THREADS");
+  if (asked) return asked;
+  int processors = int(std::thread::hardware_concurrency());
 #if defined(__linux__)
   cpu_set_t allowed;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) processors = CPU_COUNT(&allowed);
 #endif
-  const unsigned n = std::thread::hardware_concurrency();
-  return n ? int(n) : 1;
+  // torchrun tells each of the processes that it starts on this machine how many there are.
+  const int processes = number_from("LOCAL_WORLD_SIZE");
+  return std::max(1, processors / std::max(1, processes));
 }
 
 int thread_count() { return threads.load(std::memory_order_relaxed); }

@@ -48,11 +48,8 @@ def draw(rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def share_threads() -> None:
-    """Let the processes of this machine share its processors."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = max(1, rnnfast.get_num_threads() // processes)
-    rnnfast.set_num_threads(threads)
-    torch.set_num_threads(threads)
+    """Let the processes of this machine share its processors, as those of rnnfast do."""
+    torch.set_num_threads(rnnfast.get_num_threads())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

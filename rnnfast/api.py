@@ -95,7 +95,8 @@ def pack(
     """Prepare weights once, for many calls of `lstm`, `gru`, `rnn` or `gated`.
 
     The values are copied into the layout that the backend's kernels read; later changes of the
-    arrays have no effect. The result is for inference: the _vjp functions refuse it.
+    arrays have no effect. The result is for inference: the _vjp functions refuse it, and batch
+    normalisation is packed with its running statistics, whatever `training` says.
 
     Parameters
     ----------
@@ -782,12 +783,12 @@ class _Call:
 
     def _check_running(self) -> None:
         """Running statistics are written, unless they are used."""
-        for layer in self.parsed:
+        for k, layer in enumerate(self.parsed):
             for w in layer:
                 for name in RUNNING:
                     if self.noise.training and not getattr(w, name).flags.writeable:
                         raise ValueError(
-                            f"weights.{name}: expected a writable array, or training=False"
+                            f"weights[{k}].{name}: expected a writable array, or training=False"
                         )
         if self.checkpoint is not None:
             raise UnsupportedError(

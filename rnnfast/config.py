@@ -24,7 +24,8 @@ def _module() -> Any:
 def set_num_threads(n: int) -> None:
     """Set how many threads a call may use, in the whole process.
 
-    The default is RNNFAST_NUM_THREADS, else the number of processors that the process may use.
+    The default is RNNFAST_NUM_THREADS, else the number of processors that the process may use,
+    divided by LOCAL_WORLD_SIZE where torchrun has set it: the processes that share them.
     Small problems use fewer. Results are bit for bit the same for every number.
 
     Parameters

@@ -9,12 +9,13 @@ import numpy as np
 from helpers import Array, Problem, forward
 
 STEP = 1e-3
+FINE = 1e-4  # for norms, whose higher derivatives are large, and to stay off kinks
 
 
-def derivative(f: Callable[[float], float]) -> float:
-    """f'(0) by the five-point stencil, whose error is of order STEP**4."""
-    near, far = f(STEP) - f(-STEP), f(2 * STEP) - f(-2 * STEP)
-    return (8 * near - far) / (12 * STEP)
+def derivative(f: Callable[[float], float], step: float = STEP) -> float:
+    """f'(0) by the five-point stencil, whose error is of order step**4."""
+    near, far = f(step) - f(-step), f(2 * step) - f(-2 * step)
+    return (8 * near - far) / (12 * step)
 
 
 def loss(p: Problem, **options: Any) -> float:
@@ -24,32 +25,32 @@ def loss(p: Problem, **options: Any) -> float:
     return sum(float((d * results[name]).sum()) for d, name in pairs if d is not None)
 
 
-def along(p: Problem, array: Array, direction: Array, **options: Any) -> float:
+def along(p: Problem, array: Array, direction: Array, step: float = STEP, **options: Any) -> float:
     """The derivative of the loss when `array`, one of p's, moves in a direction."""
     start = array.copy()
 
-    def at(step: float) -> float:
-        array[...] = start + step * direction
+    def at(distance: float) -> float:
+        array[...] = start + distance * direction
         return loss(p, **options)
 
     try:
-        return derivative(at)
+        return derivative(at, step)
     finally:
         array[...] = start
 
 
-def element_by_element(p: Problem) -> dict[str, Array]:
+def element_by_element(p: Problem, step: float = STEP) -> dict[str, Array]:
     """The gradient of every input of p."""
     found = {}
     for name, array in p.inputs().items():
         units = np.eye(array.size).reshape(-1, *array.shape)
-        slopes = [along(p, array, unit) for unit in units]
+        slopes = [along(p, array, unit, step) for unit in units]
         found[name] = np.array(slopes).reshape(array.shape)
     return found
 
 
 def in_random_directions(
-    p: Problem, results: dict[str, Array], **options: Any
+    p: Problem, results: dict[str, Array], step: float = STEP, **options: Any
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Derivatives along one random direction of each input: from `results`, by differences."""
     rng = np.random.default_rng(0)
@@ -58,5 +59,5 @@ def in_random_directions(
         direction = rng.standard_normal(array.shape)
         direction /= np.linalg.norm(direction)
         products.append(float((results[name] * direction).sum()))
-        slopes.append(along(p, array, direction, **options))
+        slopes.append(along(p, array, direction, step, **options))
     return {"slopes": np.array(products)}, {"slopes": np.array(slopes)}

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,19 @@ class Case:
     ragged: bool = False  # whether rows have lengths; the first is 0 if there is a second
     cotangents: str = "yhc"  # which of dy, dh_n and dc_n are there
     seed: int = 0
+    P: int = 0  # of a projection; 0 for none
+    fields: tuple[str, ...] = ()  # further arrays of the weights
+    keywords: tuple[tuple[str, Any], ...] = ()  # further arguments of the call
+
+    @property
+    def outputs(self) -> int:
+        """The size of h."""
+        return self.P or self.H
 
     def __str__(self) -> str:
         options = [self.dtype, f"bias={self.bias}", f"state={self.state}", f"d={self.cotangents}"]
-        sizes = f"T{self.T}.B{self.B}.I{self.I}.H{self.H}.L{self.L}.D{self.D}"
+        sizes = f"T{self.T}.B{self.B}.I{self.I}.H{self.H}.P{self.P}.L{self.L}.D{self.D}"
+        options += [*self.fields, *(f"{k}={v}" for k, v in self.keywords)]
         return " ".join([self.spec.variants(), sizes, *options, *(["ragged"] * self.ragged)])
 
 
@@ -67,6 +76,7 @@ class Problem:
     dy: Any
     dh_n: Any
     dc_n: Any
+    keywords: dict[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> Any:
@@ -84,8 +94,9 @@ class Problem:
 
     def inputs(self) -> dict[str, Array]:
         """Every array that has a gradient, by the name of its gradient in `run`."""
-        named = [("dx", self.x), ("dh_0", self.h_0), ("dc_0", self.c_0)]
-        return {k: v for k, v in named if v is not None} | flatten_weights(self.weights)
+        named = {"dx": self.x, "dh_0": self.h_0, "dc_0": self.c_0} | flatten_weights(self.weights)
+        running = (".bn_mean", ".bn_var")  # no parameters
+        return {k: v for k, v in named.items() if v is not None and not k.endswith(running)}
 
     def map(self, change: Callable[[Array], Array]) -> Problem:
         """The same problem with every floating array changed."""
@@ -119,7 +130,10 @@ def problem(case: Case) -> Problem:
 
     relu gets weights whose units stay clear of the kink, on one side or the other, because two
     backends whose roundings differ may rightly take different sides of it: all inputs and states
-    are positive, and the weights of a unit have one sign.
+    are positive, and the weights of a unit have one sign. (For other functions with kinks, see
+    `kinks.clear`.)
+
+    What is random in a call is drawn from the case's seed.
     """
     rng = np.random.default_rng([case.seed, case.T, case.B, case.I, case.H])
     relu = case.spec.nonlinearity == "relu"
@@ -140,24 +154,41 @@ def problem(case: Case) -> Problem:
             w_hh = sign[:, None] * positive(0.5, 1, rows, case.H) / (sign > 0).sum()
             biases = [sign * positive(0.1, 0.3, rows) for _ in range(2)]
         else:
-            w_ih, w_hh = normal(rows, features), normal(rows, case.H)
-            w_ih, w_hh = w_ih / features**0.5, w_hh / case.H**0.5
+            w_ih, w_hh = normal(rows, features), normal(rows, case.outputs)
+            w_ih, w_hh = w_ih / features**0.5, w_hh / case.outputs**0.5
             biases = [normal(rows) / 2, normal(rows) / 2]
         b_ih, b_hh = (
             b if case.bias in ("both", name) else None
             for b, name in zip(biases, ("ih", "hh"), strict=True)
         )
-        return rnnfast.Weights(w_ih.astype(case.dtype), w_hh.astype(case.dtype), b_ih, b_hh)
+        w = rnnfast.Weights(w_ih.astype(case.dtype), w_hh.astype(case.dtype), b_ih, b_hh)
+        return w._replace(**further(rows))
+
+    own = np.random.default_rng([case.seed, case.T, case.B, case.I, case.H, 1])
+
+    def further(rows: int) -> dict[str, Array]:
+        """The optional arrays: gains around 1, shifts around 0."""
+        shapes = {"w_hr": (case.P, case.H), "w_peep": (3, case.H)}
+        shapes |= {"ln_c": (case.H,), "ln_c_shift": (case.H,)}
+        found = {}
+        for name in (*(["w_hr"] if case.P else []), *case.fields):
+            shape = shapes.get(name, (rows,))
+            if name in ("w_hr", "w_peep", "ln_c_shift", "bn_mean"):
+                a = own.standard_normal(shape) / {"w_hr": case.H**0.5 / 2}.get(name, 2)
+            else:
+                a = own.uniform(0.5, 1.5, shape)
+            found[name] = a.astype(case.dtype)
+        return found
 
     weights = []
     features = case.I
     for _ in range(case.L):
         pair = tuple(direction(features) for _ in range(case.D))
         weights.append(pair if case.D == 2 else pair[0])
-        features = case.D * case.H
+        features = case.D * case.outputs
 
     x = positive(0.5, 1.5, case.T, case.B, case.I) if relu else normal(case.T, case.B, case.I)
-    h_0, c_0, dh_n, dc_n = (normal(count, case.B, case.H) for _ in range(4))
+    h_0, c_0, dh_n, dc_n = (normal(count, case.B, size) for size in (case.outputs, case.H) * 2)
     if relu:
         h_0 = abs(h_0) / 2
     lengths = None
@@ -172,9 +203,10 @@ def problem(case: Case) -> Problem:
         h_0=h_0 if case.state in ("both", "h") else None,
         c_0=c_0 if case.state in ("both", "c") and has_c else None,
         lengths=lengths,
-        dy=normal(case.T, case.B, case.D * case.H) if "y" in case.cotangents else None,
+        dy=normal(case.T, case.B, case.D * case.outputs) if "y" in case.cotangents else None,
         dh_n=dh_n if "h" in case.cotangents else None,
         dc_n=dc_n if "c" in case.cotangents and has_c else None,
+        keywords={"rng": case.seed} | dict(case.keywords) if case.keywords else {},
     )
 
 
@@ -200,19 +232,37 @@ def variant(spec: Spec) -> dict[str, Any]:
 
 def forward(p: Problem, backend: str = "reference", **options: Any) -> dict[str, Any]:
     """y, h_n and perhaps c_n of an inference call; `weights=` replaces the problem's."""
-    weights = options.pop("weights", p.weights)
-    y, state_n = function(p.spec)(
-        p.x, weights, p.state, lengths=p.lengths, backend=backend, **options
-    )
-    return {"y": y} | flatten_state(p.spec, state_n, "h_n", "c_n")
+    weights = options.pop("weights", None)
+    own = with_own_statistics(p.weights)
+    options = {"lengths": p.lengths, "backend": backend, **p.keywords, **options}
+    y, state_n = function(p.spec)(p.x, own if weights is None else weights, p.state, **options)
+    return {"y": y} | flatten_state(p.spec, state_n, "h_n", "c_n") | statistics(own)
 
 
 def vjp(p: Problem, backend: str = "reference", **options: Any) -> tuple[dict[str, Any], Any]:
     """What `forward` returns, from the _vjp function, and its backward."""
-    y, state_n, backward = function(p.spec, vjp=True)(
-        p.x, p.weights, p.state, lengths=p.lengths, backend=backend, **options
-    )
-    return {"y": y} | flatten_state(p.spec, state_n, "h_n", "c_n"), backward
+    own = with_own_statistics(p.weights)
+    options = {"lengths": p.lengths, "backend": backend, **p.keywords, **options}
+    y, state_n, backward = function(p.spec, vjp=True)(p.x, own, p.state, **options)
+    found = {"y": y} | flatten_state(p.spec, state_n, "h_n", "c_n") | statistics(own)
+    return found, backward
+
+
+def with_own_statistics(weights: Any) -> Any:
+    """Running statistics, which calls change, are copied; everything else is shared."""
+    if isinstance(weights, rnnfast.Weights):
+        if weights.bn_ih is None:
+            return weights
+        return weights._replace(bn_mean=weights.bn_mean + 0, bn_var=weights.bn_var + 0)
+    if isinstance(weights, list) or (isinstance(weights, tuple) and len(weights) == 2):
+        return type(weights)(map(with_own_statistics, weights))
+    return weights
+
+
+def statistics(weights: Any) -> dict[str, Any]:
+    """The running statistics of any structure of weights, by name."""
+    named = flatten_weights(weights, "new")
+    return {name: a for name, a in named.items() if name.endswith((".bn_mean", ".bn_var"))}
 
 
 def gradients(p: Problem, backward: Any) -> dict[str, Any]:

@@ -42,8 +42,8 @@ struct FlexLstm : Flexible<4, 8> {
       if (x.p.save) store_tail(x.p.c_before + x.packed * H + u, c, lanes);
       Vec<T> after = c_next;
       if (masks.keep_c)
-        after = fma(load_tail(masks.keep_c + x.packed * masks.keep_c_stride + u, lanes), c - c_next,
-                    c_next);
+        after = zoned_out<T>(load_tail(masks.keep_c + x.packed * masks.keep_c_stride + u, lanes), c,
+                             c_next);
       store_tail(x.c + u, after, lanes);
     });
     const T* to_output = c_step;

@@ -29,6 +29,12 @@ RNNFAST_INLINE Vec<T> limited(Vec<T> x, double bound) {
   return choose<T>(below<T>(most, x), most, choose<T>(below<T>(x, least), least, x));
 }
 
+// k before + (1 - k) after: exactly one of them where k is 1 or 0.
+template <class T>
+RNNFAST_INLINE Vec<T> zoned_out(Vec<T> k, Vec<T> before, Vec<T> after) {
+  return fma(k, before, after - k * after);
+}
+
 template <class T>
 __attribute__((noinline)) Vec<T> activated(const Activation& f, Vec<T> a) {
   const Vec<T> zero = constant<T>(0), one = constant<T>(1);
@@ -298,7 +304,8 @@ void finish_h(const FlexibleForward<T>& p, int64_t b, int64_t packed, int64_t be
     const Vec<T> before = load_tail(p.h_n + b * P + u, lanes);
     Vec<T> h = load_tail(p.step_h + b * P + u, lanes);
     if (p.masks.keep_h)
-      h = fma(load_tail(p.masks.keep_h + packed * p.masks.keep_h_stride + u, lanes), before - h, h);
+      h = zoned_out<T>(load_tail(p.masks.keep_h + packed * p.masks.keep_h_stride + u, lanes),
+                       before, h);
     if (p.save) store_tail(p.h_before + packed * P + u, before, lanes);
     if (p.masks.recurrent) {
       T* operand = p.operand + b * P + u;

@@ -106,7 +106,10 @@ def backward(
 
 
 def zoned_out(keep: Array | None, rows: slice, before: Array, after: Array) -> Array:
-    return after if keep is None else after + _at(keep, rows) * (before - after)
+    if keep is None:
+        return after
+    k = _at(keep, rows)
+    return np.asarray(k * before + (1 - k) * after)  # exactly one of them where k is 0 or 1
 
 
 def zoned_out_vjp(keep: Array | None, rows: slice, d: Array) -> tuple[Array | float, Array]:

@@ -1,0 +1,89 @@
+"""The recurrent layers of an existing model, replaced by rnnfast's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from ..errors import UnsupportedError
+from .layers import GRU, LSTM, Fused, SimpleRNN
+
+_OURS: dict[Any, Any] = {
+    keras.layers.LSTM: LSTM,
+    keras.layers.GRU: GRU,
+    keras.layers.SimpleRNN: SimpleRNN,
+}
+
+
+def replace(model: Any) -> Any:
+    """A copy of a model in which every LSTM, GRU and SimpleRNN layer is rnnfast's.
+
+    Parameters
+    ----------
+    model : keras.Model
+        Sequential or functional. Layers inside wrappers (`Bidirectional`, `TimeDistributed`) and
+        inner models are replaced too. It is not changed itself.
+
+    Returns
+    -------
+    keras.Model
+        With copies of the weights. It is not compiled, and the states of stateful layers are
+        zero, as `keras.models.clone_model` leaves them.
+
+    Raises
+    ------
+    TypeError
+        If model is not a Keras model.
+    ValueError
+        If there is nothing to replace.
+    UnsupportedError
+        For a subclassed model or layer, whose inside only its own code knows, and for an
+        activation that rnnfast does not have.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"model: expected a keras.Model, got {type(model).__name__}")
+    # clone_model takes no other kinds; `operations` is what makes a model functional.
+    if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
+        raise UnsupportedError(
+            f"model: expected a Sequential or functional model, got {type(model).__name__}, a "
+            f"subclass of keras.Model; use the layers of rnnfast.keras in its code"
+        )
+    if not any(type(layer) in _OURS for layer in _inside(model)):
+        raise ValueError("model: expected at least one LSTM, GRU or SimpleRNN layer of Keras")
+    replaced = keras.models.clone_model(model, clone_function=_clone, recursive=True)
+    for layer in _inside(replaced):
+        if issubclass(type(layer), tuple(_OURS)) and not isinstance(layer, Fused):
+            raise UnsupportedError(
+                f"model: layer {layer.name!r}, a {type(layer).__name__}, cannot be replaced where "
+                f"it is; expected layers of Keras' own classes, named in the config of the layer "
+                f"or model around them"
+            )
+    if model.built:
+        replaced.set_weights(model.get_weights())
+    return replaced
+
+
+def _inside(model: Any) -> list[Any]:
+    return list(model._flatten_layers())
+
+
+def _clone(layer: Any) -> Any:
+    kind = _OURS.get(type(layer), type(layer))
+    return kind.from_config(_translated(layer.get_config()))
+
+
+def _translated(config: Any) -> Any:
+    """A config with the class of every layer inside it replaced."""
+    if isinstance(config, list | tuple):
+        values = [_translated(value) for value in config]
+        return tuple(values) if isinstance(config, tuple) else values
+    if not isinstance(config, dict):
+        return config
+    config = {key: _translated(value) for key, value in config.items()}
+    if config.get("module") == "keras.layers":
+        for theirs, ours in _OURS.items():
+            if config.get("class_name") == theirs.__name__:
+                config["module"] = ours.__module__
+                config["registered_name"] = keras.saving.get_registered_name(ours)
+    return config

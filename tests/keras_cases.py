@@ -1,0 +1,467 @@
+"""The layers of rnnfast.keras against Keras' own, on the backend that KERAS_BACKEND names.
+
+Run by test_keras_adapter.py, one process for each backend, or by hand:
+
+    KERAS_BACKEND=torch python -m pytest tests/keras_cases.py
+
+Both layers compute in float32, with sums in other orders, so each result may be off by a few dozen
+roundings, and by sqrt(K) of them for sums of K terms of either sign: 64 + 4 sqrt(K) eps of the
+largest number of an array, which is about 1e-5. (Keras' own matrix products are float32 in float64
+layers too.)
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from tolerance import assert_close
+
+import rnnfast
+import rnnfast.keras
+from examples import keras_text
+
+BACKEND = keras.backend.backend()
+EPS = float(np.finfo(np.float32).eps)
+CELLS = ("LSTM", "GRU", "SimpleRNN")
+ops = keras.ops
+# Keras' own doing, on every `get_weights` under NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "cell": CELLS,
+    "return_sequences": (True, False),
+    "go_backwards": (False, True),
+    "zero_output_for_mask": (False, True),
+    "unroll": (False, True),
+    "use_bias": (True, False),
+    "reset_after": (True, False),
+    "dropout": (0.0, 0.4),
+    "mask": ("none", "right", "left", "any"),
+    "initial_state": (False, True),
+    "sizes": ((3, 5, 4, 6), (1, 7, 3, 17), (4, 1, 2, 3), (5, 8, 33, 16)),  # B, T, I, H
+}
+CASES = 20 if BACKEND == "jax" else 64  # XLA compiles each of them
+
+
+def chosen(count: int) -> list[dict[str, Any]]:
+    """Random combinations: of 64, every pair of values of two options is in one."""
+    rng = np.random.default_rng(1)
+    cases = []
+    for _ in range(count):
+        case = {name: values[rng.integers(len(values))] for name, values in OPTIONS.items()}
+        # Keras' unrolled loop on torch and tensorflow cannot go backwards with a mask.
+        case["unroll"] &= case["mask"] == "none"
+        cases.append(case)
+    return cases
+
+
+def test_every_pair_of_options_is_chosen() -> None:
+    cases = chosen(64)
+    for a, b in itertools.combinations(OPTIONS, 2):
+        wanted = set(itertools.product(OPTIONS[a], OPTIONS[b]))
+        if {a, b} == {"unroll", "mask"}:
+            wanted -= {(True, mask) for mask in ("right", "left", "any")}
+        assert wanted <= {(case[a], case[b]) for case in cases}, (a, b)
+
+
+def pair(cell: str, shape: tuple[int, ...], **how: Any) -> tuple[Any, Any]:
+    """Keras' layer and ours, with the same weights and the same seed of dropout."""
+    theirs = getattr(keras.layers, cell)(seed=3, **how)
+    theirs.build(shape)
+    rng = np.random.default_rng(4)
+    theirs.set_weights([rng.normal(0, 0.5, w.shape) for w in theirs.get_weights()])
+    ours = getattr(rnnfast.keras, cell)(seed=3, **how)
+    ours.build(shape)
+    ours.set_weights(theirs.get_weights())
+    return theirs, ours
+
+
+def layers_of(case: dict[str, Any]) -> tuple[Any, Any]:
+    shared = ("return_sequences", "go_backwards", "zero_output_for_mask", "unroll", "use_bias")
+    how = {name: case[name] for name in (*shared, "dropout")}
+    if case["cell"] == "GRU":
+        how["reset_after"] = case["reset_after"]
+    batch, steps, features, hidden = case["sizes"]
+    shape = (batch, steps, features)
+    return pair(case["cell"], shape, units=hidden, return_state=True, **how)
+
+
+def mask_of(kind: str, batch: int, steps: int, rng: np.random.Generator) -> Any:
+    if kind == "none":
+        return None
+    if kind == "any":
+        mask = rng.random((batch, steps)) < 0.6
+    else:
+        mask = np.arange(steps) < rng.integers(1, steps + 1, (batch, 1))
+        mask = mask if kind == "right" else mask[:, ::-1]
+    if batch > 1:
+        mask[0] = False
+    return mask
+
+
+def listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def loss_of(outputs: list[Any]) -> Any:
+    """A sum of the outputs with random factors."""
+    rng = np.random.default_rng(5)
+    return sum(
+        ops.sum(y * ops.convert_to_tensor(rng.standard_normal(tuple(y.shape)), dtype=y.dtype))
+        for y in outputs
+    )
+
+
+def run(layer: Any, x: Any, state: list[Any], mask: Any, training: bool) -> dict[str, Any]:
+    """Every output of a call, and the gradients of `loss_of` it, as arrays."""
+    variables = layer.trainable_variables
+    inputs = [x, *state]
+
+    def apply(inputs: list[Any]) -> list[Any]:
+        how = {"initial_state": inputs[1:]} if state else {}
+        given = None if mask is None else ops.convert_to_tensor(mask)
+        return listed(layer(inputs[0], mask=given, training=training, **how))
+
+    if BACKEND == "torch":
+        import torch
+
+        tensors = [torch.tensor(a, requires_grad=True) for a in inputs]
+        outputs = apply(tensors)
+        found = torch.autograd.grad(
+            loss_of(outputs), tensors + [v.value for v in variables], materialize_grads=True
+        )
+        outputs = [y.detach() for y in outputs]
+    elif BACKEND == "jax":
+        import jax
+
+        fixed = [v.value for v in layer.non_trainable_variables]
+
+        @jax.jit
+        def both(values: Any, inputs: Any) -> Any:
+            def loss(values: Any, inputs: Any) -> Any:
+                how = {"initial_state": inputs[1:]} if state else {}
+                outputs, _ = layer.stateless_call(
+                    values, fixed, inputs[0], mask=mask, training=training, **how
+                )
+                return loss_of(listed(outputs)), listed(outputs)
+
+            return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(values, inputs)
+
+        given = [jax.numpy.asarray(a) for a in inputs]
+        (_, outputs), (dvalues, dinputs) = both([v.value for v in variables], given)
+        found = [*dinputs, *dvalues]
+    else:
+        import tensorflow as tf
+
+        sources = [tf.Variable(a) for a in inputs]
+        with tf.GradientTape() as tape:
+            outputs = apply([tf.convert_to_tensor(s) for s in sources])
+            loss = loss_of(outputs)
+        watched = sources + [v.value for v in variables]
+        zero = tf.UnconnectedGradients.ZERO
+        found = tape.gradient(loss, watched, unconnected_gradients=zero)
+        found = [tf.convert_to_tensor(g) for g in found]
+    names = ["y", "h_n", "c_n"][: len(outputs)]
+    names += ["dx", "dh_0", "dc_0"][: len(inputs)]
+    names += [f"dw.{v.name}" for v in variables]
+    return dict(zip(names, [np.asarray(a) for a in (*outputs, *found)], strict=True))
+
+
+@pytest.mark.parametrize("case", chosen(CASES), ids=str)
+def test_layers_are_those_of_keras(case: dict[str, Any]) -> None:
+    batch, steps, features, hidden = case["sizes"]
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((batch, steps, features), np.float32)
+    count = 1 + (case["cell"] == "LSTM")
+    state = [rng.standard_normal((batch, hidden), np.float32) for _ in range(count)]
+    state = state if case["initial_state"] else []
+    mask = mask_of(case["mask"], batch, steps, rng)
+    theirs, ours = layers_of(case)
+    got = run(ours, x, state, mask, training=case["dropout"] > 0)
+    wanted = run(theirs, x, state, mask, training=case["dropout"] > 0)
+    longest = max(features, hidden, batch * steps)
+    assert all(a.dtype == np.float32 for a in got.values())
+    assert_close(got, wanted, EPS * (64 + 4 * longest**0.5))
+
+
+ACTIVATIONS = ("sigmoid", "relu", "linear", "hard_sigmoid", "leaky_relu", "elu", "softsign")
+ACTIVATIONS += ("softplus", "tanh")
+
+
+@pytest.mark.parametrize(
+    ("cell", "name"),
+    list(zip(CELLS * 3, ACTIVATIONS, strict=True))
+    if BACKEND == "jax"
+    else list(itertools.product(CELLS, ACTIVATIONS)),
+)
+def test_activations_are_those_of_keras(cell: str, name: str) -> None:
+    x = np.random.default_rng(7).standard_normal((2, 3, 4), np.float32)
+    how = {"activation": name}
+    if cell != "SimpleRNN":
+        bounded = name in ("sigmoid", "hard_sigmoid")
+        how["recurrent_activation"] = name if bounded else "hard_sigmoid"
+    theirs, ours = pair(cell, x.shape, units=5, return_sequences=True, **how)
+    assert_close(run(ours, x, [], None, True), run(theirs, x, [], None, True), 100 * EPS)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_recurrent_dropout_has_one_mask_a_row(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask of a fixed seed, seen through h @ identity, put into Keras' own cell."""
+    seed = keras.random.SeedGenerator(5).next()
+    rng = rnnfast.keras.kernels.rng
+    monkeypatch.setattr(rnnfast.keras.kernels, "rng", lambda _: rng(seed))
+    batch, hidden, rate = 64, 16, 0.25
+    shape = (batch, 3, 4)
+    how = {"units": hidden, "recurrent_dropout": rate}
+    _, linear = pair("SimpleRNN", shape, activation="linear", return_sequences=True, **how)
+    linear.set_weights([np.zeros((4, hidden)), np.eye(hidden), np.zeros(hidden)])
+    ones = np.ones((batch, hidden), np.float32)
+    seen = run(linear, np.zeros(shape, np.float32), [ones], None, True)["y"]
+    mask = seen[:, 0]
+    np.testing.assert_allclose(seen[:, 2], mask**3, rtol=4 * EPS)
+    np.testing.assert_allclose(np.unique(mask), [0, 1 / (1 - rate)], rtol=EPS)
+    assert abs((mask > 0).mean() - (1 - rate)) < 5 * (rate * (1 - rate) / mask.size) ** 0.5
+
+    theirs, ours = pair(cell, shape, **how)
+    x = np.random.default_rng(8).standard_normal(shape, np.float32)
+    count = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[cell]
+    masks = [ops.convert_to_tensor(mask)] * count
+    given = masks if count > 1 else masks[0]
+    monkeypatch.setattr(theirs.cell, "get_recurrent_dropout_mask", lambda _: given)
+    assert_close(run(ours, x, [], None, True), run(theirs, x, [], None, True), 200 * EPS)
+    assert_close(run(ours, x, [], None, False), run(theirs, x, [], None, False), 200 * EPS)
+
+
+def test_the_example_learns() -> None:
+    few = "--sentences 300 --epochs 4 --hidden 32 --steps 6 --batch 16"
+    accuracy = keras_text.main(few.split())
+    _, y, _ = keras_text.windows(keras_text.made_text(300, 0).split(), 6)
+    commonest = y.mean(axis=0).max()
+    assert accuracy > 1.5 * commonest
+
+
+def test_the_example_is_a_model_of_keras() -> None:
+    theirs, ours = (keras_text.build(k, 20, 9, 8) for k in (keras.layers, rnnfast.keras))
+    ours.set_weights(theirs.get_weights())
+    x, _ = text()
+    got, wanted = ({"y": model.predict(x, verbose=0)} for model in (ours, theirs))
+    assert_close(got, wanted, 100 * EPS)
+
+
+def text_model(layers: Any) -> Any:
+    return keras.Sequential(
+        [
+            keras.Input((9,)),
+            keras.layers.Embedding(20, 6, mask_zero=True),
+            keras.layers.Bidirectional(layers.LSTM(8, return_sequences=True, dropout=0.2)),
+            layers.GRU(7, return_sequences=True),
+            layers.SimpleRNN(6),
+            keras.layers.Dense(4, activation="softmax"),
+        ]
+    )
+
+
+def text() -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    x = rng.integers(1, 20, (24, 9))
+    x *= np.arange(9) < rng.integers(1, 10, (24, 1))
+    return x, keras.utils.to_categorical(rng.integers(0, 4, 24), 4)
+
+
+def weights_after_fit(layers: Any, **how: Any) -> dict[str, Any]:
+    keras.utils.set_random_seed(1)
+    model = text_model(layers)
+    model.compile(optimizer="sgd", loss="categorical_crossentropy", **how)
+    x, y = text()
+    before = model.get_weights()
+    history = model.fit(x, y, batch_size=8, epochs=2, verbose=0, shuffle=False)
+    changes = zip(model.get_weights(), before, strict=True)
+    return {
+        "loss": np.asarray(history.history["loss"], np.float32),
+        "predicted": model.predict(x, verbose=0),
+        **{f"change[{k}]": after - first for k, (after, first) in enumerate(changes)},
+    }
+
+
+def test_fit_gives_the_weights_of_keras() -> None:
+    got, wanted = (weights_after_fit(layers) for layers in (rnnfast.keras, keras.layers))
+    # A change is the small difference of two numbers of order 1, each rounded.
+    assert_close(got, wanted, 5000 * EPS)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="Keras on jax takes half a minute to run eagerly")
+def test_eager_fit_gives_the_same_weights() -> None:
+    got = weights_after_fit(rnnfast.keras, run_eagerly=True)
+    assert_close(got, weights_after_fit(rnnfast.keras), 5000 * EPS)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the kernels are compiled on torch and jax")
+def test_tensorflow_proceeds_without_xla() -> None:
+    model = text_model(rnnfast.keras)
+    model.compile(optimizer="sgd", loss="categorical_crossentropy")
+    assert model.jit_compile is False
+    with pytest.warns(UserWarning, match="jit_compile"):
+        model.compile(optimizer="sgd", loss="categorical_crossentropy", jit_compile=True)
+    assert model.jit_compile is False
+
+
+def test_saved_models_load(tmp_path: Any) -> None:
+    model = text_model(rnnfast.keras)
+    x, _ = text()
+    wanted = model.predict(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.layers[2]) is rnnfast.keras.GRU
+    assert type(loaded.layers[1].backward_layer) is rnnfast.keras.LSTM
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), wanted)
+
+
+def test_weights_load_either_way(tmp_path: Any) -> None:
+    keras.utils.set_random_seed(2)
+    theirs, ours = text_model(keras.layers), text_model(rnnfast.keras)
+    theirs.save_weights(tmp_path / "theirs.weights.h5")
+    ours.load_weights(tmp_path / "theirs.weights.h5")
+    x, _ = text()
+    got = {"y": ours.predict(x, verbose=0)}
+    assert_close(got, {"y": theirs.predict(x, verbose=0)}, 100 * EPS)
+    ours.save_weights(tmp_path / "ours.weights.h5")
+    theirs.load_weights(tmp_path / "ours.weights.h5")
+
+
+def nested_model() -> Any:
+    tokens = keras.Input((9,))
+    h = keras.layers.Embedding(20, 6, mask_zero=True)(tokens)
+    backward = keras.layers.GRU(5, go_backwards=True, return_sequences=True)
+    forward = keras.layers.GRU(5, return_sequences=True)
+    h = keras.layers.Bidirectional(forward, backward_layer=backward)(h)
+    inner = keras.Input((9, 10))
+    inside = keras.Model(inner, keras.layers.SimpleRNN(4, return_sequences=True)(inner))
+    h = keras.layers.LSTM(3, return_sequences=True)(inside(h))
+    h = keras.layers.Reshape((3, 3, 3))(h)
+    h = keras.layers.TimeDistributed(keras.layers.LSTM(2))(h)
+    return keras.Model(tokens, keras.layers.Flatten()(h))
+
+
+@pytest.mark.filterwarnings("ignore:Layer '.*was passed an input with a mask:UserWarning")
+def test_replace_takes_every_layer_and_its_weights() -> None:
+    keras.utils.set_random_seed(3)
+    model = nested_model()
+    replaced = rnnfast.keras.replace(model)
+    kinds = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
+    found = [type(k) for k in replaced._flatten_layers() if isinstance(k, kinds)]
+    assert len(found) == 5
+    assert {kind.__module__ for kind in found} == {"rnnfast.keras.layers"}
+    x, _ = text()
+    wanted = {"y": model.predict(x, verbose=0)}
+    assert_close({"y": replaced.predict(x, verbose=0)}, wanted, 100 * EPS)
+    for layer in model._flatten_layers():
+        assert not type(layer).__module__.startswith("rnnfast")
+
+
+def test_replace_refuses_what_it_cannot_do() -> None:
+    class Own(keras.Model):
+        pass
+
+    class Special(keras.layers.LSTM):
+        pass
+
+    with pytest.raises(TypeError, match=r"expected a keras\.Model, got int"):
+        rnnfast.keras.replace(3)
+    with pytest.raises(rnnfast.UnsupportedError, match="functional model, got Own"):
+        rnnfast.keras.replace(Own())
+    with pytest.raises(ValueError, match="at least one LSTM"):
+        rnnfast.keras.replace(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+    layers = [keras.Input((3, 2)), keras.layers.GRU(2, return_sequences=True), Special(2)]
+    with pytest.raises(rnnfast.UnsupportedError, match="a Special, cannot be replaced"):
+        rnnfast.keras.replace(keras.Sequential(layers))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_stateful_layers_carry_their_state(cell: str) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 6, 3), np.float32)
+    theirs, ours = pair(cell, (2, 3, 3), units=4, stateful=True, return_sequences=True)
+    for layer in (theirs, ours):
+        layer.reset_state()
+    for part in (x[:, :3], x[:, 3:]):
+        got, wanted = ({"y": np.asarray(ops.stop_gradient(k(part)))} for k in (ours, theirs))
+        assert_close(got, wanted, 100 * EPS)
+    whole = {"y": np.asarray(ops.stop_gradient(pair(cell, (2, 6, 3), units=4)[1](x)))}
+    assert_close({"y": got["y"][:, -1]}, whole, 100 * EPS)
+    ours.reset_state()
+    assert all(not np.asarray(s).any() for s in map(ops.convert_to_numpy, ours.states))
+
+
+def stateful_changes(layers: Any, cell: str) -> dict[str, Any]:
+    keras.utils.set_random_seed(1)
+    layer = getattr(layers, cell)(5, stateful=True)
+    model = keras.Sequential([keras.Input(batch_shape=(4, 3, 2)), layer])
+    model.compile(optimizer="sgd", loss="mse")
+    before = model.get_weights()
+    x = np.random.default_rng(0).standard_normal((12, 3, 2), np.float32)
+    model.fit(x, np.ones((12, 5)), batch_size=4, epochs=2, verbose=0, shuffle=False)
+    after = zip(model.get_weights(), before, strict=True)
+    return {f"change[{k}]": a - b for k, (a, b) in enumerate(after)}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_stateful_layers_train(cell: str) -> None:
+    got = stateful_changes(rnnfast.keras, cell)
+    if BACKEND == "torch":
+        # Keras' own raise an error, which of them depends on its version: they change the state
+        # that backward needs.
+        assert all(np.abs(a).max() > 0 for a in got.values())
+    else:
+        assert_close(got, stateful_changes(keras.layers, cell), 5000 * EPS)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_policies(policy: str) -> None:
+    """Half precision: float32 inside, from inputs and weights that Keras has rounded."""
+    if policy == "float64" and BACKEND == "jax":
+        pytest.skip("float64 on jax needs jax_enable_x64")
+    x = np.random.default_rng(0).standard_normal((2, 4, 3))
+    theirs, ours = pair("LSTM", x.shape, units=5, dtype=policy)
+    y = ours(x)
+    compute = keras.DTypePolicy(policy).compute_dtype
+    assert keras.backend.standardize_dtype(y.dtype) == compute
+    roundings = {"float16": 2**-10, "bfloat16": 2**-7, "float64": EPS}[compute]
+    results = [{"y": np.asarray(ops.cast(ops.stop_gradient(a), "float32"))} for a in (y, theirs(x))]
+    assert_close(*results, 16 * roundings)
+
+
+def test_weights_that_change_are_packed_anew() -> None:
+    x, _ = text()
+    model = text_model(rnnfast.keras)
+    for _ in range(3):
+        first = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), first)
+    model.set_weights([w * 1.5 for w in model.get_weights()])
+    second = model.predict(x, verbose=0)
+    assert abs(second - first).max() > 1e-4
+    reference = keras.models.clone_model(model)
+    reference.set_weights(model.get_weights())
+    np.testing.assert_allclose(second, reference.predict(x, verbose=0), rtol=100 * EPS)
+
+
+def test_unknown_activations_are_refused() -> None:
+    message = "activation: expected one of keras.activations' tanh, .*got gelu"
+    with pytest.raises(rnnfast.UnsupportedError, match=message):
+        rnnfast.keras.LSTM(3, activation="gelu")
+    with pytest.raises(rnnfast.UnsupportedError, match=r"recurrent_activation: .* got <lambda>"):
+        rnnfast.keras.GRU(3, recurrent_activation=lambda x: x)
+    with pytest.raises(rnnfast.UnsupportedError, match="use_cudnn: expected 'auto' or False"):
+        rnnfast.keras.LSTM(3, use_cudnn=True)
+
+
+def test_config_and_names_are_those_of_keras() -> None:
+    for cell in CELLS:
+        theirs, ours = pair(cell, (2, 3, 4), units=5, name="a", go_backwards=True)
+        assert isinstance(ours, getattr(keras.layers, cell))
+        assert ours.get_config() == theirs.get_config()
+        assert type(ours).from_config(theirs.get_config()).get_config() == theirs.get_config()
+        assert type(ours).__name__ == type(theirs).__name__
+        assert [v.path for v in ours.weights] == [v.path for v in theirs.weights]
