@@ -81,8 +81,12 @@ def first_calls() -> list[Row]:
 def measured(name: str, shape: Shape, mode: Mode, threads: int, budget: float) -> Row:
     problem = draw(CELLS[name], shape, mode)
     packed = shape.T == 1 and mode == "forward"
-    ours = peers.RnnfastPacked if packed else peers.Rnnfast
-    contenders = {OURS: ours("numba"), NATIVE: ours("native"), TORCH: peers.Torch()}
+    contenders: dict[str, peers.Peer] = {}
+    for backend in (OURS, NATIVE):
+        own = peers.RnnfastPacked() if packed else peers.Rnnfast()
+        own.backend = backend
+        contenders[backend] = own
+    contenders[TORCH] = peers.Torch()
     calls, failed = {}, {}
     for key, peer in contenders.items():
         if not peer.supports(problem.spec, shape, mode) or peers.missing(peer):

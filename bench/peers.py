@@ -56,9 +56,7 @@ class Rnnfast(Peer):
     """The functional API, by default on the backend that RNNFAST_BACKEND names, else native."""
 
     name = "rnnfast"
-
-    def __init__(self, backend: str = "auto") -> None:
-        self.backend = backend
+    backend = "auto"
 
     def supports(self, spec: Spec, shape: Shape, mode: Mode) -> bool:
         return True

@@ -30,11 +30,21 @@ from rnnfast.spec import Spec, all_specs
 COTANGENTS = ("dy", "dh_n", "dc_n")
 
 
+def capable(backend: str) -> str:
+    """The backend, or a skip where it has no second derivatives."""
+    if not get(backend, Spec("lstm")).twice:
+        pytest.skip(f"backend {backend!r} has no second derivatives")
+    return backend
+
+
 @pytest.fixture
 def target(target: str) -> str:
-    if not get(target, Spec("lstm")).twice:
-        pytest.skip(f"backend {target!r} has no second derivatives")
-    return target
+    return capable(target)
+
+
+@pytest.fixture
+def backend(backend: str) -> str:
+    return capable(backend)
 
 
 def normal_like(value: Any, rng: np.random.Generator) -> Any:

@@ -27,7 +27,11 @@ def jit_sum(function: F) -> F:
 
 def entry(function: F) -> F:
     """A function that Python calls, without the GIL; compiled once, and kept on disk."""
-    made: F = numba.njit(error_model="numpy", nogil=True, cache=True)(function)
+    how: dict[str, Any] = {"error_model": "numpy", "nogil": True}
+    try:
+        made: F = numba.njit(cache=True, **how)(function)
+    except RuntimeError:  # neither beside the sources nor in a folder of the user
+        made = numba.njit(**how)(function)
     return made
 
 

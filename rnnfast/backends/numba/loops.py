@@ -190,12 +190,12 @@ def _add_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, c
 
 @jit
 def _keep(k: Any, k_at: int, before: Any, before_at: int, after: Any, at: int, count: int) -> None:
-    """after += k (before - after)"""
+    """after = k before + (1 - k) after: exactly one of them where k is 0 or 1"""
     a = after[at : at + count]
     b = before[before_at : before_at + count]
     share = k[k_at : k_at + count]
     for j in range(count):
-        a[j] += share[j] * (b[j] - a[j])
+        a[j] = share[j] * b[j] + (1 - share[j]) * a[j]
 
 
 @jit
