@@ -127,6 +127,10 @@ def gradient_flow(
         if name in options:
             raise TypeError(f"{name}: unexpected argument of gradient_flow")
     layers = parse(weights, info, None)
+    if arrays.on_device(layers[0][0].w_hh):
+        raise UnsupportedError(
+            "weights: gradient_flow takes arrays in CPU memory; native and reference can"
+        )
     if options.get("training", True):
         drawn = [name for name in _DRAWN if options.get(name)]
         normed = layers[0][0].bn_ih is not None

@@ -214,6 +214,8 @@ class Stream:
     def _run(self, x: Any, lengths: Any, out: Any) -> Any:
         packed = self._packed
         data = arrays.take("x", x)
+        if arrays.on_device(data):
+            raise UnsupportedError("x: a stream takes arrays in CPU memory, on every backend")
         swap = self._batch_first and data.ndim == 3
         rows = data.swapaxes(0, 1) if swap else data
         features = packed.input_size

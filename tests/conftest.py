@@ -67,8 +67,7 @@ def pytest_report_header() -> list[str]:
 # which hand everything to `helpers`, but for these functions.
 PLACED_MODULES = {
     *("test_against_torch", "test_backends_agree", "test_dropout", "test_layouts"),
-    *("test_lengths", "test_memory", "test_options", "test_option_product", "test_batch_norm"),
-    *("test_noise", "test_options_against_torch"),
+    *("test_lengths", "test_memory", "test_options", "test_option_product"),
 }
 NOT_PLACED = {
     "test_masks",
@@ -78,6 +77,7 @@ NOT_PLACED = {
     "test_out_unbatched",
     "test_backward_may_be_called_again",
     "test_state_and_out_may_be_changed_before_backward",
+    "test_every_combination_is_answered",
 }
 NOT_PLACED_OF = {"test_memory": {"test_layouts"}}
 

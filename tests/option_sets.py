@@ -15,7 +15,7 @@ from rnnfast import UnsupportedError
 from rnnfast.spec import CELLS, Spec, all_specs
 
 ALL = tuple(CELLS)
-COMPLETE = {"native", "reference"}  # backends that have every option
+COMPLETE = {"native", "reference", "cuda"}  # backends that have every option
 
 # One spec for every cell and form; further functions of the RNN are an option.
 SPECS = [s for s in all_specs() if s.nonlinearity == "tanh"]

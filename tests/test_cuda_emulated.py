@@ -363,6 +363,27 @@ def test_second_derivatives_and_narrow_weights_are_refused() -> None:
         rnnfast.pack(single.weights, cell="lstm", dtype="bfloat16")
 
 
+def test_what_is_written_for_arrays_in_cpu_memory() -> None:
+    p = problem(Case(Spec("lstm")))
+    device = p.map(fake_cupy.asarray)
+    with pytest.raises(rnnfast.UnsupportedError, match="x: a stream takes arrays in CPU memory"):
+        rnnfast.Stream(p.weights)(device.x)
+    with pytest.raises(TypeError, match="weights: expected an array in CPU memory"):
+        rnnfast.Stream(device.weights)
+    with pytest.raises(rnnfast.UnsupportedError, match="gradient_flow takes arrays in CPU memory"):
+        rnnfast.gradient_flow(device.x, device.weights, device.dy, cell="lstm")
+
+
+def test_tf32_by_explicit_choice_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = problem(Case(Spec("lstm"), dtype="float32")).map(fake_cupy.asarray)
+    monkeypatch.setenv("RNNFAST_CUDA_TF32", "1")
+    with pytest.raises(AssertionError, match="not full precision"):  # the emulation's
+        rnnfast.lstm(device.x, device.weights)
+    monkeypatch.setenv("RNNFAST_CUDA_TF32", "yes")
+    with pytest.raises(ValueError, match="RNNFAST_CUDA_TF32: expected 0 or 1, got 'yes'"):
+        rnnfast.lstm(device.x, device.weights)
+
+
 # --------------------------------------------------------------------------------- benchmark
 
 
