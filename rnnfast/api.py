@@ -593,10 +593,11 @@ class _Call:
             self.num_layers = len(self.parsed)
             layer = self.parsed[0]
             wanted = layer[0].w_ih.shape[1]
-        for w in (w for of_layer in self.parsed or [layer] for w in of_layer):
-            for array in w:
-                if array is not None:
-                    arrays.check_place("weights", array, data)
+        for of_layer in self.parsed or [layer]:
+            for w in of_layer:
+                for array in w:
+                    if array is not None and type(array) is not type(data):
+                        arrays.check_place("weights", array, data)
         self.spec = spec
         rows, self.outputs = layer[0].w_hh.shape
         self.hidden, self.directions = rows // len(spec.info.gates), len(layer)
@@ -724,13 +725,15 @@ class _Call:
     ) -> tuple[Any, Any, Any]:
         if self.dropconnect is not None:
             dweights = self.dropconnect.backward(dweights)
-        given = (
-            Weights(*(None if a is None else arrays.give(a, self.like) for a in w))
-            for w in dweights
-        )
+        given = dweights
+        if type(self.like) is not np.ndarray:
+            given = [
+                Weights(*(None if a is None else arrays.give(a, self.like) for a in w))
+                for w in dweights
+            ]
         return (
             arrays.give(self._layout(dx), self.like),
-            rebuild(self.weights, given),
+            rebuild(self.weights, iter(given)),
             self._give_state(dinitial),
         )
 

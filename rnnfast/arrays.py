@@ -88,6 +88,8 @@ def on_device(array: Any) -> bool:
 
 def check_place(name: str, array: Any, like: Any) -> None:
     """Everything in CPU memory, or everything on the device: nothing is copied between them."""
+    if type(array) is type(like):
+        return
     if on_device(array) != on_device(like):
         places = ("in CPU memory", "on a CUDA device")
         raise TypeError(

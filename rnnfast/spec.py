@@ -7,7 +7,8 @@ state that step t - 1 left, and step t turns them into the next h and c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ class Spec:
     def info(self) -> Cell:
         return CELLS[self.cell]
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether this is the cell as papers and frameworks have it, without any option."""
         return self == Spec(self.cell, self.reset_after, self.nonlinearity)
@@ -115,7 +116,8 @@ class Spec:
     def options(self) -> dict[str, Any]:
         """What makes the cell another than the plain one, by name."""
         plain = Spec(self.cell, self.reset_after, self.nonlinearity)
-        return {k: v for k, v in vars(self).items() if v != getattr(plain, k)}
+        names = [field.name for field in fields(self)]
+        return {n: getattr(self, n) for n in names if getattr(self, n) != getattr(plain, n)}
 
     def variants(self) -> str:
         """The cell with the options that apply to it, for people to read."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -186,32 +186,40 @@ def _direction(
         raise ValueError(f"{name}.w_ih: expected shape {wanted_ih}, got {w_ih.shape}")
     if features is not None and w_ih.shape[1] != features:
         raise ValueError(f"{name}.w_ih: expected shape {wanted_ih}, got {w_ih.shape}")
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(Weights._fields, (rows,))
-    shapes |= {
-        "w_ih": w_ih.shape,
-        "w_hh": w_hh.shape,
-        "w_hr": (outputs, hidden),
-        "w_peep": (3, hidden),
-        "ln_c": (hidden,),
-        "ln_c_shift": (hidden,),
-    }
-    found = {}
-    for field, value in entry._asdict().items():
+    found: list[Any] = [arrays.contiguous(w_ih), arrays.contiguous(w_hh)]
+    plain = all(value is None for value in entry[4:])
+    for field, value in zip(
+        ("b_ih", "b_hh") if plain else Weights._fields[2:], entry[2:], strict=False
+    ):
+        array = value
         if value is not None:
             array = arrays.floating(f"{name}.{field}", value, w_ih.dtype)
-            if array.shape != shapes[field]:
+            shape = _SHAPES.get(field)
+            wanted_shape = shape(rows, outputs, hidden) if shape else (rows,)
+            if array.shape != wanted_shape:
                 raise ValueError(
-                    f"{name}.{field}: expected shape {shapes[field]}, got {array.shape}"
+                    f"{name}.{field}: expected shape {wanted_shape}, got {array.shape}"
                 )
-            found[field] = array if field in RUNNING else arrays.contiguous(array)
-    return Weights(**found)
+            if field not in RUNNING:
+                array = arrays.contiguous(array)
+        found.append(array)
+    return Weights(*found)
 
 
+# Of fields that are not (G*H,), from that number, P and H.
+_SHAPES: dict[str, Callable[[int, int, int], tuple[int, ...]]] = {
+    "w_hr": lambda rows, P, H: (P, H),
+    "w_peep": lambda rows, P, H: (3, H),
+    "ln_c": lambda rows, P, H: (H,),
+    "ln_c_shift": lambda rows, P, H: (H,),
+}
 RUNNING = ("bn_mean", "bn_var")  # written in place, so that a copy would not do
 
 
 def _check_fields(name: str, entry: Weights, cell: Cell, first: Weights | None) -> None:
     """Which optional fields there may be, and must be."""
+    if all(value is None for value in (*entry[4:], *(first[4:] if first else ()))):
+        return
     given = entry._asdict()
     for field in _OF_LSTM:
         if given[field] is not None and cell.name != "lstm":
