@@ -59,7 +59,7 @@ class Ragged:
         return out
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stack:
     """Layers with prepared weights, run one after the other over some steps of a packed batch."""
 
