@@ -89,6 +89,16 @@ class Spec:
     recurrent_dropout: bool = False
     zoneout: bool = False
 
+    def __hash__(self) -> int:
+        return self._hash  # kept, because every call looks its backend up
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    def __getstate__(self) -> dict[str, Any]:  # without what is kept: hashes differ by process
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @property
     def info(self) -> Cell:
         return CELLS[self.cell]
