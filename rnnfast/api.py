@@ -18,7 +18,7 @@ from .errors import UnsupportedError
 from .noise import Between, DropConnect, OnState
 from .options import QUIET, Options, activation, with_weights
 from .options import parse as parse_options
-from .spec import ACTIVATIONS, CELLS, Spec, Steps
+from .spec import CELLS, Spec, Steps
 from .weights import RUNNING, Layer, Weights, matching, parse, rebuild
 
 if TYPE_CHECKING:
@@ -138,8 +138,7 @@ def pack(
         raise TypeError("dropconnect: packed weights are for inference; expected 0")
     parsed = parse(weights, spec.info, None)
     spec = with_weights(spec, parsed)
-    if parsed[0][0].bn_ih is not None:
-        parsed = [batchnorm.with_running(layer).layer for layer in parsed]
+    parsed = batchnorm.for_inference(parsed)
     precision = _precision(dtype)
     if precision is not None:
         kind = np.dtype(np.float32)
@@ -776,10 +775,9 @@ class _Call:
             self._check_running()
             normed, prepared = parsed, [None] * len(parsed)
         else:
-            if parsed[0][0].bn_ih is not None:
-                parsed = [batchnorm.with_running(layer).layer for layer in parsed]
             again = save and self.checkpoint is not None
-            prepared = [self.backend.prepare(self.spec, p, reuse=again) for p in parsed]
+            plain = batchnorm.for_inference(parsed)
+            prepared = [self.backend.prepare(self.spec, p, reuse=again) for p in plain]
         return layers.Stack(
             self.spec,
             self.backend,
@@ -1059,11 +1057,7 @@ def _spec(cell: str, reset_after: bool, nonlinearity: Any) -> Spec:
     if isinstance(nonlinearity, str) and nonlinearity in _RNN:
         return _RNN[nonlinearity]
     f = activation("nonlinearity", nonlinearity)
-    return (
-        _RNN[f.name]
-        if f == ACTIVATIONS.get(f.name) and f.name in _RNN
-        else Spec(cell, activation=f)
-    )
+    return _RNN[f.name] if f.name in _RNN else Spec(cell, activation=f)
 
 
 def _parts_of(out: Any) -> tuple[Any, Any]:

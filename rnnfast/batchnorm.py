@@ -63,6 +63,13 @@ def fold(layer: Layer, rows: Array, momentum: float | None) -> Folded:
     return Folded(tuple(folded), centred, mean, directions)
 
 
+def for_inference(layers: list[Layer]) -> list[Layer]:
+    """The layers with running statistics as part of their weights; themselves where none has."""
+    if layers[0][0].bn_ih is None:
+        return layers
+    return [with_running(layer).layer for layer in layers]
+
+
 def with_running(layer: Layer) -> Folded:
     deviations = [np.sqrt(w.bn_var + w.w_ih.dtype.type(EPS)) for w in layer]
     directions = [

@@ -86,15 +86,13 @@ class OnState:
         self.keep_c: list[Bits | None] = []
         rate = noise.recurrent_dropout
         self.scale = 1 / (1 - rate) if rate < 1 else 0.0
+        keeps = noise.training  # else zoneout is its expectation
         for _ in range(layers * directions):
-            for drawn, probability, rows, width in (
-                (self.recurrent, 1 - rate if rate > 0 else 0.0, steps.batch, outputs),
-                (self.keep_h, noise.zoneout_h * noise.training, steps.rows, outputs),
-                (self.keep_c, noise.zoneout_c * noise.training, steps.rows, hidden),
+            for drawn, wanted, probability, rows, width in (
+                (self.recurrent, rate > 0, 1 - rate, steps.batch, outputs),
+                (self.keep_h, keeps and noise.zoneout_h > 0, noise.zoneout_h, steps.rows, outputs),
+                (self.keep_c, keeps and noise.zoneout_c > 0, noise.zoneout_c, steps.rows, hidden),
             ):
-                wanted = probability > 0 or (drawn is self.recurrent and rate > 0)
-                if wanted:
-                    assert rng is not None
                 drawn.append(Bits(rng, probability, rows, width) if wanted and rng else None)
 
     def masks(self, layer: int, first_row: int, steps: Steps, dtype: np.dtype[Any]) -> list[Masks]:
