@@ -72,10 +72,10 @@ PYBIND11_MODULE(_native, m) {
   register_stack<double, FlexibleLayer<double>, PyFlexible<double>>(m, "FlexibleStackF64");
   register_flexible<Dual>(m, "FlexibleDual", "FlexibleSavedDual");
   m.def("call", [](const std::string& cell, const py::object& x, const py::object& weights,
-                   const py::object& state) {
+                   const py::object& state, const py::object& lengths) {
     const CellKind kind = cell_kind(cell);
-    if (is_plain<float>(x)) return call<float>(kind, x, weights, state);
-    if (is_plain<double>(x)) return call<double>(kind, x, weights, state);
+    if (is_plain<float>(x)) return call<float>(kind, x, weights, state, lengths);
+    if (is_plain<double>(x)) return call<double>(kind, x, weights, state, lengths);
     return py::object(py::none());
   });
   m.def("set_num_threads", &set_thread_count);

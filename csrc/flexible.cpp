@@ -20,10 +20,11 @@ void copy_or_clear(const T* from, int64_t count, T* to) {
 }  // namespace
 
 template <class T>
-Panels<T> FlexibleLayer<T>::panels(Buffer<T>& data, int64_t k, int64_t n) const {
+Panels<T> FlexibleLayer<T>::panels(Buffer<T>& data, int64_t k, int64_t n, const T* weights,
+                                   int64_t row, int64_t column) const {
   const int64_t lanes = kernels_->lanes;
   data = Buffer<T>(k * ((n + lanes - 1) / lanes * lanes));
-  return {data.get(), k, n, kernels_->widest};
+  return {data.get(), k, n, kernels_->widest, {weights, row, column, 1, 0}, false};
 }
 
 template <class T>
@@ -43,25 +44,20 @@ FlexibleLayer<T>::FlexibleLayer(FlexibleKind cell, const CellOptions& options,
   for (int d = 0; d < directions(); d++) {
     const FlexibleWeights<T>& w = weights_[d];
     Packed& p = packed_[d];
-    p.x = panels(p.x_data, I, G * H);
-    p.h[0] = panels(p.h_data[0], P, first);
+    p.x = panels(p.x_data, I, G * H, w.w_ih, 1, I);
+    p.h[0] = panels(p.h_data[0], P, first, w.w_hh, 1, P);
     if (first < G * H)
-      p.h[1] = panels(p.h_data[1], H, G * H - first);
+      p.h[1] = panels(p.h_data[1], H, G * H - first, w.w_hh + first * P, 1, P);
     else if (w.w_hr)
-      p.h[1] = panels(p.h_data[1], H, P);
+      p.h[1] = panels(p.h_data[1], H, P, w.w_hr, 1, H);
   }
   const int threads = G * H * (I + P) > 200000 ? thread_count() : 1;
   const auto pack = [&](int id, int size) {
     const Team team{id, size, nullptr};
     for (int d = 0; d < directions(); d++) {
-      const FlexibleWeights<T>& w = weights_[d];
       const Packed& p = packed_[d];
-      kernels_->pack_panels(p.x, 1, 0, w.w_ih, 1, I, 0, I, team);
-      kernels_->pack_panels(p.h[0], 1, 0, w.w_hh, 1, P, 0, P, team);
-      if (first < G * H)
-        kernels_->pack_panels(p.h[1], 1, 0, w.w_hh + first * P, 1, P, 0, P, team);
-      else if (w.w_hr)
-        kernels_->pack_panels(p.h[1], 1, 0, w.w_hr, 1, H, 0, H, team);
+      for (const Panels<T>* panels : {&p.x, &p.h[0], &p.h[1]})
+        if (panels->data) kernels_->pack_panels(*panels, team);
     }
   };
   auto member = [&](int id) { pack(id, threads); };
@@ -218,12 +214,12 @@ void FlexibleLayer<T>::backward(const FlexibleSaved<T>& saved,
     p.w = w;
     p.masks = a.masks[d];
     p.x = saved.x;
-    p.x_panels = panels(s.x_data, G * H, I);
-    p.h_panels[0] = panels(s.h_data[0], first, P);
+    p.x_panels = panels(s.x_data, G * H, I, w.w_ih, I, 1);
+    p.h_panels[0] = panels(s.h_data[0], first, P, w.w_hh, P, 1);
     if (first < G * H)
-      p.h_panels[1] = panels(s.h_data[1], G * H - first, P);
+      p.h_panels[1] = panels(s.h_data[1], G * H - first, P, w.w_hh + first * P, P, 1);
     else if (w.w_hr)
-      p.h_panels[1] = panels(s.h_data[1], P, H);
+      p.h_panels[1] = panels(s.h_data[1], P, H, w.w_hr, H, 1);
     p.saved_slots = saved_slots();
     p.saved = kept.saved.get();
     p.scales = kept.scales.get();
@@ -268,14 +264,8 @@ void FlexibleLayer<T>::backward(const FlexibleSaved<T>& saved,
     region.each_direction(id, [&](int d, Team team) {
       FlexibleBackward<T> mine = passes[d];
       mine.split = region.split(d);
-      const FlexibleWeights<T>& w = weights_[d];
-      kernels_->pack_panels(mine.x_panels, 1, 0, w.w_ih, I, 1, 0, G * H, team);
-      kernels_->pack_panels(mine.h_panels[0], 1, 0, w.w_hh, P, 1, 0, first, team);
-      if (first < G * H)
-        kernels_->pack_panels(mine.h_panels[1], 1, 0, w.w_hh + first * P, P, 1, 0, G * H - first,
-                              team);
-      else if (w.w_hr)
-        kernels_->pack_panels(mine.h_panels[1], 1, 0, w.w_hr, H, 1, 0, P, team);
+      for (const Panels<T>* panels : {&mine.x_panels, &mine.h_panels[0], &mine.h_panels[1]})
+        if (panels->data) kernels_->pack_panels(*panels, team);
       if (team.size > 1) team.barrier->wait();
       cell_->backward(mine, team);
     });

@@ -78,7 +78,8 @@ class FlexibleLayer {
     Buffer<T> x_data, h_data[2];
     Panels<T> x, h[2];
   };
-  Panels<T> panels(Buffer<T>& data, int64_t k, int64_t n) const;
+  Panels<T> panels(Buffer<T>& data, int64_t k, int64_t n, const T* weights, int64_t row,
+                   int64_t column) const;
   int saved_slots() const;
   Written written() const;
   Workload work(const std::vector<int64_t>& offset, int64_t batch) const;

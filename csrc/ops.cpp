@@ -30,6 +30,9 @@ namespace {
 constexpr int64_t kForwardChunk = 128;
 constexpr int64_t kBackwardChunk = 512;
 
+constexpr int64_t kFewRows = 6;  // that are one tile
+constexpr int64_t kMany = 1000;  // times
+
 // How many times fewer bytes weights of a precision take.
 int64_t shrunk_by(Precision p) {
   return p == Precision::kFull ? 1 : p == Precision::kBfloat16 ? 2 : 4;
@@ -44,21 +47,23 @@ const T* copy(const T* from, int64_t count, Buffer<T>& to) {
 }  // namespace
 
 template <class T>
-Panels<T> Layer<T>::panels(Buffer<T>& data, int64_t k, int64_t n, int groups, int widest) const {
+Panels<T> Layer<T>::panels(Buffer<T>& data, int64_t k, int64_t n, int widest,
+                           const Source<T>& source) const {
   const int64_t lanes = kernels_->lanes;
-  data = Buffer<T>(k * ((n + lanes - 1) / lanes * lanes) * groups);
-  return {data.get(), k, n, widest};
+  data = Buffer<T>(k * ((n + lanes - 1) / lanes * lanes) * source.groups);
+  return {data.get(), k, n, widest, source, false};
 }
 
 // Panels for weights of the layer's precision.
 template <class T>
 Panels<T> Layer<T>::weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, int64_t n,
-                                  int groups, int widest) const {
-  if (precision_ == Precision::kFull) return panels(data, k, n, groups, widest);
-  const int64_t columns = (n + kernels_->lanes - 1) / kernels_->lanes * kernels_->lanes * groups;
+                                  int widest, const Source<T>& source) const {
+  if (precision_ == Precision::kFull) return panels(data, k, n, widest, source);
+  const int64_t lanes = kernels_->lanes;
+  const int64_t columns = (n + lanes - 1) / lanes * lanes * source.groups;
   low.scale = Buffer<float>(columns);
   low.correction = Buffer<int32_t>(columns);
-  return panels(data, words_of(precision_, k), n, groups, widest);
+  return panels(data, words_of(precision_, k), n, widest, source);
 }
 
 template <class T>
@@ -76,10 +81,11 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
   for (int d = 0; d < directions(); d++) {
     const Weights<T>& w = weights_[d];
     Packed& p = packed_[d];
-    p.x = weight_panels(p.x_data, p.x_low, I, G * H, 1, kernels_->widest);
+    p.x = weight_panels(p.x_data, p.x_low, I, G * H, kernels_->widest, {w.w_ih, 1, I, 1, 0});
     for (int s = 0; s < cell_->stages; s++)
-      p.h[s] = weight_panels(p.h_data[s], p.h_low[s], H, H, cell_->stage_gates[s],
-                             cell_->unit_vectors[s]);
+      p.h[s] =
+          weight_panels(p.h_data[s], p.h_low[s], H, H, cell_->unit_vectors[s],
+                        {w.w_hh + cell_->stage_first[s] * H * H, 1, H, cell_->stage_gates[s], H});
     p.bias = Buffer<T>(G * H);
     for (int64_t j = 0; j < G * H; j++) {
       const bool apart = j / H == cell_->apart;
@@ -103,21 +109,29 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
 
 template <class T>
 void Layer<T>::pack(int direction, Team team) const {
-  const int64_t I = input_, H = hidden_;
-  const Weights<T>& w = weights_[direction];
   const Packed& p = packed_[direction];
   if constexpr (std::is_same_v<T, float>)
     if (precision_ != Precision::kFull) {
-      low_->pack(precision_, p.x, p.x_low.columns(), 1, 0, w.w_ih, I, team);
+      low_->pack(precision_, p.x, p.x_low.columns(), team);
       for (int s = 0; s < cell_->stages; s++)
-        low_->pack(precision_, p.h[s], p.h_low[s].columns(), cell_->stage_gates[s], H,
-                   w.w_hh + cell_->stage_first[s] * H * H, H, team);
+        low_->pack(precision_, p.h[s], p.h_low[s].columns(), team);
       return;
     }
-  kernels_->pack_panels(p.x, 1, 0, w.w_ih, 1, I, 0, I, team);
-  for (int s = 0; s < cell_->stages; s++)
-    kernels_->pack_panels(p.h[s], cell_->stage_gates[s], H, w.w_hh + cell_->stage_first[s] * H * H,
-                          1, H, 0, H, team);
+  kernels_->pack_panels(p.x, team);
+  for (int s = 0; s < cell_->stages; s++) kernels_->pack_panels(p.h[s], team);
+}
+
+// Panels that a pass multiplies so many times with, few rows each time. Those of one time are
+// packed block by block by the member that needs them, which finds them in its cache.
+template <class T>
+void Layer<T>::prepare(Panels<T>& p, int64_t times, Team team) const {
+  const int64_t vectors = (p.n + kernels_->lanes - 1) / kernels_->lanes;
+  const int64_t blocks = (vectors + p.widest - 1) / p.widest;
+  p.one_by_one = times <= 1 && blocks >= 2 * team.size;
+  if (p.one_by_one)
+    p.data += team.id * (p.k * p.widest * kernels_->lanes * p.source.groups);
+  else
+    kernels_->pack_panels(p, team);
 }
 
 template <class T>
@@ -181,6 +195,8 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     f.h_0 = a.h_0 ? a.h_0 + d * state : zeros;
     f.zero_h = !a.h_0;
     f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros;
+    f.x_order = a.x_order;
+    if (a.x_order) f.x_rows = own.x_rows.grow(std::min(N, kForwardChunk + B) * I);
     f.gx = own.gx.grow(std::min(N, kForwardChunk + B) * G * H);
     if (precision_ != Precision::kFull) {
       fill_low(space->low[d], d, own, std::min(N, kForwardChunk + B), B, threads);
@@ -190,6 +206,7 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     f.save_gates = save == Save::kAll;
     f.y = a.y + d * H;
     f.y_stride = D * H;
+    f.y_order = a.y_order;
     f.h_n = a.h_n + d * state;
     f.c_n = cell_->has_c ? a.c_n + d * state : nullptr;
     if (saved) {
@@ -235,11 +252,16 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
 
 template <class T>
 void Layer<T>::pass(const Forward<T>& p, Team team) const {
-  if (!reuse_) {
-    pack(p.reverse, team);
-    if (team.size > 1) team.barrier->wait();
-  }
-  cell_->forward(p, team);
+  if (reuse_) return cell_->forward(p, team);
+  Forward<T> mine = p;
+  // A backward pass that makes the gates again finds the panels of this one.
+  const bool again = p.save && !p.save_gates;
+  const int64_t rows = p.steps.offset[p.steps.count];
+  prepare(mine.x_panels, again || rows > kFewRows ? kMany : 1, team);
+  for (int s = 0; s < cell_->stages; s++)
+    prepare(mine.h_panels[s], again || p.batch > kFewRows ? kMany : p.steps.count, team);
+  if (team.size > 1) team.barrier->wait();
+  cell_->forward(mine, team);
 }
 
 template <class T>
@@ -290,9 +312,11 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     b.reverse = d == 1;
     b.chunk = b.stretch = kBackwardChunk;
     b.x = saved.x;
-    b.x_panels = panels(own.x_data, G * H, I, 1, kernels_->widest);
+    const Weights<T>& w = weights_[d];
+    b.x_panels = panels(own.x_data, G * H, I, kernels_->widest, {w.w_ih, I, 1, 1, 0});
     for (int s = 0; s < cell_->stages; s++)
-      b.h_panels[s] = panels(own.h_data[s], cell_->stage_gates[s] * H, H, 1, kernels_->widest);
+      b.h_panels[s] = panels(own.h_data[s], cell_->stage_gates[s] * H, H, kernels_->widest,
+                             {w.w_hh + cell_->stage_first[s] * H * H, H, 1, 1, 0});
     b.h_0 = kept.h_0.get();
     b.c_0 = kept.c_0.get();
     b.gates = kept.gates.get();
@@ -339,13 +363,12 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
 
 template <class T>
 void Layer<T>::pass(const Backward<T>& p, Team team) const {
-  const Weights<T>& w = weights_[p.reverse];
-  const int64_t G = cell_->gates, H = hidden_;
-  kernels_->pack_panels(p.x_panels, 1, 0, w.w_ih, input_, 1, 0, G * H, team);
+  Backward<T> mine = p;
+  const int64_t rows = p.steps.offset[p.steps.count];
+  prepare(mine.x_panels, rows > kFewRows ? kMany : 1, team);
   for (int s = 0; s < cell_->stages; s++)
-    kernels_->pack_panels(p.h_panels[s], 1, 0, w.w_hh + cell_->stage_first[s] * H * H, H, 1, 0,
-                          cell_->stage_gates[s] * H, team);
-  cell_->backward(p, team);  // starts with a barrier
+    prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);
+  cell_->backward(mine, team);  // starts with a barrier
 }
 
 namespace {
@@ -475,7 +498,7 @@ void multiply(const T* a, const T* b, int64_t m, int64_t n, int64_t k, bool tran
     Barrier barrier(threads);
     const int64_t chunk = std::min(k, kBackwardChunk);
     Buffer<T> scratch(transposed ? kernel.tn_scratch(a, n, chunk, threads) : k * padded(n));
-    const Panels<T> panels{scratch.get(), k, n, kernel.widest};
+    const Panels<T> panels{scratch.get(), k, n, kernel.widest, {b, n, 1, 1, 0}, false};
     auto member = [&](int id) {
       const Team team{id, threads, &barrier};
       if (transposed) {
@@ -483,7 +506,7 @@ void multiply(const T* a, const T* b, int64_t m, int64_t n, int64_t k, bool tran
           kernel.multiply_tn(a + r * m, m, m, b + r * n, n, nullptr, n, std::min(chunk, k - r), c,
                              r > 0, scratch.get(), team);
       } else {
-        kernel.pack_panels(panels, 1, 0, b, n, 1, 0, k, team);
+        kernel.pack_panels(panels, team);
         if (threads > 1) barrier.wait();
         kernel.multiply_panels(a, k, m, panels, nullptr, c, n, team);
       }

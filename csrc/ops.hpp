@@ -38,6 +38,10 @@ struct ForwardArrays {
   struct {
     T *gates, *h, *c;
   } keep[2] = {};  // where to save, as in Saved; null for memory of its own
+  // Where x or y are padded, [T, B, ...], and nothing is saved: the row of a step where each packed
+  // row lies, [B]; null where they are packed. Rows of y that no step reaches become zero.
+  const int64_t* x_order = nullptr;
+  const int64_t* y_order = nullptr;
 };
 
 template <class T>
@@ -63,7 +67,7 @@ struct Workspace {
   Buffer<T> zeros;              // [B, H]
   LowForward low[2];
   struct Direction {
-    Buffer<T> gx, h, gates;                 // see Forward
+    Buffer<T> gx, h, gates, x_rows;         // see Forward
     Buffer<T> h_0, c_0;                     // [B, H] where the caller's are overwritten
     Buffer<uint32_t> x_operand, h_operand;  // see LowForward
     Buffer<float> x_scale, h_scale;
@@ -143,9 +147,11 @@ class Layer {
   };
   void pack(int direction, Team team) const;
   void fill_weights(Forward<T>& f, int direction) const;
-  Panels<T> panels(Buffer<T>& data, int64_t k, int64_t n, int groups, int widest) const;
-  Panels<T> weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, int64_t n, int groups,
-                          int widest) const;
+  void prepare(Panels<T>& p, int64_t times, Team team) const;
+  Panels<T> panels(Buffer<T>& data, int64_t k, int64_t n, int widest,
+                   const Source<T>& source) const;
+  Panels<T> weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, int64_t n, int widest,
+                          const Source<T>& source) const;
   void fill_low(LowForward& low, int direction, typename Workspace<T>::Direction& space,
                 int64_t rows, int64_t batch, int threads) const;
 

@@ -36,13 +36,27 @@ struct Weights {
   const T* b_hh;  // [G*H] or null
 };
 
+// Where the numbers of a matrix [K, N] lie: (k, n) at data[k * row + n * column], one of the
+// strides being 1. `groups` such matrices, `group` columns apart, are packed side by side: the
+// gates of a unit.
+template <class T>
+struct Source {
+  const T* data = nullptr;
+  int64_t row = 0, column = 0;
+  int groups = 1;
+  int64_t group = 0;
+};
+
 // A matrix [K, N] packed for the products x M: blocks of columns, each block [K, its columns].
+// Where each block is used once, `data` has place for one, which is packed as its turn comes.
 template <class T>
 struct Panels {
-  T* data;  // [K, N padded to whole vectors], 64-byte aligned
-  int64_t k;
-  int64_t n;
-  int widest;  // vectors of the widest block
+  T* data = nullptr;  // [K, groups * N in whole vectors], or [K, the widest block]; 64-byte aligned
+  int64_t k = 0;
+  int64_t n = 0;   // of one group
+  int widest = 1;  // vectors of the widest block, of one group
+  Source<T> source = {};
+  bool one_by_one = false;
 };
 
 // How a direction's time loop is divided: over hidden units (with a barrier a step), or over batch
@@ -60,28 +74,32 @@ struct Forward {
   int64_t batch, input, hidden;
   bool reverse;
   Split split;
-  int64_t chunk;          // rows of the products between two stretches of the time loop
-  const int64_t* ready;   // rows of x that are there by now (see wait_until), or null for all
-  int64_t* done;          // rows that this pass has finished, told as it goes on, or null
-  const T* x;             // [N, I]
-  Panels<T> x_panels;     // [I, G*H]
-  Panels<T> h_panels[2];  // [H, gates of the stage * H], gates of a unit side by side
-  const T* bias;          // [G*H] added to x w_ih^T
-  const T* bias_h;        // [H] added to the recurrent part that stays apart (GRU), or null
-  const T* h_0;           // [B, H]
-  bool zero_h;            // whether h_0 is zero, so that its product is
-  const T* c_0;           // [B, H] or null for a cell without c
-  T* gx;                  // [chunk + B, G*H] scratch
-  T* gates;               // [N, S, H] when saving them, else [B, S, H] scratch or null
-  T* h;                   // [N, H] when saving, else [2, B, H] scratch
-  T* c;                   // [N, H] when saving, else null: c_n is the running state
-  bool save;              // h and c
-  bool save_gates;        // and the gates
-  const LowForward* low;  // where the panels hold words of 16 or 8 bits (kernels/low.hpp), or null
-  T* y;                   // [N, D*H], at this direction's first column
-  int64_t y_stride;       // D*H
-  T* h_n;                 // [B, H] written
-  T* c_n;                 // [B, H] written, or null
+  int64_t chunk;           // rows of the products between two stretches of the time loop
+  const int64_t* ready;    // rows of x that are there by now (see wait_until), or null for all
+  int64_t* done;           // rows that this pass has finished, told as it goes on, or null
+  const T* x;              // [N, I], or where there is an order [T, B, I]
+  const int64_t* x_order;  // [B] the row of a padded step where each packed row lies, or null
+  T* x_rows;               // [chunk + B, I] scratch: rows of a padded x
+  Panels<T> x_panels;      // [I, G*H]
+  Panels<T> h_panels[2];   // [H, gates of the stage * H], gates of a unit side by side
+  const T* bias;           // [G*H] added to x w_ih^T
+  const T* bias_h;         // [H] added to the recurrent part that stays apart (GRU), or null
+  const T* h_0;            // [B, H]
+  bool zero_h;             // whether h_0 is zero, so that its product is
+  const T* c_0;            // [B, H] or null for a cell without c
+  T* gx;                   // [chunk + B, G*H] scratch
+  T* gates;                // [N, S, H] when saving them, else [B, S, H] scratch or null
+  T* h;                    // [N, H] when saving, else [2, B, H] scratch
+  T* c;                    // [N, H] when saving, else null: c_n is the running state
+  bool save;               // h and c
+  bool save_gates;         // and the gates
+  const LowForward* low;   // where the panels hold words of 16 or 8 bits (kernels/low.hpp), or null
+  T* y;                    // [N, D*H], or where there is an order [T, B, D*H], at this direction's
+                           // first column
+  const int64_t* y_order;  // [B] as x_order, of y
+  int64_t y_stride;        // D*H
+  T* h_n;                  // [B, H] written
+  T* c_n;                  // [B, H] written, or null
 };
 
 template <class T>

@@ -1,8 +1,11 @@
 // Calls that need no conversion, from the arguments of the API straight to the kernels.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <memory>
+#include <type_traits>
+#include <utility>
 
 #include "python_flexible.hpp"
 
@@ -23,6 +26,61 @@ void run_layers(const std::vector<const FlexibleLayer<T>*>& layers, const Batch&
   }
 }
 
+// A batch of rows of several lengths: its steps, and where the rows, longest first, come from.
+struct Ragged {
+  std::vector<int64_t> order;  // [B] rows of the caller's batch by falling length
+  std::vector<int64_t> sizes;  // [longest] rows of each step
+
+  // False where the lengths have to be checked the long way, or where there is no step.
+  bool read(const py::object& lengths, int64_t steps, int64_t batch) {
+    if (!is_plain<int64_t>(lengths)) return false;
+    const auto array = py::reinterpret_borrow<py::array>(lengths);
+    if (array.ndim() != 1 || array.shape(0) != batch) return false;
+    const int64_t* of_row = static_cast<const int64_t*>(array.data());
+    int64_t longest = 0, shortest = steps;
+    for (int64_t b = 0; b < batch; b++) {
+      if (of_row[b] < 0 || of_row[b] > steps) return false;
+      longest = std::max(longest, of_row[b]);
+      shortest = std::min(shortest, of_row[b]);
+    }
+    if (longest < 1) return false;
+    if (shortest == steps) return true;  // not ragged at all
+    sizes.assign(size_t(longest) + 1, 0);
+    for (int64_t b = 0; b < batch; b++) sizes[size_t(of_row[b])]++;
+    // From how many rows have a length to how many are longer, which is where they begin.
+    int64_t longer = 0;
+    for (int64_t length = longest; length >= 0; length--)
+      longer += std::exchange(sizes[size_t(length)], longer);
+    std::vector<int64_t> next(sizes);
+    order.resize(size_t(batch));
+    for (int64_t b = 0; b < batch; b++) order[size_t(next[size_t(of_row[b])]++)] = b;
+    sizes.resize(size_t(longest));
+    return true;
+  }
+
+  bool is_ragged() const { return !order.empty(); }
+  const int64_t* row_order() const { return is_ragged() ? order.data() : nullptr; }
+
+  // States [count, B, width], in this order and back.
+  template <class T>
+  const T* sort(const T* state, int64_t count, int64_t width, Buffer<T>& to) const {
+    if (!state) return nullptr;
+    const int64_t batch = int64_t(order.size());
+    T* at = to.grow(count * batch * width);
+    for (int64_t k = 0; k < count; k++)
+      for (int64_t b = 0; b < batch; b++, at += width)
+        std::copy_n(state + (k * batch + order[size_t(b)]) * width, width, at);
+    return to.get();
+  }
+  template <class T>
+  void unsort(const T* sorted, int64_t count, int64_t width, T* state) const {
+    const int64_t batch = int64_t(order.size());
+    for (int64_t k = 0; k < count; k++)
+      for (int64_t b = 0; b < batch; b++, sorted += width)
+        std::copy_n(sorted, width, state + (k * batch + order[size_t(b)]) * width);
+  }
+};
+
 // Packed layers, called in one go where every argument already is as the kernels read it. The
 // checks of the API cost more than the kernels of a small step; here they are a few comparisons,
 // and what does not pass them takes the long way, where it is converted or named in an error.
@@ -36,7 +94,8 @@ class PyStack {
   }
 
   // (y, state_n) as the API returns them, or None where it has to be the long way.
-  py::object forward(const py::object& x, const py::object& state, const py::object& out) const {
+  py::object forward(const py::object& x, const py::object& state, const py::object& out,
+                     const py::object& lengths) const {
     const AnyLayer& first = *layers_.front();
     const int64_t I = first.input(), H = first.hidden(), P = first.outputs();
     const int64_t D = first.directions(), L = int64_t(layers_.size());
@@ -48,6 +107,9 @@ class PyStack {
     const int64_t steps = x_array.shape(0), batch = batched ? x_array.shape(1) : 1;
     if (steps < 1 || double(steps) * double(batch * 8 * H * D) * sizeof(T) > double(PTRDIFF_MAX))
       return py::none();
+    Ragged ragged;
+    if (!lengths.is_none() && (!batched || !ragged.read(lengths, steps, batch))) return py::none();
+    if (!std::is_same_v<AnyLayer, Layer<T>> && ragged.is_ragged()) return py::none();
     const Shape y_shape = batched ? Shape{steps, batch, D * P} : Shape{steps, D * P};
     const Shape h_shape = batched ? Shape{L * D, batch, P} : Shape{L * D, P};
     const Shape c_shape = batched ? Shape{L * D, batch, H} : Shape{L * D, H};
@@ -74,7 +136,7 @@ class PyStack {
           (has_c && !fits(c_n, c_shape, true)) || overlap({x, h_0, c_0}, {y, h_n, c_n}))
         return py::none();
     }
-    run(x, h_0, c_0, y, h_n, c_n, steps, batch);
+    run(x, h_0, c_0, y, h_n, c_n, steps, batch, ragged);
     return py::make_tuple(y, state_n);
   }
 
@@ -117,21 +179,40 @@ class PyStack {
   }
 
   void run(const py::object& x, const py::object& h_0, const py::object& c_0, const py::object& y,
-           const py::object& h_n, const py::object& c_n, int64_t steps, int64_t batch) const {
+           const py::object& h_n, const py::object& c_n, int64_t steps, int64_t batch,
+           const Ragged& ragged) const {
     const AnyLayer& first = *layers_.front();
-    const int64_t D = first.directions(), P = first.outputs();
+    const int64_t D = first.directions(), P = first.outputs(), H = first.hidden();
+    const int64_t states = D * int64_t(layers_.size());  // rows of h and c, for each of the batch
     ForwardArrays<T> a{data(x), data(h_0), data(c_0), nullptr, data(h_n), data(c_n)};
     T* const last = data(y);
     const Released released;
+    Batch b{steps, batch, nullptr};
+    Buffer<T> sorted[4];
+    if (ragged.is_ragged()) {
+      b = {int64_t(ragged.sizes.size()), batch, ragged.sizes.data()};
+      std::fill_n(last + b.steps * batch * D * P, (steps - b.steps) * batch * D * P, T(0));
+      a.h_0 = ragged.sort(a.h_0, states, P, sorted[0]);
+      a.c_0 = ragged.sort(a.c_0, states, H, sorted[1]);
+      a.h_n = sorted[2].grow(states * batch * P);
+      if (a.c_n) a.c_n = sorted[3].grow(states * batch * H);
+    }
     std::vector<Buffer<T>> between;
     std::vector<ForwardArrays<T>> arrays;
     for (size_t k = 0; k < layers_.size(); k++) {
-      if (k + 1 < layers_.size()) between.emplace_back(steps * batch * D * P);
-      a.y = k + 1 < layers_.size() ? between.back().get() : last;
+      const bool top = k + 1 == layers_.size();
+      if (!top) between.emplace_back(steps * batch * D * P);
+      a.y = top ? last : between.back().get();
+      a.x_order = k == 0 ? ragged.row_order() : nullptr;
+      a.y_order = top ? ragged.row_order() : nullptr;
       arrays.push_back(a);
-      next_layer(a, D * batch * P, D * batch * first.hidden());
+      next_layer(a, D * batch * P, D * batch * H);
     }
-    run_layers(layers_, {steps, batch, nullptr}, arrays);
+    run_layers(layers_, b, arrays);
+    if (ragged.is_ragged()) {
+      ragged.unsort(sorted[2].get(), states, P, data(h_n));
+      if (sorted[3].get()) ragged.unsort(sorted[3].get(), states, H, data(c_n));
+    }
   }
 
   py::tuple kept_;
@@ -142,7 +223,7 @@ class PyStack {
 // checked the long way.
 template <class T>
 py::object call(CellKind cell, const py::object& x, const py::object& weights,
-                const py::object& state) {
+                const py::object& state, const py::object& lengths) {
   const int64_t G = kernels<T>(active_set()).cells[cell]->gates;
   const bool listed = PyList_CheckExact(weights.ptr());
   const py::ssize_t count = listed ? PyList_GET_SIZE(weights.ptr()) : 1;
@@ -179,7 +260,7 @@ py::object call(CellKind cell, const py::object& x, const py::object& weights,
     stack.push_back(layers.back().get());
   }
   if (stack.empty()) return py::none();
-  return PyStack<T>(std::move(stack)).forward(x, state, py::none());
+  return PyStack<T>(std::move(stack)).forward(x, state, py::none(), lengths);
 }
 
 }  // namespace

@@ -488,8 +488,7 @@ def _forward(
 ) -> tuple[Any, Any]:
     # Most calls need no conversion: the backend may take the arguments as they are.
     plain = (
-        lengths is None
-        and batch_first is False
+        batch_first is False
         and type(dropout) is float
         and dropout == 0.0
         and rng is None
@@ -501,13 +500,13 @@ def _forward(
     elif type(weights) is Packed:
         fits = weights.called is spec and backend in ("auto", weights.backend.name)
         if fits and weights.shortcut is not None:
-            done = weights.shortcut(x, state, out)
+            done = weights.shortcut(x, state, out, lengths)
     elif (
         out is None
         and type(x) is np.ndarray
         and (type(weights) is list or type(weights) is Weights)
     ):
-        done = get(backend, spec).call(spec, x, weights, state)
+        done = get(backend, spec).call(spec, x, weights, state, lengths)
     if done is not None:
         return done
     rest = (lengths, batch_first, dropout, rng, backend, out, options)

@@ -134,7 +134,7 @@ class Stream:
         if shortcut is not None and lengths is None and not self._batch_first:
             # The last y fits only an x of the last shape.
             given = self._out if out is None else (out, self._given_state)
-            if given is not None and shortcut(x, self._given_state, given) is not None:
+            if given is not None and shortcut(x, self._given_state, given, None) is not None:
                 self._fresh = False
                 return given[0]
         return self._run(x, lengths, out)
@@ -247,7 +247,7 @@ class Stream:
         given = (y, self._given_state)
         done = None
         if self._shortcut is not None and lengths is None:
-            done = self._shortcut(rows, self._given_state, given)
+            done = self._shortcut(rows, self._given_state, given, None)
         if done is None:
             self._function(rows, packed, self._given_state, lengths=lengths, out=given)
         self._fresh = False

@@ -9,12 +9,11 @@ namespace rnnfast::RNNFAST_ISA {
 constexpr int kWidest = 4;  // vectors of a column block in plain panels
 
 #define RNNFAST_DECLARE_GEMM(T)                                                                  \
-  /* Packs rows [k_0, k_0 + count) of a [p.k, p.n] matrix whose element (k, n) is at             \
-     src[k * row + n * column]; one of the strides is 1. A block holds `groups` column groups    \
-     side by side, `group` columns apart in src: the gates of a unit. p.n counts the columns of  \
-     one group. */                                                                               \
-  void pack_panels(const Panels<T>& p, int groups, int64_t group, const T* src, int64_t row,     \
-                   int64_t column, int64_t k_0, int64_t count, Team team);                       \
+  /* Packs all blocks. */                                                                        \
+  void pack_panels(const Panels<T>& p, Team team);                                               \
+  /* Packs rows [k_0, k_0 + count) of the block that starts at this vector of columns. */        \
+  void pack_block(const Panels<T>& p, int64_t vector, int vectors, int64_t k_0, int64_t count,   \
+                  T* to);                                                                        \
   /* c[m][n] = bias[n] + sum over k of a[m][k] * panels[k][n], divided over the team. */         \
   void multiply_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& panels,      \
                        const T* bias, T* c, int64_t c_stride, Team team);                        \

@@ -127,10 +127,15 @@ RNNFAST_INLINE void over_tiles(const Tile& tile, const Share& share, const Panel
   for (int64_t j = share.block_begin; j < share.block_end; j++) {
     const int64_t i = backwards ? share.block_end - 1 - (j - share.block_begin) : j;
     const Block block = block_of(vectors, panels.widest, i);
-    const T* panel = panels.data + block.vector * kGroups * kLanes<T> * depth;
-    const int64_t following = j + 1 < share.block_end ? (backwards ? i - 1 : i + 1) : i;
-    const T* next = panels.data + block_of(vectors, panels.widest, following).vector * kGroups *
-                                      kLanes<T> * depth;
+    const T* panel = panels.data;
+    const T* next = panel;
+    if (!panels.one_by_one) {
+      const int64_t following = j + 1 < share.block_end ? (backwards ? i - 1 : i + 1) : i;
+      panel += block.vector * kGroups * kLanes<T> * depth;
+      next += block_of(vectors, panels.widest, following).vector * kGroups * kLanes<T> * depth;
+    } else if (tile.operand) {
+      pack_block(panels, block.vector, block.vectors, 0, depth, panels.data);
+    }
     const int64_t unit = block.vector * kLanes<T>;
     if constexpr (unit_vectors(kGroups) == 1) {
       over_rows<kGroups, 1>(tile, begin, end, unit, panel, next, depth);
@@ -175,7 +180,8 @@ struct ForwardTile {
   T* gates;           // [n, S, H] or null
   T* h;               // [n, H], or null where only the gates are wanted
   T* c;               // [n, H] or null
-  T* y;               // [n, y_stride]
+  T* y;               // [n, y_stride], or [B, y_stride] with y_order
+  const int64_t* y_order;
   const LowForward* low;
   const uint32_t* low_operand;  // [n, low->h_words] the operand, converted
   const float* low_scale;       // [n]
@@ -271,7 +277,8 @@ struct ForwardTile {
               store_tail(saved + q * hidden + u * n, x.s[q], lanes);
         if (last && h) {
           store_tail(h + at, x.h_next, lanes);
-          store_tail(y + (row + m) * y_stride + unit + u * n, x.h_next, lanes);
+          const int64_t y_row = y_order ? y_order[row + m] : row + m;
+          store_tail(y + y_row * y_stride + unit + u * n, x.h_next, lanes);
           if constexpr (Cell::kHasC) store_tail(c + at, x.c_next, lanes);
         }
       }
@@ -310,7 +317,8 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
   tile.gates = p.gates ? p.gates + (p.save_gates ? row * Cell::kSaved * H : 0) : nullptr;
   tile.h = p.save ? p.h + row * H : p.h + i % 2 * p.batch * H;
   tile.c = p.save ? p.c + row * H : p.c_n;
-  tile.y = p.y + row * p.y_stride;
+  tile.y = p.y + (p.y_order ? visits.step(i) * p.batch : row) * p.y_stride;
+  tile.y_order = p.y_order;
   tile.low = p.low;
   for (const bool starting : {false, true}) {
     const int64_t begin = starting ? continuing : 0;
@@ -335,10 +343,37 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
   }
 }
 
+// Brings the rows of some steps of a padded x together.
+template <class T>
+void gather_rows(const Forward<T>& p, int64_t first_step, int64_t last_step, Team team) {
+  const int64_t* offset = p.steps.offset + first_step;
+  const size_t bytes = size_t(p.input) * sizeof(T);
+  for (int64_t t = first_step; t <= last_step; t++) {
+    const int64_t rows = p.steps.offset[t + 1] - p.steps.offset[t];
+    const T* from = p.x + t * p.batch * p.input;
+    T* to = p.x_rows + (p.steps.offset[t] - *offset) * p.input;
+    for (int64_t r = part_begin(rows, team.size, team.id);
+         r < part_begin(rows, team.size, team.id + 1); r++)
+      __builtin_memcpy(to + r * p.input, from + p.x_order[r] * p.input, bytes);
+  }
+  meet(team.barrier, team.size);
+}
+
+// The rows of a padded y that no step reaches.
+template <class T>
+void clear_padding(const Forward<T>& p, Team team) {
+  const int64_t count = p.steps.count;
+  for (int64_t t = part_begin(count, team.size, team.id);
+       t < part_begin(count, team.size, team.id + 1); t++)
+    for (int64_t r = p.steps.offset[t + 1] - p.steps.offset[t]; r < p.batch; r++)
+      __builtin_memset(p.y + (t * p.batch + p.y_order[r]) * p.y_stride, 0,
+                       size_t(p.hidden) * sizeof(T));
+}
+
 // gx = x w_ih^T + bias for the rows of a chunk.
 template <class T>
 void project(const Forward<T>& p, int64_t chunk_row, int64_t rows, int64_t width, Team team) {
-  const T* x = p.x + chunk_row * p.input;
+  const T* x = p.x_order ? p.x_rows : p.x + chunk_row * p.input;
   if constexpr (sizeof(T) == sizeof(float))
     if (p.low) {
       const LowForward& low = *p.low;
@@ -363,6 +398,7 @@ void forward_pass(const Forward<T>& p, Team team) {
     copy_rows(p.h_0, p.h_n, reached, p.batch, H, 0, H);
     if (Cell::kHasC) copy_rows(p.c_0, p.c_n, reached, p.batch, H, 0, H);
   }
+  if (p.y_order) clear_padding(p, team);
   const bool takes_part = team.id < p.split.members;
   Share shares[Cell::kStages] = {};
   int64_t unit_begin = 0, unit_end = 0;
@@ -379,6 +415,10 @@ void forward_pass(const Forward<T>& p, Team team) {
     while (i < T_ && (i == begin || rows < p.chunk)) rows += visits.rows(i++);
     const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
     if (p.ready) wait_until(p.ready, chunk_row + rows);
+    if (p.x_order) {
+      const int64_t first = visits.step(begin), last = visits.step(i - 1);
+      gather_rows(p, lesser(first, last), first + last - lesser(first, last), team);
+    }
     project(p, chunk_row, rows, Cell::kGates * H, team);
     meet(team.barrier, team.size);
     if (takes_part) {

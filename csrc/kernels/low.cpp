@@ -277,22 +277,23 @@ void pack_column(Precision precision, const float* w, int64_t k, uint32_t* to, i
   *correction = int32_t(0u - 128u * sum);
 }
 
-void pack(Precision precision, const Panels<float>& p, const LowColumns& columns, int groups,
-          int64_t group, const float* weights, int64_t k, Team team) {
+void pack(Precision precision, const Panels<float>& p, const LowColumns& columns, Team team) {
+  const Source<float>& s = p.source;
+  const int64_t k = s.column;  // rows are contiguous
   const int64_t vectors = parts(p.n, kWords);
   const int64_t blocks = parts(vectors, p.widest);
   uint32_t* words = reinterpret_cast<uint32_t*>(p.data);
   for (int64_t i = part_begin(blocks, team.size, team.id);
        i < part_begin(blocks, team.size, team.id + 1); i++) {
     const Block block = block_of(vectors, p.widest, i);
-    const int64_t width = int64_t(block.vectors) * groups * kWords;
-    const int64_t first = block.vector * groups * kWords;
+    const int64_t width = int64_t(block.vectors) * s.groups * kWords;
+    const int64_t first = block.vector * s.groups * kWords;
     for (int64_t c = 0; c < width; c++) {
       const int64_t unit = (block.vector + c / kWords % block.vectors) * kWords + c % kWords;
       uint32_t* to = words + first * p.k + c;
       if (unit < p.n) {
-        const int64_t row = unit + c / (kWords * block.vectors) * group;
-        pack_column(precision, weights + row * k, k, to, width, columns.scale + first + c,
+        const int64_t column = unit + c / (kWords * block.vectors) * s.group;
+        pack_column(precision, s.data + column * k, k, to, width, columns.scale + first + c,
                     columns.correction + first + c);
       } else {
         for (int64_t d = 0; d < p.k; d++) to[d * width] = 0;

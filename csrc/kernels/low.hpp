@@ -43,9 +43,8 @@ struct LowKernels {
   void (*convert)(Precision, const float* rows, int64_t stride, int64_t count, int64_t k,
                   uint32_t* operand, float* scale);
   void (*multiply)(Precision, const LowTile&);
-  // As pack_panels in gemm.hpp, for weights [columns, k] of which each row is contiguous.
-  void (*pack)(Precision, const Panels<float>& words, const LowColumns&, int groups, int64_t group,
-               const float* weights, int64_t k, Team);
+  // As pack_panels in gemm.hpp, for a source whose rows are contiguous: weights [columns, k].
+  void (*pack)(Precision, const Panels<float>& words, const LowColumns&, Team);
   // As multiply_panels in gemm.hpp, for converted rows.
   void (*multiply_panels)(Precision, const uint32_t* operand, const float* operand_scale,
                           int64_t operand_words, int64_t rows, const Panels<float>& words,

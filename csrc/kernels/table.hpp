@@ -28,8 +28,7 @@ struct Kernels {
   int lanes;
   int widest;  // of plain panels
   const CellKernels<T>* cells[kCellKinds];
-  void (*pack_panels)(const Panels<T>&, int, int64_t, const T*, int64_t, int64_t, int64_t, int64_t,
-                      Team);
+  void (*pack_panels)(const Panels<T>&, Team);
   void (*multiply_panels)(const T*, int64_t, int64_t, const Panels<T>&, const T*, T*, int64_t,
                           Team);
   void (*multiply_tn)(const T*, int64_t, int64_t, const T*, int64_t, const T* const*, int64_t,

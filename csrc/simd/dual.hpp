@@ -42,7 +42,7 @@ RNNFAST_INLINE void store_tail<Dual>(Dual* p, DualVec x, int n) {
   }
 }
 template <>
-RNNFAST_INLINE void transpose<Dual>(DualVec (&x)[kLanes<double>]) {
+RNNFAST_INLINE void transpose<Dual, kLanes<double>>(DualVec (&x)[kLanes<double>]) {
   Vec<double> v[kLanes<double>], d[kLanes<double>];
   for (int i = 0; i < kLanes<double>; i++) {
     v[i] = x[i].v;

@@ -149,30 +149,56 @@ RNNFAST_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
-// Lanes a0 b0 a1 b1 ... from the lower (kHalf = 0) or upper (kHalf = 1) halves of a and b.
-template <class T, int kHalf, size_t... kLane>
+// In each group of kGroup lanes, a0 b0 a1 b1 ... from the lower (kHalf = 0) or upper (kHalf = 1)
+// halves of a and b.
+template <class T, int kGroup, int kHalf, size_t... kLane>
 RNNFAST_INLINE Vec<T> zip(Vec<T> a, Vec<T> b, std::index_sequence<kLane...>) {
   constexpr int n = kLanes<T>;
+  constexpr auto from = [](int lane) {
+    return lane % 2 * n + lane / kGroup * kGroup + kHalf * kGroup / 2 + lane % kGroup / 2;
+  };
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, int(kLane % 2 * n + kHalf * n / 2 + kLane / 2)...);
+  return __builtin_shufflevector(a, b, from(int(kLane))...);
 #else
-  return __builtin_shuffle(a, b, IntVec<T>{int(kLane % 2 * n + kHalf * n / 2 + kLane / 2)...});
+  return __builtin_shuffle(a, b, IntVec<T>{from(int(kLane))...});
 #endif
 }
 
-// v[i][j] <-> v[j][i]. Interleaving the two halves log2(kLanes) times transposes a square.
-template <class T>
-RNNFAST_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
-  constexpr int n = kLanes<T>;
-  using Lanes = std::make_index_sequence<n>;
-  for (int stage = 1; stage < n; stage *= 2) {
-    Vec<T> u[n];
-    for (int i = 0; i < n / 2; i++) {
-      u[2 * i] = zip<T, 0>(v[i], v[i + n / 2], Lanes{});
-      u[2 * i + 1] = zip<T, 1>(v[i], v[i + n / 2], Lanes{});
+// v[i][j] <-> v[j][i] in each group of kGroup lanes. Interleaving the two halves log2(kGroup) times
+// transposes a square.
+template <class T, int kGroup>
+RNNFAST_INLINE void transpose(Vec<T> (&v)[kGroup]) {
+  using Lanes = std::make_index_sequence<kLanes<T>>;
+  for (int stage = 1; stage < kGroup; stage *= 2) {
+    Vec<T> u[kGroup];
+    for (int i = 0; i < kGroup / 2; i++) {
+      u[2 * i] = zip<T, kGroup, 0>(v[i], v[i + kGroup / 2], Lanes{});
+      u[2 * i + 1] = zip<T, kGroup, 1>(v[i], v[i + kGroup / 2], Lanes{});
     }
-    for (int i = 0; i < n; i++) v[i] = u[i];
+    for (int i = 0; i < kGroup; i++) v[i] = u[i];
   }
+}
+
+// 16 bytes from each of p, p + stride, p + 2 * stride and so on.
+template <class T>
+RNNFAST_INLINE Vec<T> gather_quads(const T* p, int64_t stride) {
+#if defined(__AVX512F__)
+  const auto at = [&](int i) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(p + i * stride));
+  };
+  __m512 v = _mm512_castps128_ps512(at(0));
+  v = _mm512_insertf32x4(v, at(1), 1);
+  v = _mm512_insertf32x4(v, at(2), 2);
+  return (Vec<T>)_mm512_insertf32x4(v, at(3), 3);
+#elif defined(__AVX2__)
+  const auto at = [&](int i) {
+    return _mm_loadu_ps(reinterpret_cast<const float*>(p + i * stride));
+  };
+  return (Vec<T>)_mm256_insertf128_ps(_mm256_castps128_ps256(at(0)), at(1), 1);
+#else
+  static_assert(RNNFAST_VECTOR_BYTES == 16);
+  return load(p + 0 * stride);
+#endif
 }
 
 }  // namespace

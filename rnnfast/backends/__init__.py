@@ -17,10 +17,10 @@ from ..weights import Layer, Weights
 
 Array = NDArray[Any]
 
-# (x, state, out) -> what the API returns, or None where an argument is not a NumPy array that the
+# (x, state, out, lengths) -> what the API returns, or None where an argument is not a NumPy array that the
 # kernels can read or write as it is. It makes no error and no copy: the caller then goes the long
 # way through every check.
-Shortcut = Callable[[Any, Any, Any], "tuple[Any, Any] | None"]
+Shortcut = Callable[[Any, Any, Any, Any], "tuple[Any, Any] | None"]
 
 
 class Backend(Protocol):
@@ -53,7 +53,9 @@ class Backend(Protocol):
     def shortcut(self, prepared: list[Any]) -> Shortcut | None:
         """For layers prepared for `reuse`: see `Shortcut`. None where there is none."""
 
-    def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> tuple[Any, Any] | None:
+    def call(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+    ) -> tuple[Any, Any] | None:
         """As a `Shortcut`, for weights that are not prepared; None also where it has none."""
 
     def forward(

@@ -94,8 +94,10 @@ class Native:
     def shortcut(self, prepared: list[Any]) -> Shortcut | None:
         return _STACKS[type(prepared[0])](tuple(prepared)).forward
 
-    def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> tuple[Any, Any] | None:
-        return _native.call(_kernel(spec), x, weights, state) if spec.plain else None
+    def call(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+    ) -> tuple[Any, Any] | None:
+        return _native.call(_kernel(spec), x, weights, state, lengths) if spec.plain else None
 
     def forward(
         self,

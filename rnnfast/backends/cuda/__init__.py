@@ -57,7 +57,7 @@ class Cuda:
     def shortcut(self, prepared: list[Any]) -> None:
         return None
 
-    def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> None:
+    def call(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
         return None
 
     def forward(

@@ -197,7 +197,7 @@ class Numba:
     def shortcut(self, prepared: list[list[Direction]]) -> Shortcut:
         return _Shortcut(prepared)
 
-    def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> None:
+    def call(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
         return None
 
     def forward(
@@ -304,8 +304,8 @@ class _Shortcut:
         self.directions, self.count = len(prepared[0]), len(prepared[0]) * len(prepared)
         self.sizes = one.w.w_hh.shape[1], one.hidden
 
-    def __call__(self, x: Any, state: Any, out: Any) -> tuple[Any, Any] | None:
-        if out is not None or not self._fits(x) or x.ndim != 3 or x.shape[2] != self.input_size:
+    def __call__(self, x: Any, state: Any, out: Any, lengths: Any) -> tuple[Any, Any] | None:
+        if out is not None or lengths is not None or not self._fits(x) or x.ndim != 3 or x.shape[2] != self.input_size:
             return None
         num_steps, batch, _ = x.shape
         shapes = [(self.count, batch, size) for size in self.sizes]
