@@ -1121,6 +1121,8 @@ def _precision(dtype: Any) -> str | None:
 
 
 def _rate(dropout: Any) -> float:
+    if type(dropout) is float and 0 <= dropout <= 1:
+        return dropout
     if isinstance(dropout, bool) or not isinstance(dropout, int | float | np.floating | np.integer):
         raise TypeError(f"dropout: expected a float, got {arrays.describe(dropout)}")
     if not 0 <= dropout <= 1:

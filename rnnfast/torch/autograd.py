@@ -239,5 +239,10 @@ def is_traced(x: Tensor) -> bool:
     )
 
 
+def is_plain(x: Tensor) -> bool:
+    """Whether rnnfast may read x as it is: nothing traces or transforms what is done."""
+    return not (is_traced(x) or is_transformed())
+
+
 # Whether torch.func transforms what is done. Not public, but what autograd.Function itself asks.
 is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active

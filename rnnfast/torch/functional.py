@@ -131,10 +131,8 @@ def _call(
     fields = ",".join(" ".join(f for f, _ in pairs) for pairs in given)
     flat = [v for pairs in given for _, v in pairs]
     call = Call(cell, fields, len(layers[0]), batch_first, dropout, repr(options))
-    if autograd.is_traced(x):
-        return ops.compiled(x, h_0, c_0, flat, ends, seed, call)
-    if autograd.is_transformed():
-        return autograd.transformed(x, h_0, c_0, flat, ends, seed, call)
+    if not autograd.is_plain(x):
+        return ops.general(x, h_0, c_0, flat, ends, seed, call)
     structure = call.structure([calls.array(w) for w in flat])
     if autograd.needs_gradients(x, h_0, c_0, *flat):
         return autograd.train(x, h_0, c_0, flat, Given(structure, ends, seed, call))

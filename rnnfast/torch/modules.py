@@ -6,14 +6,12 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
-
-import rnnfast
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..spec import Steps
 from . import autograd, calls, ops
 from .autograd import Given
-from .calls import Call, Results
+from .calls import Call, Lengths, Results
 from .held import Held
 
 _FLOATS = (torch.float32, torch.float64)
@@ -67,13 +65,12 @@ class _Recurrent(torch.nn.RNNBase):
         weights = self._weights()
         x, state = input, self._split(hx)
         held = self._held
-        if not (
-            autograd.is_traced(x)
-            or autograd.is_transformed()
-            or held is None
-            or (self.dropout > 0 and self.training)
-            or autograd.needs_gradients(x, *state, *weights)
-            or not held.fits(weights)
+        if (
+            held is not None
+            and not (self.dropout > 0 and self.training)
+            and autograd.is_plain(x)
+            and not autograd.needs_gradients(x, *state, *weights)
+            and held.fits(weights)
         ):
             done = held.run(x, *state, weights)
             if done is not None:
@@ -82,7 +79,7 @@ class _Recurrent(torch.nn.RNNBase):
             x, state = self._without_autocast(x, state, weights[0].dtype)
         if not self._fits(x, state, weights[0]):
             self._refuse(input, hx)
-        return self._joined(*self._run(x, state, weights, None))
+        return self._joined(*self._run(x, state, weights, None, self.batch_first))
 
     def flatten_parameters(self) -> None:
         """Forget the packed weights, which are then packed anew.
@@ -117,30 +114,26 @@ class _Recurrent(torch.nn.RNNBase):
         x: Tensor,
         state: State,
         weights: list[Tensor],
-        steps: Steps | None,
+        lengths: Lengths,
+        batch_first: bool,
     ) -> Results:
-        """Run the layers over x, or over rows that `steps` tells the places of."""
-        h_0, c_0 = state
         seed = None
         if self.dropout > 0 and self.training and self.num_layers > 1:
             seed = torch.randint(2**62, (), device="cpu")
-        batch_first = self.batch_first and steps is None
-        if autograd.is_traced(x):
+        h_0, c_0 = state
+        if not autograd.is_plain(x):
             call = self._call(batch_first, seed is not None)
-            return ops.compiled(x, h_0, c_0, weights, None, seed, call)
-        if autograd.is_transformed():
-            call = self._call(batch_first, seed is not None)
-            return autograd.transformed(x, h_0, c_0, weights, steps, seed, call)
+            return ops.general(x, h_0, c_0, weights, lengths, seed, call)
         held = self._held
         if held is None or not held.fits(weights):
-            held = self.__dict__["_held"] = Held(weights, self._call(self.batch_first, False))
+            held = self.__dict__["_held"] = Held(weights, self._call(batch_first, False))
         call = held.call
         if seed is not None or call.batch_first is not batch_first:
             call = self._call(batch_first, seed is not None)
         if autograd.needs_gradients(x, h_0, c_0, *weights):
-            given = Given(held.weights, steps, seed, call)
+            given = Given(held.weights, lengths, seed, call)
             return autograd.train(x, h_0, c_0, weights, given)
-        return calls.run(x, h_0, c_0, held.packed(weights) or held.structure, steps, seed, call)
+        return calls.run(x, h_0, c_0, held.packed(weights) or held.structure, lengths, seed, call)
 
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, order, back = packed
@@ -151,13 +144,14 @@ class _Recurrent(torch.nn.RNNBase):
         batch = int(batch_sizes[0])
         if x.dim() != 2 or not self._fits_in_batch(x, state, weights[0], (batch,)):
             self._refuse(packed, hx)
+        state = self._reorder(state, order)
         if autograd.is_traced(x):
-            raise rnnfast.UnsupportedError(
-                "input: expected a padded tensor in a compiled call, got a PackedSequence; "
-                "rnnfast.torch.lstm and its siblings take lengths"
-            )
-        steps = Steps(len(batch_sizes), batch, batch_sizes.numpy())
-        y, h_n, c_n = self._run(x, self._reorder(state, order), weights, steps)
+            padded, lengths = pad_packed_sequence(PackedSequence(x, batch_sizes))
+            y, h_n, c_n = self._run(padded, state, weights, lengths, False)
+            y = pack_padded_sequence(y, lengths).data
+        else:
+            steps = Steps(len(batch_sizes), batch, batch_sizes.numpy())
+            y, h_n, c_n = self._run(x, state, weights, steps, False)
         h, c = self._reorder((h_n, c_n), back)
         return PackedSequence(y, batch_sizes, order, back), self._joined(y, h, c)[1]
 
@@ -168,7 +162,7 @@ class _Recurrent(torch.nn.RNNBase):
         h, c = state
         return (
             None if h is None else h.index_select(1, order),
-            None if c is None else c.index_select(1, order),
+            None if c is None or c.dim() < 3 else c.index_select(1, order),
         )
 
     @staticmethod

@@ -16,8 +16,8 @@ import rnnfast
 
 from ..spec import CELLS
 from . import calls
-from .autograd import gradients, needs_gradients, refuse
-from .calls import Call, Results
+from .autograd import gradients, is_traced, needs_gradients, refuse, transformed
+from .calls import Call, Lengths, Results
 
 _CALL = "str cell, str fields, int directions, bool batch_first, float dropout, str options"
 _INPUTS = "Tensor x, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor? lengths, Tensor? seed"
@@ -70,7 +70,7 @@ def _gradients(
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     dx, dh_0, dc_0, *dweights = calls.gradients(*first, weights, lengths, seed, call)
     dc_0 = x.new_empty(0) if dc_0 is None else dc_0
-    return [d for d in (dx, dh_0, dc_0, *dweights) if d is not None]  # see `compiled`
+    return [d for d in (dx, dh_0, dc_0, *dweights) if d is not None]  # see `general`
 
 
 run_op = torch.library.custom_op(
@@ -179,16 +179,18 @@ gradients_op.register_fake(_fake_gradients)
 gradients_op.register_autograd(refuse)
 
 
-def compiled(
+def general(
     x: Tensor,
     h_0: Tensor | None,
     c_0: Tensor | None,
     weights: Sequence[Tensor],
-    lengths: Tensor | None,
+    lengths: Lengths,
     seed: Tensor | None,
     call: Call,
 ) -> Results:
-    """y, h_n and c_n, where `autograd.is_traced`."""
+    """y, h_n and c_n, where x is not `autograd.is_plain`."""
+    if not is_traced(x):
+        return transformed(x, h_0, c_0, weights, lengths, seed, call)
     if "bn_mean" in call.fields:
         raise rnnfast.UnsupportedError(
             "bn_mean, bn_var: a compiled call cannot write running statistics; call it uncompiled"
