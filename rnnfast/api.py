@@ -515,7 +515,12 @@ def _forward(
 
 
 class _Call:
-    """One checked call: the arguments in the form that `layers` takes, and the way back."""
+    """One checked call: the arguments in the form that `layers` takes, and the way back.
+
+    For adapters, `weights` may be `Checked`, and `lengths` may be Steps: x is then (N, I), the
+    rows of a packed batch, y and their gradients likewise, and the rows of every state are in the
+    order of that batch.
+    """
 
     def __init__(
         self,
@@ -559,17 +564,26 @@ class _Call:
             self.packed = None
 
         data = arrays.floating("x", x)
-        self.unbatched = data.ndim == 2
+        self.steps = lengths if type(lengths) is Steps else None
+        self.flat = data.ndim == 2  # neither x nor y has a batch axis
+        self.unbatched = self.flat and self.steps is None  # nor has the state
         if data.ndim not in (2, 3):
             raise ValueError(
                 f"x: expected shape (T, B, I), (B, T, I) with batch_first, or (T, I), "
                 f"got {data.shape}"
             )
-        if self.unbatched:
+        if self.flat:
             data = data[:, None]
         elif self.batch_first:
             data = data.swapaxes(0, 1)
         self.num_steps, self.batch, features = data.shape
+        if self.steps is not None:
+            if not self.flat or self.steps.rows != len(data):
+                raise ValueError(
+                    f"x: expected shape ({self.steps.rows}, I), rows as batch_sizes counts them, "
+                    f"got {arrays.take('x', x).shape}"
+                )
+            self.batch = self.steps.batch
         if self.num_steps == 0:
             raise ValueError(
                 f"x: expected at least one time step, got shape {arrays.take('x', x).shape}"
@@ -591,10 +605,11 @@ class _Call:
             self.num_layers = len(self.parsed)
             layer = self.parsed[0]
             wanted = layer[0].w_ih.shape[1]
+        kind = type(data)
         for of_layer in self.parsed or [layer]:
             for w in of_layer:
                 for array in w:
-                    if array is not None and type(array) is not type(data):
+                    if type(array) is not kind and array is not None:
                         arrays.check_place("weights", array, data)
         self.spec = spec
         rows, self.outputs = layer[0].w_hh.shape
@@ -607,27 +622,27 @@ class _Call:
         self.dtype = data.dtype
         # Rows times everything that a layer may keep for a row, in bytes.
         per_row = max(features, 8 * self.hidden * self.directions) * self.dtype.itemsize
-        if self.num_steps * self.batch * per_row > sys.maxsize:
+        if data.shape[0] * data.shape[1] * per_row > sys.maxsize:
             raise ValueError(
                 f"x: shape {arrays.take('x', x).shape} with H = {self.hidden} is too large "
                 f"to address; expected fewer steps or rows"
             )
         self.x = arrays.contiguous(data)
         self.state = self._state(state)
-        self.lengths = self._lengths(lengths)
+        self.lengths = None if self.steps is not None else self._lengths(lengths)
         self.save = _saved(save)
         self.checkpoint = self._checkpoint(checkpoint)
         self.dropout = _rate(dropout)
-        random = dropout or rng is not None or self.noise != QUIET
+        random = dropout or rng is not None or (self.noise is not QUIET and self.noise != QUIET)
         self.rng = checks.generator(rng) if random else None
-        self.y_shape = (self.num_steps, self.batch, self.directions * self.outputs)
+        self.y_shape = (*self.x.shape[:2], self.directions * self.outputs)
         self.given_y, self.given_state = _parts_of(out)
         self.out = None if self.given_y is None else self._out(self.given_y)
         self.state_out = self._state_out()
         # (T, B, D*H) to be written in place; out of another layout is copied to at the end.
         self.into = self.out
         if self.out is not None:
-            if self.unbatched:
+            if self.flat:
                 self.into = self.out[:, None]
             elif self.batch_first:
                 self.into = None
@@ -681,7 +696,7 @@ class _Call:
         x = _dual(self.x, self._laid_out("ddx", ddx, self.x.shape))
         assert x is not None
         y, state_n, dual_tape = layers.forward(
-            stack, x, (h_0, c_0), tape.ragged, None, (None, None), self.save, self.checkpoint
+            stack, x, (h_0, c_0), tape.how, None, (None, None), self.save, self.checkpoint
         )
         assert dual_tape is not None
         dh_n, dc_n = (_dual(d, None) for d in self._dstate(dstate_n))
@@ -736,23 +751,28 @@ class _Call:
         )
 
     def _run(self, save: bool) -> tuple[Array, tuple[Array | None, ...], layers.Tape | None]:
-        ragged = None if self.lengths is None else layers.Ragged.of(self.lengths)
-        steps = Steps(self.num_steps, self.batch) if ragged is None else ragged.steps
-        stack = self._stack(steps, save)
+        how: layers.Ragged | Steps | None = self.steps
+        if self.lengths is not None:
+            how = layers.Ragged.of(self.lengths)
+        stack = self._stack(how, save)
         return layers.forward(
             stack,
             self.x,
             self.state,
-            ragged,
+            how,
             self.into,
             self.state_out,
             self.save if save else None,
             self.checkpoint if save else None,
         )
 
-    def _stack(self, steps: Steps, save: bool) -> layers.Stack:
+    def _stack(self, how: layers.Ragged | Steps | None, save: bool) -> layers.Stack:
         """The layers, with everything drawn that is random."""
         noise, rng = self.noise, self.rng
+        if how is None:
+            steps = Steps(self.num_steps, self.batch)
+        else:
+            steps = how if isinstance(how, Steps) else how.steps
         between = on_state = None
         if self.dropout > 0 and noise.training and rng is not None:
             between = Between(
@@ -809,7 +829,7 @@ class _Call:
 
     def _layout(self, array: Array) -> Array:
         """(T, B, F) as the caller lays out x and y."""
-        if self.unbatched:
+        if self.flat:
             return array[:, 0]
         return array.swapaxes(0, 1) if self.batch_first else array
 
@@ -966,7 +986,7 @@ class _Call:
         array = arrays.floating(name, value, self.dtype)
         arrays.check_place(name, array, self.x)
         steps, batch, width = shape
-        if self.unbatched:
+        if self.flat:
             wanted: tuple[int, ...] = (steps, width)
         else:
             wanted = (batch, steps, width) if self.batch_first else shape
@@ -974,7 +994,7 @@ class _Call:
             raise ValueError(
                 f"{name}: expected shape {wanted} as {name.lstrip('d')} has, got {array.shape}"
             )
-        if self.unbatched:
+        if self.flat:
             array = array[:, None]
         elif self.batch_first:
             array = array.swapaxes(0, 1)
@@ -1100,6 +1120,8 @@ def _precision(dtype: Any) -> str | None:
 
 
 def _rate(dropout: Any) -> float:
+    if type(dropout) is float and 0 <= dropout <= 1:
+        return dropout
     if isinstance(dropout, bool) or not isinstance(dropout, int | float | np.floating | np.integer):
         raise TypeError(f"dropout: expected a float, got {arrays.describe(dropout)}")
     if not 0 <= dropout <= 1:

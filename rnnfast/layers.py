@@ -98,33 +98,46 @@ class Stack:
     ) -> list[Run]:
         """Run every layer; return what each run of layers saved."""
         count = len(self.prepared)
+        if self._together:
+            h_n, c_n = state_n
+            assert h_n is not None
+            ys = [np.empty((rows.shape[0], self.width), y.dtype, like=y) for _ in range(count - 1)]
+            kept = self.backend.forward(
+                self.spec, self.prepared, rows, steps, *state, [*ys, y], h_n, c_n, save, None
+            )
+            return [Run(slice(0, count), self.prepared, None, kept)]
         saved = []
-        for layers in self._runs():
+        for k in range(count):
+            layers = slice(k, k + 1)
             rows = self._dropped(rows, layers, first_row, steps)
-            ys = [
-                y if k + 1 == count else np.empty((rows.shape[0], self.width), y.dtype, like=y)
-                for k in range(layers.start, layers.stop)
-            ]
+            last = k + 1 == count
+            out = y if last else np.empty((rows.shape[0], self.width), y.dtype, like=y)
             h_0, c_0 = (self._part_of(s, layers) for s in state)
             h_n, c_n = (self._part_of(s, layers) for s in state_n)
             assert h_n is not None
             prepared, folded = self.prepared[layers], None
             if self.normed is not None:
-                folded = batchnorm.fold(self.normed[layers.start], rows, self.momentum)
+                folded = batchnorm.fold(self.normed[k], rows, self.momentum)
                 prepared = [self.backend.prepare(self.spec, folded.layer, reuse=False)]
             masks = self._masks(layers, first_row, steps)
             kept = self.backend.forward(
-                self.spec, prepared, rows, steps, h_0, c_0, ys, h_n, c_n, save, masks
+                self.spec, prepared, rows, steps, h_0, c_0, [out], h_n, c_n, save, masks
             )
             saved.append(Run(layers, prepared, folded, kept))
-            rows = ys[-1]
+            rows = out
         return saved
 
     def backward(
         self, saved: list[Run], first_row: int, steps: Steps, dy: Array | None, dstate_n: State
     ) -> tuple[Array, list[Weights], State]:
         """Gradients of the rows, of every direction of every layer in order, and of the state."""
-        gradients: list[Weights] = []
+        if self._together:
+            (run,) = saved
+            dx, gradients, *dstate = self.backend.backward(
+                self.spec, run.prepared, run.kept, dy, *dstate_n, None
+            )
+            return dx, gradients, (dstate[0], dstate[1])
+        gradients = []
         dh_0: list[Array] = []
         dc_0: list[Array] = []
         for run in reversed(saved):
@@ -160,12 +173,10 @@ class Stack:
             for mask in self.on_state.masks(layers.start, first_row, steps, self.dtype)
         ]
 
-    def _runs(self) -> list[slice]:
-        """The layers that a backend is given together."""
-        count = len(self.prepared)
-        if self.between is None and self.on_state is None and self.normed is None:
-            return [slice(0, count)]
-        return [slice(k, k + 1) for k in range(count)]
+    @property
+    def _together(self) -> bool:
+        """Whether nothing lies between the layers, so that a backend is given all of them."""
+        return self.between is None and self.on_state is None and self.normed is None
 
     def _part_of(self, state: Array | None, layers: slice) -> Array | None:
         """The rows of some layers: of (L*D, B, ...)."""
@@ -204,10 +215,9 @@ class Tape:
     """What the forward pass of a stack of layers leaves for its backward pass."""
 
     stack: Stack
-    num_steps: int
-    input_size: int
+    shape: tuple[int, ...]  # of x
     steps: Steps
-    ragged: Ragged | None
+    how: Ragged | Steps | None  # as `forward` took it
     saved: list[Run]  # what `Stack.forward` returned; with checkpoints nothing
     rows: Array  # (N, I) x
     segments: list[Segment]  # between checkpoints
@@ -218,7 +228,7 @@ def forward(
     stack: Stack,
     x: Array,
     state: State,
-    ragged: Ragged | None,
+    how: Ragged | Steps | None,
     out: Array | None,
     state_out: State,
     save: str | None,
@@ -226,15 +236,19 @@ def forward(
 ) -> tuple[Array, State, Tape | None]:
     """Run every layer. x is (T, B, I), C-contiguous and checked; so is everything else.
 
+    `how` is None where all rows have all steps. Where it is Steps, x is (N, 1, I), its rows packed
+    already and the states sorted; so is what comes back.
+
     `save` is None, "all" or "recompute", what the backend saves for a backward pass. With
     `checkpoint` it saves nothing yet: states are kept every so many steps.
     """
-    num_steps, batch, input_size = x.shape
-    if ragged is None:
-        steps = Steps(num_steps, batch)
-        rows = x.reshape(num_steps * batch, input_size)
+    ragged = None
+    if isinstance(how, Ragged):
+        ragged, steps, rows = how, how.steps, how.pack(x)
     else:
-        steps, rows = ragged.steps, ragged.pack(x)
+        steps = Steps(*x.shape[:2]) if how is None else how
+        rows = x.reshape(-1, x.shape[2])
+    if ragged is not None:
         h_0, c_0 = state
         state = (
             None if h_0 is None else ragged.sort(h_0),
@@ -242,13 +256,13 @@ def forward(
         )
 
     h_n, c_n = state_out if ragged is None else (None, None)
-    h_shape, c_shape = stack.state_shape(batch)
+    h_shape, c_shape = stack.state_shape(steps.batch)
     if h_n is None:
         h_n = np.empty(h_shape, x.dtype, like=x)
     if c_n is None and c_shape is not None:
         c_n = np.empty(c_shape, x.dtype, like=x)
     if out is not None and ragged is None:
-        y = out.reshape(num_steps * batch, stack.width)
+        y = out.reshape(-1, stack.width)
     else:
         y = np.empty((rows.shape[0], stack.width), x.dtype, like=x)
     saved: list[Run] = []
@@ -259,16 +273,16 @@ def forward(
         segments = _in_segments(stack, rows, steps, state, y, (h_n, c_n), checkpoint)
 
     if ragged is None:
-        padded: Array = y.reshape(num_steps, batch, stack.width)
+        padded: Array = y.reshape(*x.shape[:2], stack.width)
     else:
-        padded = ragged.pad(y, num_steps)
+        padded = ragged.pad(y, x.shape[0])
         h_n = ragged.unsort(h_n, state_out[0])
         c_n = None if c_n is None else ragged.unsort(c_n, state_out[1])
         if out is not None:
             out[...] = padded
     tape = None
     if save is not None:
-        tape = Tape(stack, num_steps, input_size, steps, ragged, saved, rows, segments, save)
+        tape = Tape(stack, x.shape, steps, how, saved, rows, segments, save)
     return padded, (h_n, c_n), tape
 
 
@@ -295,7 +309,7 @@ def _in_segments(
 
 def backward(tape: Tape, dy: Array | None, dstate_n: State) -> tuple[Array, list[Weights], State]:
     """Gradients of x, of every direction of every layer in order, and of the initial state."""
-    ragged, stack = tape.ragged, tape.stack
+    ragged = tape.how if isinstance(tape.how, Ragged) else None
     if ragged is not None:
         dy = None if dy is None else ragged.pack(dy)
         dh_n, dc_n = dstate_n
@@ -307,16 +321,16 @@ def backward(tape: Tape, dy: Array | None, dstate_n: State) -> tuple[Array, list
         dy = dy.reshape(tape.rows.shape[0], dy.shape[-1])
 
     if tape.saved:
-        dx, dweights, dstate = stack.backward(tape.saved, 0, tape.steps, dy, dstate_n)
+        dx, dweights, dstate = tape.stack.backward(tape.saved, 0, tape.steps, dy, dstate_n)
     else:
         dx, dweights, dstate = _back_through_segments(tape, dy, dstate_n)
 
     if ragged is not None:
-        dx = ragged.pad(dx, tape.num_steps)
+        dx = ragged.pad(dx, tape.shape[0])
         dh_0, dc_0 = dstate
         assert dh_0 is not None
         dstate = ragged.unsort(dh_0), None if dc_0 is None else ragged.unsort(dc_0)
-    return dx.reshape(tape.num_steps, tape.steps.batch, tape.input_size), dweights, dstate
+    return dx.reshape(tape.shape), dweights, dstate
 
 
 def _back_through_segments(

@@ -60,6 +60,29 @@ class Weights(NamedTuple):
 
 
 Layer = tuple[Weights, ...]  # one Weights a direction
+
+
+class Checked:
+    """Weights of a cell that have been checked, for callers that come again with the same memory.
+
+    Accepted in place of `weights`; gradients then have the structure that was checked.
+    """
+
+    __slots__ = ("cell", "layers", "template")
+
+    def __init__(self, weights: Any, cell: Cell) -> None:
+        self.cell = cell
+        self.template = weights
+        self.layers = parse(weights, cell, None)
+
+    def fitting(self, cell: Cell, dtype: np.dtype[Any] | None) -> list[Layer]:
+        """The layers, where they are for this cell and of the dtype of x."""
+        if cell is not self.cell:
+            raise ValueError(f"weights: checked for {self.cell.name}, expected {cell.name}")
+        arrays.check_dtype("weights", self.layers[0][0].w_hh.dtype, dtype)
+        return self.layers
+
+
 _OF_LSTM = ("w_hr", "w_peep", "ln_c", "ln_c_shift")
 _NEEDED = {  # by a field: the others that must be there
     "ln_ih": ("ln_hh",),
@@ -89,6 +112,8 @@ def parse(weights: object, cell: Cell, dtype: np.dtype[Any] | None) -> list[Laye
     The result has one tuple of `Weights` a layer. `dtype` is the one that x has, or None to take
     that of the first array.
     """
+    if type(weights) is Checked:
+        return weights.fitting(cell, dtype)
     if is_entry(weights):
         entries: Sequence[object] = [weights]
         names = ["weights"]
@@ -244,6 +269,8 @@ def rebuild(template: Any, leaves: Iterator[Weights]) -> Any:
     """`leaves` in the structure of `template`: the same lists, pairs and kinds of tuple."""
     if isinstance(template, Weights):
         return next(leaves)
+    if type(template) is Checked:
+        return rebuild(template.template, leaves)
     if is_entry(template):
         return tuple(next(leaves))[: len(template)]
     return type(template)(rebuild(entry, leaves) for entry in template)
@@ -254,6 +281,8 @@ def matching(name: str, value: Any, template: Any, parsed: Iterator[Weights]) ->
 
     Its arrays have the shapes of those in `parsed`, or are None.
     """
+    if type(template) is Checked:
+        template = template.template
     if value is None:
         return [Weights(None, None) for _ in _leaves(template) if next(parsed)]
     if not is_entry(template):

@@ -2,8 +2,10 @@
 
 A call is described by tensors and plain values alone:
 
-x, h_0, c_0, lengths
-    As `rnnfast.lstm` takes them; lengths an int64 tensor.
+x, h_0, c_0
+    As `rnnfast.lstm` takes them.
+lengths
+    An int64 tensor; or `rnnfast.spec.Steps`, for rows that are packed already: x is then (N, I).
 weights
     Every given array of every direction of every layer, in order.
 seed
@@ -20,10 +22,9 @@ options
 from __future__ import annotations
 
 import ast
-import weakref
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -33,7 +34,10 @@ from torch import Tensor
 import rnnfast
 
 from ..api import Backward
-from ..spec import CELLS
+from ..spec import CELLS, Steps
+
+Lengths: TypeAlias = "Tensor | Steps | None"
+Results: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"  # y, h_n, and c_n where there is one
 
 _TRAINING_ONLY = ("save", "checkpoint", "truncate")  # keywords of the _vjp functions
 
@@ -63,11 +67,13 @@ class Call(NamedTuple):
     def flatten(self, structure: list[Any], count: int) -> list[Any]:
         """`count` arrays: the inverse of `structure`."""
         entries = structure if self.directions == 1 else [w for pair in structure for w in pair]
-        return [
-            getattr(entry, name)
-            for entry, names in zip(entries, self.names(count), strict=True)
-            for name in names
-        ]
+        flat: list[Any] = []
+        for entry, names in zip(entries, self.names(count), strict=True):
+            if names == rnnfast.Weights._fields[: len(names)]:
+                flat += entry[: len(names)]
+            else:
+                flat += [getattr(entry, name) for name in names]
+        return flat
 
     def keywords(self, training: bool) -> dict[str, Any]:
         """The options that the function, or with `training` the _vjp function, takes."""
@@ -98,18 +104,18 @@ def run(
     h_0: Tensor | None,
     c_0: Tensor | None,
     weights: Any,
-    lengths: Tensor | None,
+    lengths: Lengths,
     seed: Tensor | None,
     call: Call,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, h_n and c_n; c_n is empty for a cell that has none. Nothing is kept.
+) -> Results:
+    """y, h_n and c_n. Nothing is kept.
 
     Here and below, weights are arrays, as rnnfast takes them.
     """
-    y, state = getattr(rnnfast, call.cell)(
-        array(x), weights, _state(call, h_0, c_0), **_keywords(call, lengths, seed, False)
+    y, state_n = getattr(rnnfast, call.cell)(
+        array(x), weights, state(call, h_0, c_0), **_keywords(call, lengths, seed, False)
     )
-    return _results(call, y, state)
+    return results(call, y, state_n)
 
 
 def run_and_keep(
@@ -117,13 +123,13 @@ def run_and_keep(
     h_0: Tensor | None,
     c_0: Tensor | None,
     weights: Any,
-    lengths: Tensor | None,
+    lengths: Lengths,
     seed: Tensor | None,
     call: Call,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """y, h_n, c_n and a tape, from which `gradients` goes back."""
-    y, state, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
-    return (*_results(call, y, state), _record(backward))
+    y, state_n, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
+    return (*results(call, y, state_n), _record(backward))
 
 
 def gradients(
@@ -135,18 +141,18 @@ def gradients(
     h_0: Tensor | None,
     c_0: Tensor | None,
     weights: Sequence[Tensor],
-    lengths: Tensor | None,
+    lengths: Lengths,
     seed: Tensor | None,
     call: Call,
 ) -> list[Tensor | None]:
-    """Those of x, h_0, c_0 (empty for a cell that has none) and of each of the weights.
+    """Those of x, h_0, c_0 and of each of the weights.
 
-    None for running statistics, which have none. Where the tape is lost, or nothing was kept, the
-    forward pass is run again.
+    None for a c_0 that the cell has not, and for running statistics, which have none. Where the
+    tape is lost, or nothing was kept, the forward pass is run again.
     """
     backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
-    dx, dweights, dinitial = backward(_array(dy), _state(call, dh_n, dc_n))
-    return [*_results(call, dx, dinitial), *_flat(call, dweights, len(weights))]
+    dx, dweights, dinitial = backward(_array(dy), state(call, dh_n, dc_n))
+    return [*results(call, dx, dinitial), *_flat(call, dweights, len(weights))]
 
 
 def second(
@@ -158,7 +164,7 @@ def second(
     h_0: Tensor | None,
     c_0: Tensor | None,
     weights: Sequence[Tensor],
-    lengths: Tensor | None,
+    lengths: Lengths,
     seed: Tensor | None,
     call: Call,
     ddx: Tensor | None,
@@ -168,13 +174,13 @@ def second(
 ) -> list[Tensor | None]:
     """The gradients of dy, dh_n, dc_n, x, h_0, c_0 and the weights, given those of `gradients`."""
     backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
-    _, double_backward = backward.vjp(_array(dy), _state(call, dh_n, dc_n))
+    _, double_backward = backward.vjp(_array(dy), state(call, dh_n, dc_n))
     (gx, gweights, gstate), (gdy, gdstate) = double_backward(
-        _array(ddx), call.structure(list(map(_array, ddweights))), _state(call, ddh_0, ddc_0)
+        _array(ddx), call.structure(list(map(_array, ddweights))), state(call, ddh_0, ddc_0)
     )
     return [
-        *_results(call, gdy, gdstate),
-        *_results(call, gx, gstate),
+        *results(call, gdy, gdstate),
+        *results(call, gx, gstate),
         *_flat(call, gweights, len(weights)),
     ]
 
@@ -202,21 +208,20 @@ def _flat(call: Call, structure: list[Any], count: int) -> list[Tensor | None]:
     return [None if a is None else torch.from_numpy(a) for a in call.flatten(structure, count)]
 
 
-def _state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:
+def state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:
+    """A state, or its gradients, as rnnfast takes them."""
     if not CELLS[call.cell].has_c:
         return _array(h)
     return None if h is None and c is None else (_array(h), _array(c))
 
 
-def _keywords(
-    call: Call, lengths: Tensor | None, seed: Tensor | None, training: bool
-) -> dict[str, Any]:
+def _keywords(call: Call, lengths: Lengths, seed: Tensor | None, training: bool) -> dict[str, Any]:
     # What is not asked for is left out, so that rnnfast may take its shortest way.
     found = call.keywords(training)
     if call.batch_first is not False:
         found["batch_first"] = call.batch_first
     if lengths is not None:
-        found["lengths"] = array(lengths)
+        found["lengths"] = lengths if isinstance(lengths, Steps) else array(lengths)
     if seed is not None:
         found["dropout"], found["rng"] = call.dropout, int(seed)
     return found
@@ -227,40 +232,45 @@ def _vjp(
     h_0: Tensor | None,
     c_0: Tensor | None,
     weights: Any,
-    lengths: Tensor | None,
+    lengths: Lengths,
     seed: Tensor | None,
     call: Call,
 ) -> tuple[NDArray[Any], Any, Backward]:
     found: tuple[NDArray[Any], Any, Backward] = getattr(rnnfast, f"{call.cell}_vjp")(
-        array(x), weights, _state(call, h_0, c_0), **_keywords(call, lengths, seed, True)
+        array(x), weights, state(call, h_0, c_0), **_keywords(call, lengths, seed, True)
     )
     return found
 
 
-def _results(call: Call, y: NDArray[Any], state: Any) -> tuple[Tensor, Tensor, Tensor]:
-    h, c = state if CELLS[call.cell].has_c else (state, None)
-    first = torch.from_numpy(y)
-    return first, torch.from_numpy(h), first.new_empty(0) if c is None else torch.from_numpy(c)
+def results(call: Call, y: NDArray[Any], state_n: Any) -> Results:
+    """What rnnfast returned, as tensors on the same memory."""
+    if CELLS[call.cell].has_c:
+        return torch.from_numpy(y), torch.from_numpy(state_n[0]), torch.from_numpy(state_n[1])
+    return torch.from_numpy(y), torch.from_numpy(state_n), None
 
 
 # A tape travels as a tensor, so that whoever holds what autograd saved, be it the graph, a
 # compiled function, or torch.utils.checkpoint, decides how long it lives. The tensor's one byte
-# means nothing: its memory belongs to an array that holds the function `backward`, and is found
-# again by address. A copy of the tensor, which save_on_cpu makes, is not found.
+# means nothing: its memory belongs to an array with whose end the function `backward` is let go,
+# and which is found by address. A copy of the tensor, which save_on_cpu makes, is not found.
+
+_tapes: dict[int, Backward] = {}
 
 
 class _Tape(np.ndarray[Any, np.dtype[np.uint8]]):
-    backward: Backward
+    address: int | None = None
 
-
-_tapes: weakref.WeakValueDictionary[int, _Tape] = weakref.WeakValueDictionary()
+    def __del__(self) -> None:
+        if self.address is not None:
+            _tapes.pop(self.address, None)
 
 
 def _record(backward: Backward) -> Tensor:
-    memory = np.zeros(1, np.uint8).view(_Tape)
-    memory.backward = backward
+    memory = _Tape(1, np.uint8)
+    memory[0] = 0
     tape = torch.from_numpy(memory)
-    _tapes[tape.data_ptr()] = memory
+    memory.address = tape.data_ptr()
+    _tapes[memory.address] = backward
     return tape
 
 
@@ -270,12 +280,12 @@ def _backward(
     h_0: Tensor | None,
     c_0: Tensor | None,
     weights: Sequence[Tensor],
-    lengths: Tensor | None,
+    lengths: Lengths,
     seed: Tensor | None,
     call: Call,
 ) -> Backward:
-    memory = _tapes.get(tape.data_ptr()) if tape.numel() else None
-    if memory is not None:
-        return memory.backward
+    kept = _tapes.get(tape.data_ptr()) if tape.numel() else None
+    if kept is not None:
+        return kept
     structure = call.structure([array(w) for w in weights])
     return _vjp(x, h_0, c_0, structure, lengths, seed, call)[2]

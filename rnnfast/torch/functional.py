@@ -12,8 +12,9 @@ import rnnfast
 from .. import arrays
 from ..spec import CELLS
 from ..weights import Weights, is_entry, parse
-from . import calls, ops
-from .calls import Call
+from . import autograd, calls, ops
+from .autograd import Given
+from .calls import Call, Results
 
 _RANDOM = ("recurrent_dropout", "zoneout", "dropconnect")
 
@@ -61,6 +62,7 @@ def lstm(
     """
     h_0, c_0 = _pair(state)
     y, h_n, c_n = _call("lstm", x, weights, h_0, c_0, lengths, batch_first, dropout, rng, options)
+    assert c_n is not None
     return y, (h_n, c_n)
 
 
@@ -107,7 +109,7 @@ def _call(
     dropout: float,
     rng: torch.Generator | int | None,
     options: dict[str, Any],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Results:
     if "out" in options:
         raise rnnfast.UnsupportedError("out: tensors are returned; rnnfast.lstm takes out=")
     for name, value in (("x", x), ("h_0", h_0), ("c_0", c_0)):
@@ -117,7 +119,7 @@ def _call(
     random = dropout != 0 or any(options.get(name) for name in _RANDOM)
     seed = _seed(rng) if random else None
     if isinstance(weights, rnnfast.Packed):
-        if ops.needs_gradients(x, h_0, c_0):
+        if autograd.needs_gradients(x, h_0, c_0):
             raise TypeError(
                 "weights: packed weights are for inference; expected the weights themselves"
             )
@@ -129,11 +131,11 @@ def _call(
     fields = ",".join(" ".join(f for f, _ in pairs) for pairs in given)
     flat = [v for pairs in given for _, v in pairs]
     call = Call(cell, fields, len(layers[0]), batch_first, dropout, repr(options))
-    if ops.is_traced(x) or ops.is_transformed():
+    if not autograd.is_plain(x):
         return ops.general(x, h_0, c_0, flat, ends, seed, call)
     structure = call.structure([calls.array(w) for w in flat])
-    if ops.needs_gradients(x, h_0, c_0, *flat):
-        return ops.train(x, h_0, c_0, flat, ends, seed, call, structure)
+    if autograd.needs_gradients(x, h_0, c_0, *flat):
+        return autograd.train(x, h_0, c_0, flat, Given(structure, ends, seed, call))
     return calls.run(x, h_0, c_0, structure, ends, seed, call)
 
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import calls, ops
-from .calls import Call
+from ..spec import Steps
+from . import autograd, calls, ops
+from .autograd import Given
+from .calls import Call, Lengths, Results
 from .held import Held
 
 _FLOATS = (torch.float32, torch.float64)
@@ -62,6 +64,17 @@ class _Recurrent(torch.nn.RNNBase):
             return self._forward_packed(input, hx)
         weights = self._weights()
         x, state = input, self._split(hx)
+        held = self._held
+        if (
+            held is not None
+            and not (self.dropout > 0 and self.training)
+            and autograd.is_plain(x)
+            and not autograd.needs_gradients(x, *state, *weights)
+            and held.fits(weights)
+        ):
+            done = held.run(x, *state, weights)
+            if done is not None:
+                return self._joined(*done)
         if torch.is_autocast_enabled("cpu"):
             x, state = self._without_autocast(x, state, weights[0].dtype)
         if not self._fits(x, state, weights[0]):
@@ -101,14 +114,14 @@ class _Recurrent(torch.nn.RNNBase):
         x: Tensor,
         state: State,
         weights: list[Tensor],
-        lengths: Tensor | None,
+        lengths: Lengths,
         batch_first: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Results:
         seed = None
         if self.dropout > 0 and self.training and self.num_layers > 1:
             seed = torch.randint(2**62, (), device="cpu")
         h_0, c_0 = state
-        if ops.is_traced(x) or ops.is_transformed():
+        if not autograd.is_plain(x):
             call = self._call(batch_first, seed is not None)
             return ops.general(x, h_0, c_0, weights, lengths, seed, call)
         held = self._held
@@ -117,25 +130,30 @@ class _Recurrent(torch.nn.RNNBase):
         call = held.call
         if seed is not None or call.batch_first is not batch_first:
             call = self._call(batch_first, seed is not None)
-        if ops.needs_gradients(x, h_0, c_0, *weights):
-            return ops.train(x, h_0, c_0, weights, lengths, seed, call, held.structure)
-        packed = None if weights[0].is_inference() else held.packed(weights)
-        return calls.run(x, h_0, c_0, packed or held.structure, lengths, seed, call)
+        if autograd.needs_gradients(x, h_0, c_0, *weights):
+            given = Given(held.weights, lengths, seed, call)
+            return autograd.train(x, h_0, c_0, weights, given)
+        return calls.run(x, h_0, c_0, held.packed(weights) or held.structure, lengths, seed, call)
 
     def _forward_packed(self, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, order, back = packed
         weights = self._weights()
-        state = self._split(hx)
+        x, state = data, self._split(hx)
         if torch.is_autocast_enabled("cpu"):
-            data, state = self._without_autocast(data, state, weights[0].dtype)
+            x, state = self._without_autocast(x, state, weights[0].dtype)
         batch = int(batch_sizes[0])
-        if data.dim() != 2 or not self._fits_in_batch(data, state, weights[0], (batch,)):
+        if x.dim() != 2 or not self._fits_in_batch(x, state, weights[0], (batch,)):
             self._refuse(packed, hx)
-        x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))
-        y, h_n, c_n = self._run(x, self._reorder(state, order), weights, lengths, False)
+        state = self._reorder(state, order)
+        if autograd.is_traced(x):
+            padded, lengths = pad_packed_sequence(PackedSequence(x, batch_sizes))
+            y, h_n, c_n = self._run(padded, state, weights, lengths, False)
+            y = pack_padded_sequence(y, lengths).data
+        else:
+            steps = Steps(len(batch_sizes), batch, batch_sizes.numpy())
+            y, h_n, c_n = self._run(x, state, weights, steps, False)
         h, c = self._reorder((h_n, c_n), back)
-        results = pack_padded_sequence(y, lengths).data
-        return PackedSequence(results, batch_sizes, order, back), self._joined(results, h, c)[1]
+        return PackedSequence(y, batch_sizes, order, back), self._joined(y, h, c)[1]
 
     def _reorder(self, state: State, order: Tensor | None) -> State:
         """The rows of a state in another order."""
