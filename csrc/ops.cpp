@@ -247,6 +247,8 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     saved->steps = T_;
     saved->batch = B;
     saved->x = a.x;
+    if (a.x_order) saved->x_order.assign(a.x_order, a.x_order + B);
+    if (a.y_order) saved->y_order.assign(a.y_order, a.y_order + B);
   }
 }
 
@@ -299,7 +301,8 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
                kernels_->lanes,
                cell_->stages,
                G * H * H * int64_t(sizeof(T))};
-  if (D == 2) call.dx_reverse = Buffer<T>(N * I);
+  const int64_t* x_order = saved.x_order.empty() ? nullptr : saved.x_order.data();
+  if (D == 2) call.dx_reverse = Buffer<T>((x_order ? T_ * B : N) * I);
   for (int d = 0; d < D; d++) {
     const auto& kept = saved.directions[d];
     auto& own = call.directions[d];
@@ -312,6 +315,14 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     b.reverse = d == 1;
     b.chunk = b.stretch = kBackwardChunk;
     b.x = saved.x;
+    b.x_order = x_order;
+    b.y_order = saved.y_order.empty() ? nullptr : saved.y_order.data();
+    if (x_order) {
+      own.x_rows = Buffer<const T*>(N);
+      b.x_rows = own.x_rows.get();
+      own.dx = Buffer<T>(chunk_rows * I);
+      b.dx_rows = own.dx.get();
+    }
     const Weights<T>& w = weights_[d];
     b.x_panels = panels(own.x_data, G * H, I, kernels_->widest, {w.w_ih, I, 1, 1, 0});
     for (int s = 0; s < cell_->stages; s++)
@@ -323,7 +334,14 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     if (!b.gates && cell_->saved > 0) {
       Forward<T>& f = own.again;
       f = Forward<T>{};
+      f.steps = b.steps;
+      f.batch = B;
       f.x = saved.x;
+      f.x_order = x_order;
+      if (x_order) {
+        own.again_x = Buffer<T>(chunk_rows * I);
+        f.x_rows = own.again_x.get();
+      }
       f.zero_h = saved.zero_h;
       fill_weights(f, d);
       own.gx = Buffer<T>(chunk_rows * G * H);
@@ -473,8 +491,10 @@ void backward(const std::vector<const Layer<T>*>& layers, const std::vector<cons
       if (layers[k]->directions() == 2) {
         region.meet();
         const BackwardArrays<T>& a = arrays[k];
-        layers[k]->add(a.dx, calls[k].dx_reverse.get(), calls[k].work.rows * calls[k].work.input,
-                       a.dx, region.everyone(id));
+        const Workload& work = calls[k].work;
+        const int64_t rows = saved[k]->x_order.empty() ? work.rows : work.steps * work.batch;
+        layers[k]->add(a.dx, calls[k].dx_reverse.get(), rows * work.input, a.dx,
+                       region.everyone(id));
       }
     });
 }

@@ -17,9 +17,10 @@ enum class Save { kNothing, kAll, kRecompute };
 template <class T>
 struct Saved {
   int64_t steps, batch;
-  std::vector<int64_t> offset;  // [T + 1]
-  const T* x;                   // [N, I], the caller's
-  bool zero_h;                  // whether h_0 is zero
+  std::vector<int64_t> offset;            // [T + 1]
+  const T* x;                             // [N, I], the caller's
+  std::vector<int64_t> x_order, y_order;  // [B] where x or y were padded, see ForwardArrays
+  bool zero_h;                            // whether h_0 is zero
   struct Direction {
     Buffer<T> h_0, c_0;  // [B, H]
     Buffer<T> gates;     // [N, S, H] or none
@@ -38,8 +39,8 @@ struct ForwardArrays {
   struct {
     T *gates, *h, *c;
   } keep[2] = {};  // where to save, as in Saved; null for memory of its own
-  // Where x or y are padded, [T, B, ...], and nothing is saved: the row of a step where each packed
-  // row lies, [B]; null where they are packed. Rows of y that no step reaches become zero.
+  // Where x or y are padded, [T, B, ...]: the row of a step where each packed row lies, [B]; null
+  // where they are packed. Then dx or dy is padded too. Padding of y and dx becomes zero.
   const int64_t* x_order = nullptr;
   const int64_t* y_order = nullptr;
 };
@@ -85,8 +86,8 @@ struct ForwardCall {
 template <class T>
 struct BackwardCall {
   struct Direction {
-    Buffer<T> x_data, h_data[2], dgates[2], direct, partial, scratch, gx, gates;
-    Buffer<const T*> before;
+    Buffer<T> x_data, h_data[2], dgates[2], direct, partial, scratch, gx, gates, again_x, dx;
+    Buffer<const T*> before, x_rows;
     Forward<T> again;
     Backward<T> p;
   } directions[2];

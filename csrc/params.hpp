@@ -112,7 +112,9 @@ struct Backward {
   int64_t stretch;          // rows of dx at a time, where others wait for them; else chunk
   const int64_t* ready;     // rows of dy that are there by now, from the last on, or null for all
   int64_t* done;            // rows of dx that this pass has finished, or null
-  const T* x;               // [N, I]
+  const T* x;               // [N, I], or where there is an order [T, B, I]
+  const int64_t* x_order;   // [B] as in Forward, of x and dx, or null
+  const int64_t* y_order;   // [B] likewise of dy
   Panels<T> x_panels;       // [W of w_ih, I] for dx = dgates w_ih
   Panels<T> h_panels[2];    // [W of w_hh, H] for dh = dgates w_hh, per stage
   const T* h_0;             // [B, H]
@@ -121,7 +123,8 @@ struct Backward {
   const Forward<T>* again;  // where it did not: how to make those of a chunk, in again->gates
   const T* h;               // [N, H]
   const T* c;               // [N, H] or null
-  const T* dy;              // [N, D*H] at this direction's first column, or null for zeros
+  const T* dy;              // [N, D*H], or where there is an order [T, B, D*H], at this
+                            // direction's first column, or null for zeros
   int64_t y_stride;         // D*H
   const T* dh_n;            // [B, H] or null for zeros
   const T* dc_n;            // [B, H] or null for zeros
@@ -129,8 +132,10 @@ struct Backward {
   T* direct;                // [B, H] scratch: what dh passes on without a matrix
   T* partial;               // [B, H] scratch: sums of a product that is taken in parts
   const T** before;         // [N] scratch: the row of h that each packed row continues
+  const T** x_rows;         // [N] scratch: each row of a padded x
+  T* dx_rows;               // [chunk + B, I] scratch: rows of a padded dx
   T* pack;                  // scratch of the weight products, see tn_scratch
-  T* dx;                    // [N, I] written
+  T* dx;                    // [N, I], or where there is an order [T, B, I], written
   T* dw_ih;                 // [G*H, I] written
   T* dw_hh;                 // [G*H, H] written
   T* db_ih;                 // [G*H] written, or null

@@ -121,9 +121,11 @@ class PyLayer {
 
   using Stack = std::vector<const PyLayer*>;
 
-  // Layers one on top of the other; ys are their outputs. What each saved, or nothing.
+  // Layers one on top of the other; ys are their outputs. What each saved, or nothing. With an
+  // order [B], x and the last y are padded, see ForwardArrays.
   static std::vector<PySaved<T>> forward(const Stack& layers, const py::array& x, int64_t steps,
                                          int64_t batch, const std::optional<py::array>& sizes,
+                                         const std::optional<py::array>& order,
                                          const std::optional<py::array>& h_0,
                                          const std::optional<py::array>& c_0,
                                          const std::vector<py::array>& ys, const py::array& h_n,
@@ -136,9 +138,12 @@ class PyLayer {
     const auto& first = layers[0]->layer_;
     const int64_t D = first.directions(), H = first.hidden(), state = D * batch * H;
     const int64_t states = state * int64_t(count);
+    const int64_t* x_order = order_checked(order, batch);
+    const int64_t padded = order ? x.shape(0) : rows;  // rows of x and of the last y
+    if (padded < (order ? steps * batch : rows)) throw std::invalid_argument("x: too few rows");
     if (first.cell().has_c != c_n.has_value())
       throw std::invalid_argument("c_n: does not fit the cell");
-    ForwardArrays<T> a{pointer<const T>(x, rows * first.input(), "x"),
+    ForwardArrays<T> a{pointer<const T>(x, padded * first.input(), "x"),
                        pointer<const T>(h_0, states, "h_0"),
                        pointer<const T>(c_0, states, "c_0"),
                        nullptr,
@@ -147,7 +152,11 @@ class PyLayer {
     std::vector<ForwardArrays<T>> arrays;
     for (size_t k = 0; k < count; k++) {
       layers[k]->check_fits(k > 0 ? layers[k - 1] : nullptr);
-      a.y = pointer<T>(ys[k], rows * D * H, "y");
+      const bool top = k + 1 == count;
+      a.y = pointer<T>(ys[k], (top ? padded : rows) * D * H, "y");
+      a.x_order = k == 0 ? x_order : nullptr;
+      a.y_order = top ? x_order : nullptr;
+      if (a.y_order) clear_rest(a.y, steps * batch, padded, D * H);
       arrays.push_back(a);
       next_layer(a, state, state);
     }
@@ -175,6 +184,8 @@ class PyLayer {
     const Saved<T>& bottom = *kept[0]->saved;
     const int64_t D = first.directions(), H = first.hidden(), G = first.cell().gates;
     const int64_t B = bottom.batch, N = bottom.offset[bottom.steps], L = int64_t(count);
+    const bool in_order = !bottom.x_order.empty();
+    const int64_t padded = in_order ? kept[0]->x.shape(0) : N;  // rows of dx and dy
     const int64_t state = D * B * H;
     const auto make = [](std::vector<py::ssize_t> shape, T** pointer) {
       py::array_t<T> array(std::move(shape));
@@ -182,13 +193,14 @@ class PyLayer {
       return array;
     };
     BackwardArrays<T> a{};
-    const T* top = pointer<const T>(dy, N * D * H, "dy");
+    const T* top = pointer<const T>(dy, padded * D * H, "dy");
     a.dh_n = pointer<const T>(dh_n, L * state, "dh_n");
     a.dc_n = pointer<const T>(dc_n, L * state, "dc_n");
     py::array_t<T> dh_0 = make({L * D, B, H}, &a.dh_0);
     py::object dc_0 = py::none();
     if (first.cell().has_c) dc_0 = make({L * D, B, H}, &a.dc_0);
-    py::array_t<T> dx = make({N, first.input()}, &a.dx);
+    py::array_t<T> dx = make({padded, first.input()}, &a.dx);
+    if (in_order) clear_rest(a.dx, bottom.steps * B, padded, first.input());
     py::list dweights;
     std::vector<BackwardArrays<T>> arrays;
     std::vector<Buffer<T>> between;  // the gradients of what layers hand on
@@ -235,6 +247,17 @@ class PyLayer {
                   &layer_.cell() != &below->layer_.cell()))
       throw std::invalid_argument("layers: do not fit");
   }
+  static const int64_t* order_checked(const std::optional<py::array>& order, int64_t batch) {
+    const int64_t* rows = pointer<const int64_t>(order, batch, "order");
+    for (int64_t b = 0; rows && b < batch; b++)
+      if (rows[b] < 0 || rows[b] >= batch) throw std::invalid_argument("order: unexpected row");
+    return rows;
+  }
+  // Steps of a padded array that no row reaches.
+  static void clear_rest(T* array, int64_t rows, int64_t all, int64_t width) {
+    std::fill_n(array + rows * width, (all - rows) * width, T(0));
+  }
+
   static std::vector<const Layer<T>*> plain(const Stack& layers) {
     std::vector<const Layer<T>*> found;
     for (const PyLayer* layer : layers) found.push_back(&layer->layer_);

@@ -7,6 +7,7 @@ packed, the layers are run, and everything is put back in place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,16 +28,22 @@ class Ragged:
     """Where the rows of a packed batch stand in the padded one."""
 
     order: NDArray[np.int64]  # (B,) rows of the caller's batch by falling length
-    at: NDArray[np.int64]  # (N,) step * B + row of each packed row
     steps: Steps
 
     @classmethod
     def of(cls, lengths: NDArray[np.int64]) -> Ragged:
         order = np.argsort(-lengths, kind="stable")
         batch, longest = len(lengths), int(lengths.max(initial=0))
-        step = np.arange(longest)[:, None]
-        runs = step < lengths[order]
-        return cls(order, (step * batch + order)[runs], Steps(longest, batch, runs.sum(axis=1)))
+        ended = np.bincount(lengths, minlength=1).cumsum()  # by the end of each step
+        return cls(order, Steps(longest, batch, batch - ended[:longest]))
+
+    @cached_property
+    def at(self) -> NDArray[np.int64]:
+        """(N,) step * B + row of each packed row."""
+        step = np.arange(self.steps.num_steps)[:, None]
+        runs = np.arange(self.steps.batch) < self.steps.batch_sizes[:, None]  # type: ignore[index]
+        rows: NDArray[np.int64] = (step * self.steps.batch + self.order)[runs]
+        return rows
 
     def pack(self, padded: Array) -> Array:
         at = np.asarray(self.at, like=padded)
@@ -101,7 +108,10 @@ class Stack:
         if self._together:
             h_n, c_n = state_n
             assert h_n is not None
-            ys = [np.empty((rows.shape[0], self.width), y.dtype, like=y) for _ in range(count - 1)]
+            ys = []
+            if count > 1:
+                shape = steps.rows, self.width
+                ys = [np.empty(shape, y.dtype, like=y) for _ in range(count - 1)]
             kept = self.backend.forward(
                 self.spec, self.prepared, rows, steps, *state, [*ys, y], h_n, c_n, save, None
             )
@@ -174,6 +184,11 @@ class Stack:
         ]
 
     @property
+    def pads(self) -> bool:
+        """Whether `steps.order` may be given."""
+        return self._together and self.backend.pads(self.spec, self.dtype)
+
+    @property
     def _together(self) -> bool:
         """Whether nothing lies between the layers, so that a backend is given all of them."""
         return self.between is None and self.on_state is None and self.normed is None
@@ -242,18 +257,21 @@ def forward(
     `save` is None, "all" or "recompute", what the backend saves for a backward pass. With
     `checkpoint` it saves nothing yet: states are kept every so many steps.
     """
-    ragged = None
+    rows, ragged = x.reshape(-1, x.shape[2]), None
     if isinstance(how, Ragged):
-        ragged, steps, rows = how, how.steps, how.pack(x)
-    else:
-        steps = Steps(*x.shape[:2]) if how is None else how
-        rows = x.reshape(-1, x.shape[2])
-    if ragged is not None:
+        ragged, steps = how, how.steps
+        if checkpoint is None and stack.pads:
+            steps = steps._replace(order=ragged.order)
+        else:
+            rows = ragged.pack(x)
         h_0, c_0 = state
         state = (
             None if h_0 is None else ragged.sort(h_0),
             None if c_0 is None else ragged.sort(c_0),
         )
+    else:
+        steps = Steps(*x.shape[:2]) if how is None else how
+    packed = ragged is not None and steps.order is None
 
     h_n, c_n = state_out if ragged is None else (None, None)
     h_shape, c_shape = stack.state_shape(steps.batch)
@@ -261,7 +279,7 @@ def forward(
         h_n = np.empty(h_shape, x.dtype, like=x)
     if c_n is None and c_shape is not None:
         c_n = np.empty(c_shape, x.dtype, like=x)
-    if out is not None and ragged is None:
+    if out is not None and not packed:
         y = out.reshape(-1, stack.width)
     else:
         y = np.empty((rows.shape[0], stack.width), x.dtype, like=x)
@@ -272,14 +290,15 @@ def forward(
     else:
         segments = _in_segments(stack, rows, steps, state, y, (h_n, c_n), checkpoint)
 
-    if ragged is None:
+    if ragged is None or not packed:
         padded: Array = y.reshape(*x.shape[:2], stack.width)
     else:
         padded = ragged.pad(y, x.shape[0])
-        h_n = ragged.unsort(h_n, state_out[0])
-        c_n = None if c_n is None else ragged.unsort(c_n, state_out[1])
         if out is not None:
             out[...] = padded
+    if ragged is not None:
+        h_n = ragged.unsort(h_n, state_out[0])
+        c_n = None if c_n is None else ragged.unsort(c_n, state_out[1])
     tape = None
     if save is not None:
         tape = Tape(stack, x.shape, steps, how, saved, rows, segments, save)
@@ -310,15 +329,15 @@ def _in_segments(
 def backward(tape: Tape, dy: Array | None, dstate_n: State) -> tuple[Array, list[Weights], State]:
     """Gradients of x, of every direction of every layer in order, and of the initial state."""
     ragged = tape.how if isinstance(tape.how, Ragged) else None
+    packed = ragged is not None and tape.steps.order is None
+    if dy is not None:
+        dy = ragged.pack(dy) if ragged is not None and packed else dy.reshape(-1, dy.shape[-1])
     if ragged is not None:
-        dy = None if dy is None else ragged.pack(dy)
         dh_n, dc_n = dstate_n
         dstate_n = (
             None if dh_n is None else ragged.sort(dh_n),
             None if dc_n is None else ragged.sort(dc_n),
         )
-    elif dy is not None:
-        dy = dy.reshape(tape.rows.shape[0], dy.shape[-1])
 
     if tape.saved:
         dx, dweights, dstate = tape.stack.backward(tape.saved, 0, tape.steps, dy, dstate_n)
@@ -326,7 +345,8 @@ def backward(tape: Tape, dy: Array | None, dstate_n: State) -> tuple[Array, list
         dx, dweights, dstate = _back_through_segments(tape, dy, dstate_n)
 
     if ragged is not None:
-        dx = ragged.pad(dx, tape.shape[0])
+        if packed:
+            dx = ragged.pad(dx, tape.shape[0])
         dh_0, dc_0 = dstate
         assert dh_0 is not None
         dstate = ragged.unsort(dh_0), None if dc_0 is None else ragged.unsort(dc_0)

@@ -171,11 +171,15 @@ class Steps(NamedTuple):
     Rows are stored step after step, as in PyTorch's PackedSequence: with `batch_sizes` None every
     step has `batch` rows, else step t has `batch_sizes[t]`, which never grows, because the batch
     is sorted by falling length. Row b of a step continues row b of the one before.
+
+    With `order`, x and y (and dx and dy) are not packed but lie in memory as (steps * batch, ...),
+    maybe with more steps; row b of a step is row `order[b]` there. See `Backend.pads`.
     """
 
     num_steps: int
     batch: int
     batch_sizes: NDArray[np.int64] | None = None
+    order: NDArray[np.int64] | None = None  # (B,)
 
     def sizes(self) -> list[int]:
         if self.batch_sizes is None:

@@ -7,9 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, Case, Problem, assert_same_bits, gradients, problem, run, vjp
+from helpers import (
+    Array,
+    Case,
+    Problem,
+    assert_same_bits,
+    function,
+    gradients,
+    problem,
+    run,
+    variant,
+    vjp,
+)
 from tolerance import TORCH, assert_close
 
+import rnnfast
 from rnnfast.spec import Spec
 
 LENGTHS = [[3, 0, 5, 1, 5, 2], [5, 4, 3, 2, 1, 0], [0, 0, 1, 2, 2, 4], [2, 2, 2, 2, 2, 2]]
@@ -86,6 +98,37 @@ def test_order_of_rows_does_not_matter(spec: Spec, target: str) -> None:
     moved.lengths = p.lengths[order]
     wanted = {k: v[:, order] if v.ndim == 3 else v for k, v in run(p, target).items()}
     assert_close(run(moved, target), wanted, TORCH)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_inference_is_as_training(
+    directions: int, packed: bool, spec: Spec, dtype: str, target: str
+) -> None:
+    """Over many chunks of rows, into buffers or not; the last steps have no row at all."""
+    p = problem(Case(spec, T=70, B=7, I=3, H=17, L=2, D=directions, dtype=dtype))
+    p.lengths = np.array([60, 3, 0, 41, 41, 17, 58])
+    wanted = {k: v for k, v in run(p, target).items() if k in ("y", "h_n", "c_n")}
+    for b, n in enumerate(p.lengths):
+        p.x[n:, b] = np.nan
+    call = function(spec)
+    weights = rnnfast.pack(p.weights, backend=target, **variant(spec)) if packed else p.weights
+    has_c = spec.info.has_c
+    for into in (False, True):
+        out = None
+        if into:
+            made = [np.full_like(wanted[k], np.nan) for k in ("y", "h_n", "c_n")[: 2 + has_c]]
+            out = (made[0], (made[1], made[2]) if has_c else made[1])
+        y, state = call(p.x, weights, p.state, lengths=p.lengths, out=out, backend=target)
+        states = state if has_c else (state,)
+        assert_same_bits(dict(zip(("y", "h_n", "c_n"), (y, *states), strict=False)), wanted)
+
+
+def test_recompute_over_many_chunks(spec: Spec, dtype: str, target: str) -> None:
+    p = problem(Case(spec, T=150, B=7, I=3, H=5, D=2, dtype=dtype))
+    p.lengths = np.array([140, 3, 0, 141, 141, 117, 58])
+    wanted = run(p, target)
+    assert_same_bits(run(p, target, save="recompute"), wanted)
 
 
 KINDS: dict[str, Any] = {

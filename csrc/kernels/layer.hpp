@@ -35,6 +35,10 @@ struct Visits {
 
   RNNFAST_INLINE int64_t step(int64_t i) const { return reverse ? steps.count - 1 - i : i; }
   RNNFAST_INLINE int64_t row(int64_t i) const { return steps.offset[step(i)]; }
+  // Of the visits [begin, end), which are steps in a row.
+  RNNFAST_INLINE int64_t first_step(int64_t begin, int64_t end) const {
+    return reverse ? step(end - 1) : begin;
+  }
   RNNFAST_INLINE int64_t rows(int64_t i) const {
     if (i < 0 || i >= steps.count) return 0;
     return steps.offset[step(i) + 1] - steps.offset[step(i)];
@@ -343,15 +347,15 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
   }
 }
 
-// Brings the rows of some steps of a padded x together.
+// Brings the rows of a padded x of visits [begin, end) together.
 template <class T>
-void gather_rows(const Forward<T>& p, int64_t first_step, int64_t last_step, Team team) {
-  const int64_t* offset = p.steps.offset + first_step;
+void gather_rows(const Forward<T>& p, const Visits& visits, int64_t begin, int64_t end, Team team) {
+  const int64_t first = visits.first_step(begin, end);
   const size_t bytes = size_t(p.input) * sizeof(T);
-  for (int64_t t = first_step; t <= last_step; t++) {
+  for (int64_t t = first; t < first + end - begin; t++) {
     const int64_t rows = p.steps.offset[t + 1] - p.steps.offset[t];
     const T* from = p.x + t * p.batch * p.input;
-    T* to = p.x_rows + (p.steps.offset[t] - *offset) * p.input;
+    T* to = p.x_rows + (p.steps.offset[t] - p.steps.offset[first]) * p.input;
     for (int64_t r = part_begin(rows, team.size, team.id);
          r < part_begin(rows, team.size, team.id + 1); r++)
       __builtin_memcpy(to + r * p.input, from + p.x_order[r] * p.input, bytes);
@@ -359,15 +363,14 @@ void gather_rows(const Forward<T>& p, int64_t first_step, int64_t last_step, Tea
   meet(team.barrier, team.size);
 }
 
-// The rows of a padded y that no step reaches.
+// The rows of a padded array [T, B, stride] that no step reaches.
 template <class T>
-void clear_padding(const Forward<T>& p, Team team) {
-  const int64_t count = p.steps.count;
-  for (int64_t t = part_begin(count, team.size, team.id);
-       t < part_begin(count, team.size, team.id + 1); t++)
-    for (int64_t r = p.steps.offset[t + 1] - p.steps.offset[t]; r < p.batch; r++)
-      __builtin_memset(p.y + (t * p.batch + p.y_order[r]) * p.y_stride, 0,
-                       size_t(p.hidden) * sizeof(T));
+void clear_padding(const Steps& steps, const int64_t* order, int64_t batch, T* padded,
+                   int64_t stride, int64_t width, Team team) {
+  for (int64_t t = part_begin(steps.count, team.size, team.id);
+       t < part_begin(steps.count, team.size, team.id + 1); t++)
+    for (int64_t r = steps.offset[t + 1] - steps.offset[t]; r < batch; r++)
+      __builtin_memset(padded + (t * batch + order[r]) * stride, 0, size_t(width) * sizeof(T));
 }
 
 // gx = x w_ih^T + bias for the rows of a chunk.
@@ -398,7 +401,7 @@ void forward_pass(const Forward<T>& p, Team team) {
     copy_rows(p.h_0, p.h_n, reached, p.batch, H, 0, H);
     if (Cell::kHasC) copy_rows(p.c_0, p.c_n, reached, p.batch, H, 0, H);
   }
-  if (p.y_order) clear_padding(p, team);
+  if (p.y_order) clear_padding(p.steps, p.y_order, p.batch, p.y, p.y_stride, H, team);
   const bool takes_part = team.id < p.split.members;
   Share shares[Cell::kStages] = {};
   int64_t unit_begin = 0, unit_end = 0;
@@ -415,10 +418,7 @@ void forward_pass(const Forward<T>& p, Team team) {
     while (i < T_ && (i == begin || rows < p.chunk)) rows += visits.rows(i++);
     const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
     if (p.ready) wait_until(p.ready, chunk_row + rows);
-    if (p.x_order) {
-      const int64_t first = visits.step(begin), last = visits.step(i - 1);
-      gather_rows(p, lesser(first, last), first + last - lesser(first, last), team);
-    }
+    if (p.x_order) gather_rows(p, visits, begin, i, team);
     project(p, chunk_row, rows, Cell::kGates * H, team);
     meet(team.barrier, team.size);
     if (takes_part) {
@@ -473,8 +473,9 @@ struct BackwardTile {
   const T* h;              // [n, H]
   const T* c_before;       // [n, H] or null
   const T* c;              // [n, H] or null
-  const T* dy;             // [n, y_stride] or null
-  const T* dh_n;           // [B, H] for rows that end here, or null
+  const T* dy;             // [n, y_stride], or [B, y_stride] with y_order, or null
+  const int64_t* y_order;
+  const T* dh_n;  // [B, H] for rows that end here, or null
   bool add_direct;
   T* direct;  // [B, H]
   T* dc;      // [B, H] or null
@@ -544,7 +545,10 @@ struct BackwardTile {
             continue;
           }
           if (dh_n) x.dh += load_tail(dh_n + at, lanes);
-          if (dy) x.dh += load_tail(dy + (row + m) * y_stride + unit + u * n, lanes);
+          if (dy) {
+            const int64_t y_row = y_order ? y_order[row + m] : row + m;
+            x.dh += load_tail(dy + y_row * y_stride + unit + u * n, lanes);
+          }
         }
         const T* saved = gates + (row + m) * Cell::kSaved * hidden + unit + u * n;
         for (int q = 0; q < Cell::kSaved; q++) x.s[q] = load_tail(saved + q * hidden, lanes);
@@ -598,7 +602,9 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
 }
 
 template <class Cell, class T>
-void recompute(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team team) {
+void recompute(const Backward<T>& p, const Visits& visits, int64_t begin, int64_t end,
+               int64_t chunk_row, int64_t rows, Team team) {
+  if (p.x_order) gather_rows(*p.again, visits, begin, end, team);
   project(*p.again, chunk_row, rows, Cell::kGates * p.hidden, team);
   meet(team.barrier, team.size);
   recompute_stage<Cell, T, 0>(p, chunk_row, rows, team);
@@ -645,7 +651,8 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   tile.gates = gates;
   tile.h = p.h + row * H;
   tile.c = p.c ? p.c + row * H : nullptr;
-  tile.dy = p.dy ? p.dy + row * p.y_stride : nullptr;
+  tile.dy = p.dy ? p.dy + (p.y_order ? visits.step(i) * p.batch : row) * p.y_stride : nullptr;
+  tile.y_order = p.y_order;
   tile.dc = p.dc_0;
   tile.dgates = here;
   // Where the state before comes from cuts the rows in two as well.
@@ -666,6 +673,31 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   }
 }
 
+// Takes what gather_rows brought together apart.
+template <class T>
+void scatter_rows(const Backward<T>& p, const Visits& visits, int64_t begin, int64_t end,
+                  Team team) {
+  const int64_t first = visits.first_step(begin, end);
+  const size_t bytes = size_t(p.input) * sizeof(T);
+  for (int64_t t = first; t < first + end - begin; t++) {
+    const int64_t rows = p.steps.offset[t + 1] - p.steps.offset[t];
+    const T* from = p.dx_rows + (p.steps.offset[t] - p.steps.offset[first]) * p.input;
+    T* to = p.dx + t * p.batch * p.input;
+    for (int64_t r = part_begin(rows, team.size, team.id);
+         r < part_begin(rows, team.size, team.id + 1); r++)
+      __builtin_memcpy(to + p.x_order[r] * p.input, from + r * p.input, bytes);
+  }
+}
+
+template <class T>
+void point_to_x(const Backward<T>& p) {
+  for (int64_t t = 0; t < p.steps.count; t++) {
+    const int64_t rows = p.steps.offset[t + 1] - p.steps.offset[t];
+    for (int64_t r = 0; r < rows; r++)
+      p.x_rows[p.steps.offset[t] + r] = p.x + (t * p.batch + p.x_order[r]) * p.input;
+  }
+}
+
 template <class T>
 void point_before(const Backward<T>& p, const Visits& visits) {
   for (int64_t i = 0; i < p.steps.count; i++) {
@@ -683,10 +715,12 @@ void backward_pass(const Backward<T>& p, Team team) {
   const int64_t T_ = p.steps.count, H = p.hidden;
   if (team.id == 0) {
     point_before(p, visits);
+    if (p.x_order) point_to_x(p);
     const int64_t reached = T_ > 0 ? p.steps.offset[1] - p.steps.offset[0] : 0;
     copy_rows(p.dh_n, p.dh_0, reached, p.batch, H, 0, H);
     if (Cell::kHasC) copy_rows(p.dc_n, p.dc_0, 0, p.batch, H, 0, H);
   }
+  if (p.x_order) clear_padding(p.steps, p.x_order, p.batch, p.dx, p.input, p.input, team);
   meet(team.barrier, team.size);
   const bool takes_part = team.id < p.split.members;
   Share shares[Cell::kStages] = {};
@@ -707,10 +741,11 @@ void backward_pass(const Backward<T>& p, Team team) {
     which ^= 1;
     const T* saved = p.gates + chunk_row * Cell::kSaved * H;  // [rows, S, H]
     if (p.again) {
-      recompute<Cell>(p, chunk_row, rows, team);
+      recompute<Cell>(p, visits, i + 1, last + 1, chunk_row, rows, team);
       saved = p.again->gates;
     }
     for (int64_t j = last; j > i;) {
+      const int64_t end = j + 1;
       int64_t stretch = 0;
       int64_t before = j;
       while (before > i && (before == j || stretch < p.stretch)) stretch += visits.rows(before--);
@@ -731,12 +766,17 @@ void backward_pass(const Backward<T>& p, Team team) {
       }
       meet(team.barrier, team.size);
       multiply_panels(dgates + (first - chunk_row) * width, width, stretch, p.x_panels,
-                      static_cast<const T*>(nullptr), p.dx + first * p.input, p.input, team);
+                      static_cast<const T*>(nullptr),
+                      p.x_order ? p.dx_rows : p.dx + first * p.input, p.input, team);
+      if (p.x_order) {
+        meet(team.barrier, team.size);
+        scatter_rows(p, visits, j + 1, end, team);
+      }
       if (p.done) raise_to(p.done, p.steps.offset[T_] - first);
     }
     multiply_tn(dgates, width, Cell::kGates * H, p.x + chunk_row * p.input, p.input,
-                static_cast<const T* const*>(nullptr), p.input, rows, p.dw_ih, accumulate, p.pack,
-                team);
+                p.x_order ? p.x_rows + chunk_row : nullptr, p.input, rows, p.dw_ih, accumulate,
+                p.pack, team);
     if (p.db_ih) sum_rows(dgates, width, Cell::kGates * H, rows, p.db_ih, accumulate, team);
     for (int s = 0; s < Cell::kWeightParts; s++) {
       const int64_t row = Cell::weight_row(s) * H, count = Cell::weight_gates(s) * H;

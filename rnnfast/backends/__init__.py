@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..arrays import describe
@@ -17,9 +18,9 @@ from ..weights import Layer, Weights
 
 Array = NDArray[Any]
 
-# (x, state, out, lengths) -> what the API returns, or None where an argument is not a NumPy array that the
-# kernels can read or write as it is. It makes no error and no copy: the caller then goes the long
-# way through every check.
+# (x, state, out, lengths) -> what the API returns, or None where an argument is not a NumPy array
+# that the kernels can read or write as it is. It makes no error and no copy: the caller then goes
+# the long way through every check.
 Shortcut = Callable[[Any, Any, Any, Any], "tuple[Any, Any] | None"]
 
 
@@ -42,6 +43,13 @@ class Backend(Protocol):
 
     def supports(self, spec: Spec) -> bool:
         """Whether this backend has the cell with these options."""
+
+    def pads(self, spec: Spec, dtype: np.dtype[Any]) -> bool:
+        """Whether `steps.order` may be given for all layers together.
+
+        x and dy then have padding, which is not read, and the last y and dx are to have zeros
+        there. What lies between layers is packed.
+        """
 
     def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Any:
         """What `forward` takes for weights, once or, with `reuse`, any number of times at once.

@@ -79,6 +79,9 @@ class Native:
     def supports(self, spec: Spec) -> bool:
         return True
 
+    def pads(self, spec: Spec, dtype: np.dtype[Any]) -> bool:
+        return spec.plain and dtype != np.complex128
+
     def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Any:
         dtype = layer[0].w_hh.dtype
         if not spec.plain or dtype == np.complex128:
@@ -120,7 +123,7 @@ class Native:
         saved = []
         for k, (layer, y) in enumerate(zip(prepared, ys, strict=True)):
             h, c, h_out, c_out = (_of_layer(s, k, len(prepared)) for s in (h_0, c_0, h_n, c_n))
-            saved.append(layer.forward(x, *steps, h, c, y, h_out, c_out, own, save is not None))
+            saved.append(layer.forward(x, *steps[:3], h, c, y, h_out, c_out, own, save is not None))
             x = y
         return saved
 

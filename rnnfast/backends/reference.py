@@ -34,6 +34,9 @@ class Reference:
     def supports(self, spec: Spec) -> bool:
         return spec.cell in loop.CELLS
 
+    def pads(self, spec: Spec, dtype: np.dtype[Any]) -> bool:
+        return False
+
     def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Layer:
         if precision is None:
             return tuple(Weights(*(_shrunk(a) for a in w)) for w in layer)

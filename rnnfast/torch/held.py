@@ -60,7 +60,7 @@ class Held:
         if swap:
             x = x.transpose(0, 1).contiguous()
         initial = calls.state(self.call, h_0, c_0)
-        done = packed.shortcut(calls.array(x), initial, None)
+        done = packed.shortcut(calls.array(x), initial, None, None)
         if done is None:
             return None
         y, h_n, c_n = calls.results(self.call, *done)

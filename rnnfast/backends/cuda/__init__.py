@@ -50,6 +50,9 @@ class Cuda:
     def supports(self, spec: Spec) -> bool:
         return True
 
+    def pads(self, spec: Spec, dtype: np.dtype[Any]) -> bool:
+        return False
+
     def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Layer:
         check_precision(precision)
         return layer

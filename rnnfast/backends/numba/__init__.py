@@ -185,6 +185,9 @@ class Numba:
     def supports(self, spec: Spec) -> bool:
         return True
 
+    def pads(self, spec: Spec, dtype: np.dtype[Any]) -> bool:
+        return False
+
     def prepare(
         self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None
     ) -> list[Direction]:
@@ -305,7 +308,13 @@ class _Shortcut:
         self.sizes = one.w.w_hh.shape[1], one.hidden
 
     def __call__(self, x: Any, state: Any, out: Any, lengths: Any) -> tuple[Any, Any] | None:
-        if out is not None or lengths is not None or not self._fits(x) or x.ndim != 3 or x.shape[2] != self.input_size:
+        if (
+            out is not None
+            or lengths is not None
+            or not self._fits(x)
+            or x.ndim != 3
+            or x.shape[2] != self.input_size
+        ):
             return None
         num_steps, batch, _ = x.shape
         shapes = [(self.count, batch, size) for size in self.sizes]
