@@ -99,7 +99,7 @@ def is_entry(value: object) -> bool:
     """Whether value is a Weights or a plain tuple of arrays, i.e. one direction of one layer."""
     if isinstance(value, Weights):
         return True
-    return isinstance(value, tuple) and not any(isinstance(v, tuple | list) for v in value)
+    return isinstance(value, tuple) and not any(isinstance(v, (tuple, list)) for v in value)
 
 
 def _pair(value: object) -> bool:

@@ -268,7 +268,10 @@ def test_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(5, 3, 4)
     layer(x)
     rnnfast.torch.lstm(x, rnnfast.Weights(*layer.parameters()))
-    assert seen == [t.data_ptr() for t in (x, *layer.parameters())] * 2
+    rows = torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 4), torch.zeros(2, 4)])
+    layer(rows)
+    wanted = [t.data_ptr() for t in (x, *layer.parameters())] * 2
+    assert seen == [*wanted, *(t.data_ptr() for t in (rows.data, *layer.parameters()))]
 
 
 def test_torch_is_imported_only_when_asked_for() -> None:

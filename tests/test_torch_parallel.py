@@ -90,6 +90,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
             process.wait()
-    alone, together = (torch.load(tmp_path / f"result{world}") for world in (1, 2))
+    alone, together = (
+        torch.load(tmp_path / f"result{world}", weights_only=True) for world in (1, 2)
+    )
     for got, wanted, rtol in zip(together, alone, (1e-12, 1e-6), strict=True):
         close(got, wanted, rtol)

@@ -64,7 +64,8 @@ def gradients(
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     found: Sequence[Tensor | None]
     if is_traced(x):
-        found = torch.ops.rnnfast.gradients(*first, weights, lengths, seed, *call)
+        dx, dh_0, dc_0, *rest = torch.ops.rnnfast.gradients(*first, weights, lengths, seed, *call)
+        found = [dx, None if h_0 is None else dh_0, None if c_0 is None else dc_0, *rest]
     elif torch.is_grad_enabled() or is_transformed():
         found = _Gradients.apply(*first, lengths, seed, call, *weights)  # type: ignore[no-untyped-call]
     else:
@@ -101,7 +102,7 @@ class _Run(torch.autograd.Function):
         dx, dh_0, dc_0, *dweights = gradients(
             tape, dy, dh_n, dc_n, x, h_0, c_0, weights, lengths, seed, call
         )
-        return dx, None if h_0 is None else dh_0, None if c_0 is None else dc_0, None, *dweights
+        return dx, dh_0, dc_0, None, *dweights
 
 
 class _Transformed(torch.autograd.Function):
@@ -132,8 +133,7 @@ class _Transformed(torch.autograd.Function):
         dx, dh_0, dc_0, *dweights = gradients(
             tape, dy, dh_n, dc_n, x, h_0, c_0, weights, lengths, seed, ctx.call
         )
-        states = None if h_0 is None else dh_0, None if c_0 is None else dc_0
-        return dx, *states, None, None, None, *dweights
+        return dx, dh_0, dc_0, None, None, None, *dweights
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> tuple[Any, Any]:

@@ -147,12 +147,18 @@ def gradients(
 ) -> list[Tensor | None]:
     """Those of x, h_0, c_0 and of each of the weights.
 
-    None for a c_0 that the cell has not, and for running statistics, which have none. Where the
-    tape is lost, or nothing was kept, the forward pass is run again.
+    None for a state that is None, and for running statistics, which have none. Where the tape is
+    lost, or nothing was kept, the forward pass is run again.
     """
     backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
     dx, dweights, dinitial = backward(_array(dy), state(call, dh_n, dc_n))
-    return [*results(call, dx, dinitial), *_flat(call, dweights, len(weights))]
+    if not CELLS[call.cell].has_c:
+        dinitial = dinitial, None
+    states = [
+        None if given is None else torch.from_numpy(d)
+        for given, d in zip((h_0, c_0), dinitial, strict=True)
+    ]
+    return [torch.from_numpy(dx), *states, *_flat(call, dweights, len(weights))]
 
 
 def second(

@@ -116,21 +116,20 @@ def _call(
         if not isinstance(value, Tensor) and (value is not None or name == "x"):
             raise TypeError(f"{name}: expected a torch.Tensor, got {arrays.describe(value)}")
     ends = None if lengths is None else torch.as_tensor(lengths)
-    random = dropout != 0 or any(options.get(name) for name in _RANDOM)
+    random = dropout != 0 or (options and any(options.get(name) for name in _RANDOM))
     seed = _seed(rng) if random else None
+    chosen = repr(options) if options else "{}"
     if isinstance(weights, rnnfast.Packed):
         if autograd.needs_gradients(x, h_0, c_0):
             raise TypeError(
                 "weights: packed weights are for inference; expected the weights themselves"
             )
-        call = Call(cell, "", 1, batch_first, dropout, repr(options))
+        call = Call(cell, "", 1, batch_first, dropout, chosen)
         return calls.run(x, h_0, c_0, weights, ends, seed, call)
-    layers = _layers(weights, cell)
-    entries = [Weights(*entry) for layer in layers for entry in layer]
-    given = [[(f, v) for f, v in entry._asdict().items() if v is not None] for entry in entries]
-    fields = ",".join(" ".join(f for f, _ in pairs) for pairs in given)
-    flat = [v for pairs in given for _, v in pairs]
-    call = Call(cell, fields, len(layers[0]), batch_first, dropout, repr(options))
+    entries, directions = _entries(weights, cell)
+    flat = [v for entry in entries for v in entry if v is not None]
+    fields = ",".join([_fields(entry) for entry in entries])
+    call = Call(cell, fields, directions, batch_first, dropout, chosen)
     if not autograd.is_plain(x):
         return ops.general(x, h_0, c_0, flat, ends, seed, call)
     structure = call.structure([calls.array(w) for w in flat])
@@ -139,19 +138,29 @@ def _call(
     return calls.run(x, h_0, c_0, structure, ends, seed, call)
 
 
-def _layers(weights: Any, cell: str) -> list[list[Any]]:
-    """The entries of each direction of each layer, of any structure that `rnnfast.lstm` takes."""
-    layers = [
-        [layer] if is_entry(layer) else layer
-        for layer in (weights if isinstance(weights, list) else [weights])
-    ]
-    if (
-        layers
-        and all(isinstance(layer, list | tuple) and len(layer) in (1, 2) for layer in layers)
-        and all(len(layer) == len(layers[0]) for layer in layers)
-        and all(_is_right(entry) for layer in layers for entry in layer)
-    ):
-        return layers
+def _fields(entry: tuple[Any, ...]) -> str:
+    """The names of the fields that are given."""
+    named = zip(Weights._fields, entry, strict=False)
+    return " ".join([name for name, value in named if value is not None])
+
+
+def _entries(weights: Any, cell: str) -> tuple[list[Any], int]:
+    """Every direction of every layer, and how many a layer has.
+
+    Of any structure that `rnnfast.lstm` takes.
+    """
+    layers = weights if isinstance(weights, list) else [weights]
+    entries: list[Any] = []
+    counts: set[int] = set()
+    for layer in layers:
+        found = [layer] if is_entry(layer) else layer
+        counts.add(len(found) if isinstance(found, (list, tuple)) else 0)
+        if counts != {1} and counts != {2}:
+            break
+        entries += found
+    else:
+        if entries and all(_is_right(entry) for entry in entries):
+            return entries, counts.pop()
     parse(_as_arrays(weights), CELLS[cell], None)
     raise TypeError("weights: expected tensors in the structure that rnnfast.lstm takes")
 
@@ -170,7 +179,7 @@ def _as_arrays(value: Any) -> Any:
     """The structure with tensors as NumPy arrays, for rnnfast's own check of it."""
     if isinstance(value, Weights):
         return Weights(*map(_as_arrays, value))
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return type(value)(map(_as_arrays, value))
     return calls.array(value) if isinstance(value, Tensor) else value
 
@@ -188,6 +197,6 @@ def _seed(rng: Any) -> Tensor:
 def _pair(state: Any) -> tuple[Any, Any]:
     if state is None:
         return None, None
-    if isinstance(state, tuple | list) and len(state) == 2:
+    if isinstance(state, (tuple, list)) and len(state) == 2:
         return state[0], state[1]
     raise TypeError(f"state: expected a pair (h_0, c_0), got {arrays.describe(state)}")

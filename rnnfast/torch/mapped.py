@@ -1,7 +1,8 @@
 """torch.func.vmap: calls that are mapped over an axis, as calls without it.
 
-Where the weights are those of all, the axis joins the batch. Where they are mapped themselves, as
-in an ensemble, and for gradients, of which each element has its own, there is a call for each.
+Where the weights are those of all, the axis joins the batch. There is a call for each element where
+the weights are mapped themselves, as in an ensemble, where rows have something in common, be it
+masks or statistics of the batch, and for gradients, of which each element has its own.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ def run(
     """
     no_tape = torch.empty(0, dtype=torch.uint8)
     in_dims = _axes(in_dims)
-    x, h_0, c_0, lengths, *rest = inputs
-    if any(d is not None for d in in_dims[4:]) or isinstance(lengths, Steps):
+    x, h_0, c_0, lengths, seed, call, *weights = inputs
+    together = seed is None and "bn_mean" not in call.fields and not isinstance(lengths, Steps)
+    if not together or any(d is not None for d in in_dims[6:]):
         results, axes = each(function, size, in_dims, inputs)
         return (*results, no_tape), (*axes, None)
-    call = rest[1]
     batch_first = call.batch_first and x.dim() - (in_dims[0] is not None) == 3
     at = 0 if batch_first else 1  # of the axis of the batch, also where it is new
     fold = _Fold(size)
@@ -39,9 +40,9 @@ def run(
         fold.into(h_0, in_dims[1], 1, 3),
         fold.into(c_0, in_dims[2], 1, 3),
         None if lengths is None else fold.into(lengths, in_dims[3], 0, 1),
-        rest[0],
+        None,
         call._replace(batch_first=batch_first),
-        *rest[2:],
+        *weights,
     )
     if x.dim() - (in_dims[0] is not None) == 3:
         y, h_n, c_n = fold.out(y, at), fold.out(h_n, 1), fold.out(c_n, 1)

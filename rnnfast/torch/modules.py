@@ -269,7 +269,7 @@ class LSTM(_Recurrent):
     def _split(self, hx: Any) -> State:
         if hx is None:
             return None, None
-        if isinstance(hx, tuple | list) and len(hx) == 2:
+        if isinstance(hx, (tuple, list)) and len(hx) == 2:
             return hx[0], hx[1]
         raise TypeError(f"hx: expected a pair (h_0, c_0) of tensors, got {type(hx).__name__}")
 

@@ -69,8 +69,8 @@ def _gradients(
     call = Call(cell, fields, directions, batch_first, dropout, options)
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     dx, dh_0, dc_0, *dweights = calls.gradients(*first, weights, lengths, seed, call)
-    dc_0 = x.new_empty(0) if dc_0 is None else dc_0
-    return [d for d in (dx, dh_0, dc_0, *dweights) if d is not None]  # see `general`
+    states = [x.new_empty(0) if d is None else d for d in (dh_0, dc_0)]
+    return [d for d in (dx, *states, *dweights) if d is not None]  # see `general`
 
 
 run_op = torch.library.custom_op(
@@ -127,16 +127,15 @@ def _fake_gradients(
     options: str,
 ) -> list[Tensor]:
     call = Call(cell, fields, directions, batch_first, dropout, options)
-    states = _fake_states(call, x, weights)
     return [
         _fake_sequence(call, x, x.shape[-1]),
-        *states,
+        *(x.new_empty(0 if s is None else s.shape) for s in (h_0, c_0)),
         *(w.new_empty(w.shape) for w in weights),
     ]
 
 
 def _fake_states(call: Call, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Like h_n and c_n, and like their initial values."""
+    """Like h_n and c_n."""
     names = call.names(len(weights))
     w_hh = weights[names[0].index("w_hh")]
     info = CELLS[call.cell]
@@ -169,8 +168,7 @@ def _back_op(
         dc_n = None
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     dx, dh_0, dc_0, *dweights = gradients(*first, weights, lengths, seed, ctx.call)
-    states = None if h_0 is None else dh_0, None if c_0 is None else dc_0
-    return dx, *states, dweights, *[None] * 9
+    return dx, dh_0, dc_0, dweights, *[None] * 9
 
 
 run_op.register_fake(_fake_run)
