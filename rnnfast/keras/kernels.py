@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+import rnnfast
+
 from ..api import Packed
 from ..errors import UnsupportedError
 from ..weights import Weights
@@ -35,7 +37,9 @@ def run(
 
     Tensors of Keras' backend, of one dtype; x (B, T, I), states (B, H), lengths (B,) or None.
     """
-    if BACKEND == "torch" and isinstance(weights, Weights):
+    if isinstance(weights, Packed):
+        return _run_packed(cell, x, weights, state, lengths, options)
+    if BACKEND == "torch":
         # NumPy would take six times as long as torch to transpose a kernel.
         weights = Weights(*(None if w is None else w.contiguous() for w in weights))
     initial = [keras.ops.expand_dims(s, 0) for s in state]
@@ -48,6 +52,31 @@ def run(
         **options,
     )
     return y, [s[0] for s in (state_n if cell == "lstm" else (state_n,))]
+
+
+def _run_packed(
+    cell: str, x: Any, weights: Packed, state: list[Any], lengths: Any, options: dict[str, Any]
+) -> tuple[Any, list[Any]]:
+    """`run` on tensors of torch that take no part in autograd.
+
+    The time is the first axis, as rnnfast's shortest way wants it: where B or T is 1, that moves
+    nothing in memory.
+    """
+    from torch import from_numpy
+
+    from ..torch.calls import array
+
+    initial = [array(s)[None] for s in state]
+    if lengths is not None:
+        options = {**options, "lengths": array(lengths)}
+    y, state_n = getattr(rnnfast, cell)(
+        array(x).swapaxes(0, 1),
+        weights,
+        tuple(initial) if cell == "lstm" else initial[0],
+        **options,
+    )
+    states = state_n if cell == "lstm" else (state_n,)
+    return from_numpy(y.swapaxes(0, 1)), [from_numpy(s[0]) for s in states]
 
 
 def rng(seed: Any) -> Any:

@@ -10,7 +10,7 @@ from ..errors import UnsupportedError
 from . import kernels
 from .masks import Masked, Unmasked
 from .packing import Packing
-from .translation import options_of
+from .translation import cast, options_of
 
 
 class Fused(keras.layers.RNN):
@@ -34,21 +34,20 @@ class Fused(keras.layers.RNN):
 
         sequences (B, T, I), initial_state one or two (B, H), mask (B, T) or None.
         """
-        ops = keras.ops
         cell = self.cell
         options = options_of(self.rnnfast_cell, cell)
         dtype = "float64" if self.compute_dtype == "float64" else "float32"
         weights = self._packing.weights(self.rnnfast_cell, cell, dtype, options)
-        x = ops.cast(sequences, dtype)
-        state = [ops.cast(s, dtype) for s in _listed(initial_state)]
+        x = cast(sequences, dtype)
+        state = [cast(s, dtype) for s in _listed(initial_state)]
         if training and cell.dropout:
             dropped = _listed(cell.get_dropout_mask(sequences[:, 0]))[0]
-            x = x * ops.cast(dropped, dtype)[:, None]
+            x = x * cast(dropped, dtype)[:, None]
         if training and cell.recurrent_dropout:
             options["recurrent_dropout"] = cell.recurrent_dropout
             options["rng"] = kernels.rng(cell.seed_generator.next())
         if self.stateful and kernels.BACKEND == "torch":
-            state = [ops.copy(s) for s in state]  # the variables change before backward reads them
+            state = [keras.ops.copy(s) for s in state]  # the variables change before backward reads them
         steps = self._steps(_listed(mask)[0], state[0])
         y, state_n = kernels.run(
             self.rnnfast_cell, steps.pack(x), weights, state, steps.lengths, options

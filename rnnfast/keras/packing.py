@@ -37,7 +37,9 @@ class Packing:
 
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return weights_of(cell, keras_cell, dtype)
-        now = [(v.value, v.value._version) for v in keras_cell.weights]
+        variables = (keras_cell.kernel, keras_cell.recurrent_kernel, keras_cell.bias)
+        tensors = [v.value for v in variables if v is not None]
+        now = [(t, t._version) for t in tensors]
         same = len(now) == len(self._seen) and all(
             a is b and version == before
             for (a, version), (b, before) in zip(now, self._seen, strict=True)
