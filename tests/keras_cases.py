@@ -299,6 +299,39 @@ def test_eager_fit_gives_the_same_weights() -> None:
     assert_close(got, weights_after_fit(rnnfast.keras), 5000 * EPS)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="torch and jax keep what backward needs")
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_graph_of_tensorflow_runs_a_layer_once(
+    cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward are two callbacks; what one keeps for the other is gone after it."""
+    from rnnfast.keras import tensorflow as adapter
+
+    name = rnnfast.keras.layers.__dict__[cell].rnnfast_cell
+    functions = {key: getattr(rnnfast, key) for key in (name, f"{name}_vjp")}
+    calls = dict.fromkeys(functions, 0)
+
+    def counted(key: str) -> Any:
+        def call(*args: Any, **how: Any) -> Any:
+            calls[key] += 1
+            return functions[key](*args, **how)
+
+        return call
+
+    for key in functions:
+        monkeypatch.setattr(rnnfast, key, counted(key))
+    model = keras.Sequential([keras.Input((7, 4)), getattr(rnnfast.keras, cell)(5)])
+    model.compile(optimizer="sgd", loss="mse")
+    x, y = np.ones((3, 7, 4), np.float32), np.ones((3, 5), np.float32)
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    assert calls == {name: 0, f"{name}_vjp": 3}
+    model.predict_on_batch(x)
+    model.layers[0](x, training=True)  # whose gradients nobody asks for
+    assert calls == {name: 1, f"{name}_vjp": 4}
+    assert not adapter._tapes
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the kernels are compiled on torch and jax")
 def test_tensorflow_proceeds_without_xla() -> None:
     model = text_model(rnnfast.keras)

@@ -32,16 +32,20 @@ def run(
     state: list[Any],
     lengths: Any,
     options: dict[str, Any],
+    training: bool,
 ) -> tuple[Any, list[Any]]:
     """One layer in one direction: y (B, T, H) and the new states (B, H).
 
-    Tensors of Keras' backend, of one dtype; x (B, T, I), states (B, H), lengths (B,) or None.
+    Tensors of Keras' backend, of one dtype; x (B, T, I), states (B, H), lengths (B,) or None. With
+    `training` a backward pass is likely.
     """
     if isinstance(weights, Packed):
         return _run_packed(cell, x, weights, state, lengths, options)
     if BACKEND == "torch":
         # NumPy would take six times as long as torch to transpose a kernel.
         weights = Weights(*(None if w is None else w.contiguous() for w in weights))
+    if BACKEND == "tensorflow":
+        options = {**options, "keep": training}
     initial = [keras.ops.expand_dims(s, 0) for s in state]
     y, state_n = getattr(_adapter, cell)(
         x,

@@ -47,10 +47,12 @@ class Fused(keras.layers.RNN):
             options["recurrent_dropout"] = cell.recurrent_dropout
             options["rng"] = kernels.rng(cell.seed_generator.next())
         if self.stateful and kernels.BACKEND == "torch":
-            state = [keras.ops.copy(s) for s in state]  # the variables change before backward reads them
+            state = [
+                keras.ops.copy(s) for s in state
+            ]  # the variables change before backward reads them
         steps = self._steps(_listed(mask)[0], state[0])
         y, state_n = kernels.run(
-            self.rnnfast_cell, steps.pack(x), weights, state, steps.lengths, options
+            self.rnnfast_cell, steps.pack(x), weights, state, steps.lengths, options, bool(training)
         )
         last = steps.last(state_n[0])
         return last, steps.unpack(y, state_n[0]) if self.return_sequences else last, state_n

@@ -72,7 +72,8 @@ class Recurrent(OpRun):
         """
         if self._attributes is not None:
             return self._run(*args)
-        found = super().run(*args, **kwargs)  # it wants an array for every output
+        run: Any = super().run  # which wants an array for every output
+        found = run(*args, **kwargs)
         return tuple(a if name else None for name, a in zip(self._named, found, strict=False))
 
     def prepared(self, w: Any, r: Any, b: Any = None, p: Any = None) -> Prepared:
@@ -116,7 +117,7 @@ def _outputs(
     states = state_n if type(state_n) is tuple else (state_n,)
     directions = len(states[0])
     if layer.batch_first:
-        states = [s.swapaxes(0, 1) for s in states]
+        states = tuple(s.swapaxes(0, 1) for s in states)
     if not named[0]:
         found = [None, *states]
     elif directions == 1:
