@@ -4,7 +4,8 @@ The layers subclass those of Keras: constructor, config, weights, states and fil
 and so are the results. What is replaced is the loop over time. See docs/keras.md.
 """
 
+from .bidirectional import Bidirectional
 from .layers import GRU, LSTM, SimpleRNN
 from .replacement import replace
 
-__all__ = ["GRU", "LSTM", "SimpleRNN", "replace"]
+__all__ = ["GRU", "LSTM", "Bidirectional", "SimpleRNN", "replace"]

@@ -31,7 +31,7 @@ class _Call(NamedTuple):
     """
 
     cell: str
-    fields: tuple[str, ...]  # of the weights that are given
+    fields: tuple[tuple[str, ...], ...]  # of the weights that are given, for each direction
     extras: tuple[str, ...]  # arguments of rnnfast's function: lengths, rng
     options: dict[str, Any]
 
@@ -61,7 +61,9 @@ class _Call(NamedTuple):
         recorded = _tapes.get(int(tape[0]))
         backward = self._vjp(arrays[: -count - 1])[2] if recorded is None else recorded.backward
         dx, dweights, dstate = backward(dy, tuple(dstate_n) if self.has_c else dstate_n[0])
-        return [dx, *(getattr(dweights, name) for name in self.fields), *self._listed(dstate)]
+        pairs = zip(dweights[0] if len(self.fields) > 1 else dweights, self.fields, strict=True)
+        dgiven = [getattr(w, name) for w, names in pairs for name in names]
+        return [dx, *dgiven, *self._listed(dstate)]
 
     def _vjp(self, arrays: tuple[Array, ...]) -> tuple[Array, Any, Backward]:
         arguments, how = self._arguments(arrays)
@@ -70,7 +72,8 @@ class _Call(NamedTuple):
 
     def _arguments(self, arrays: tuple[Array, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x, rest = arrays[0], iter(arrays[1:])
-        weights = Weights(**{name: next(rest) for name in self.fields})
+        entries = [Weights(**{name: next(rest) for name in names}) for names in self.fields]
+        weights = [tuple(entries)] if len(entries) > 1 else entries
         state = (next(rest), next(rest)) if self.has_c else next(rest)
         how: dict[str, Any] = {name: next(rest) for name in self.extras}
         if "rng" in how:
@@ -106,19 +109,19 @@ def _record(backward: Backward) -> Array:
     return aligned
 
 
-def lstm(x: Any, weights: Weights, state: tuple[Any, Any], **options: Any) -> tuple[Any, Any]:
-    """`rnnfast.lstm` on tensors of TensorFlow, for weights of one direction of one layer."""
+def lstm(x: Any, weights: list[Any], state: tuple[Any, Any], **options: Any) -> tuple[Any, Any]:
+    """`rnnfast.lstm` on tensors of TensorFlow, for the weights of one layer in a list."""
     y, *state_n = _run("lstm", x, weights, state, **options)
     return y, tuple(state_n)
 
 
-def gru(x: Any, weights: Weights, h_0: Any, **options: Any) -> tuple[Any, Any]:
+def gru(x: Any, weights: list[Any], h_0: Any, **options: Any) -> tuple[Any, Any]:
     """`rnnfast.gru` on tensors; see `lstm`."""
     y, h_n = _run("gru", x, weights, (h_0,), **options)
     return y, h_n
 
 
-def rnn(x: Any, weights: Weights, h_0: Any, **options: Any) -> tuple[Any, Any]:
+def rnn(x: Any, weights: list[Any], h_0: Any, **options: Any) -> tuple[Any, Any]:
     """`rnnfast.rnn` on tensors; see `lstm`."""
     y, h_n = _run("rnn", x, weights, (h_0,), **options)
     return y, h_n
@@ -127,7 +130,7 @@ def rnn(x: Any, weights: Weights, h_0: Any, **options: Any) -> tuple[Any, Any]:
 def _run(
     cell: str,
     x: Any,
-    weights: Weights,
+    weights: list[Any],
     states: tuple[Any, ...],
     *,
     lengths: Any = None,
@@ -136,12 +139,15 @@ def _run(
     **options: Any,
 ) -> list[Any]:
     """y and the states. `keep` what gradients need, or run the layer again for them."""
+    entries = weights if isinstance(weights[0], Weights) else weights[0]
+    fields = tuple(tuple(k for k, a in w._asdict().items() if a is not None) for w in entries)
     # Of variables too, which tf.custom_gradient would take for its own.
-    given = {k: tf.convert_to_tensor(w) for k, w in weights._asdict().items() if w is not None}
+    given = [tf.convert_to_tensor(a) for w in entries for a in w if a is not None]
     extras = {name: e for name, e in (("lengths", lengths), ("rng", rng)) if e is not None}
-    call = _Call(cell, tuple(given), tuple(extras), options)
+    call = _Call(cell, fields, tuple(extras), options)
+    width = len(entries) * states[0].shape[-1]
 
-    kinds = [((*x.shape[:2], states[0].shape[-1]), x.dtype), *((s.shape, x.dtype) for s in states)]
+    kinds = [((*x.shape[:2], width), x.dtype), *((s.shape, x.dtype) for s in states)]
 
     def differentiable(*tensors: Any) -> tuple[list[Any], Callable[..., list[Any]]]:
         inputs = [*tensors, *extras.values()]
@@ -156,7 +162,7 @@ def _run(
 
         return results, gradients
 
-    found: list[Any] = tf.custom_gradient(differentiable)(x, *given.values(), *states)
+    found: list[Any] = tf.custom_gradient(differentiable)(x, *given, *states)
     return found
 
 
