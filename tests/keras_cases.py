@@ -386,7 +386,7 @@ def both_of(case: dict[str, Any], kind: Any, layers: Any) -> Any:
     both = kind(layer, merge_mode=case["merge_mode"])
     both.build((None, steps, features))
     rng = np.random.default_rng(4)
-    both.set_weights([rng.normal(0, 0.5, w.shape) for w in both.get_weights()])
+    both.set_weights([rng.normal(0, 0.3, w.shape) for w in both.get_weights()])
     return both
 
 
