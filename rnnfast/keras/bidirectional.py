@@ -97,6 +97,7 @@ class Bidirectional(keras.layers.Bidirectional):
         )
         return (
             alike
+            and first.compute_dtype == self.compute_dtype
             and options_of(first.rnnfast_cell, cells[0]) == options_of(first.rnnfast_cell, cells[1])
             and second.go_backwards
             and all(
