@@ -34,6 +34,7 @@ class Prepared:
         first, *others = self._layer.passes
         direct = not (others or first.reverse or layer.batch_first)
         self._shortcut = first.weights.shortcut if direct else None
+        self._usual = direct and all(named) and len(first.weights.first[0]) == 1
 
     def __call__(
         self, x: Any, lengths: Any = None, h: Any = None, c: Any = None
@@ -42,6 +43,9 @@ class Prepared:
         done = None
         if self._shortcut is not None and lengths is None and type(x) is np.ndarray and x.ndim == 3:
             done = self._shortcut(x, (h, c) if self._pairs else h, None)
+            if done is not None and self._usual:  # as below, with nothing to find out
+                y, states = done
+                return (y[:, None], *states) if self._pairs else (y[:, None], states)
         if done is None:
             done = _called(self._layer, x, lengths, h, c)
         return _outputs(self._layer, self._named, *done)
