@@ -15,7 +15,7 @@ SUBJECTS = {
     "products": "the matrix products of training beside other libraries",
     "precision": "bfloat16 and int8 weights: speed and error",
     "options": "what each option of the cells costs, beside the plain cell",
-    "onnx": "rnnfast.onnx in onnx's evaluator beside ONNX Runtime",
+    "onnx": "rnnfast.onnx, its backend and in onnx's evaluator, beside ONNX Runtime",
     "jax": "rnnfast.jax beside layers written with lax.scan, both under jit",
     "torch": "the layers of rnnfast.torch beside torch.nn's",
     "keras": "rnnfast.keras beside Keras' own layers, on each of its backends",

@@ -24,6 +24,17 @@ from .rows import Row
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 PLAIN, PACKED = "rnnfast", "rnnfast-packed"
+_PACKAGES = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "jax",
+    "flax",
+    "keras",
+    "tensorflow-cpu",
+    "numba",
+)
 
 _ROW = {
     "threads": 7,
@@ -196,7 +207,7 @@ def _versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "rnnfast": rnnfast.__version__,
     }
-    for name in ("numpy", "torch", "onnxruntime", "jax"):
+    for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -47,14 +47,15 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 CASES = 20 if BACKEND == "jax" else 64  # XLA compiles each of them
 
 
-def chosen(count: int) -> list[dict[str, Any]]:
+def chosen(count: int, options: dict[str, tuple[Any, ...]] = OPTIONS) -> list[dict[str, Any]]:
     """Random combinations: of 64, every pair of values of two options is in one."""
     rng = np.random.default_rng(1)
     cases = []
     for _ in range(count):
-        case = {name: values[rng.integers(len(values))] for name, values in OPTIONS.items()}
-        # Keras' unrolled loop on torch and tensorflow cannot go backwards with a mask.
-        case["unroll"] &= case["mask"] == "none"
+        case = {name: values[rng.integers(len(values))] for name, values in options.items()}
+        if "unroll" in case:
+            # Keras' unrolled loop on torch and tensorflow cannot go backwards with a mask.
+            case["unroll"] &= case["mask"] == "none"
         cases.append(case)
     return cases
 
@@ -165,9 +166,9 @@ def run(layer: Any, x: Any, state: list[Any], mask: Any, training: bool) -> dict
         zero = tf.UnconnectedGradients.ZERO
         found = tape.gradient(loss, watched, unconnected_gradients=zero)
         found = [tf.convert_to_tensor(g) for g in found]
-    names = ["y", "h_n", "c_n"][: len(outputs)]
-    names += ["dx", "dh_0", "dc_0"][: len(inputs)]
-    names += [f"dw.{v.name}" for v in variables]
+    names = [f"output {k}" for k in range(len(outputs))]
+    names += ["dx", *(f"dstate {k}" for k in range(len(state)))]
+    names += [f"dw.{v.name} {k}" for k, v in enumerate(variables)]
     return dict(zip(names, [np.asarray(a) for a in (*outputs, *found)], strict=True))
 
 
@@ -220,7 +221,7 @@ def test_recurrent_dropout_has_one_mask_a_row(cell: str, monkeypatch: pytest.Mon
     _, linear = pair("SimpleRNN", shape, activation="linear", return_sequences=True, **how)
     linear.set_weights([np.zeros((4, hidden)), np.eye(hidden), np.zeros(hidden)])
     ones = np.ones((batch, hidden), np.float32)
-    seen = run(linear, np.zeros(shape, np.float32), [ones], None, True)["y"]
+    seen = run(linear, np.zeros(shape, np.float32), [ones], None, True)["output 0"]
     mask = seen[:, 0]
     np.testing.assert_allclose(seen[:, 2], mask**3, rtol=4 * EPS)
     np.testing.assert_allclose(np.unique(mask), [0, 1 / (1 - rate)], rtol=EPS)
@@ -257,7 +258,7 @@ def text_model(layers: Any) -> Any:
         [
             keras.Input((9,)),
             keras.layers.Embedding(20, 6, mask_zero=True),
-            keras.layers.Bidirectional(layers.LSTM(8, return_sequences=True, dropout=0.2)),
+            layers.Bidirectional(layers.LSTM(8, return_sequences=True, dropout=0.2)),
             layers.GRU(7, return_sequences=True),
             layers.SimpleRNN(6),
             keras.layers.Dense(4, activation="softmax"),
@@ -299,6 +300,39 @@ def test_eager_fit_gives_the_same_weights() -> None:
     assert_close(got, weights_after_fit(rnnfast.keras), 5000 * EPS)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="torch and jax keep what backward needs")
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_graph_of_tensorflow_runs_a_layer_once(
+    cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward are two callbacks; what one keeps for the other is gone after it."""
+    from rnnfast.keras import tensorflow as adapter
+
+    name = rnnfast.keras.layers.__dict__[cell].rnnfast_cell
+    functions = {key: getattr(rnnfast, key) for key in (name, f"{name}_vjp")}
+    calls = dict.fromkeys(functions, 0)
+
+    def counted(key: str) -> Any:
+        def call(*args: Any, **how: Any) -> Any:
+            calls[key] += 1
+            return functions[key](*args, **how)
+
+        return call
+
+    for key in functions:
+        monkeypatch.setattr(rnnfast, key, counted(key))
+    model = keras.Sequential([keras.Input((7, 4)), getattr(rnnfast.keras, cell)(5)])
+    model.compile(optimizer="sgd", loss="mse")
+    x, y = np.ones((3, 7, 4), np.float32), np.ones((3, 5), np.float32)
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    assert calls == {name: 0, f"{name}_vjp": 3}
+    model.predict_on_batch(x)
+    model.layers[0](x, training=True)  # whose gradients nobody asks for
+    assert calls == {name: 1, f"{name}_vjp": 4}
+    assert not adapter._tapes
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the kernels are compiled on torch and jax")
 def test_tensorflow_proceeds_without_xla() -> None:
     model = text_model(rnnfast.keras)
@@ -332,6 +366,110 @@ def test_weights_load_either_way(tmp_path: Any) -> None:
     theirs.load_weights(tmp_path / "ours.weights.h5")
 
 
+BOTH: dict[str, tuple[Any, ...]] = {
+    "cell": CELLS,
+    "merge_mode": ("concat", "sum", "mul", "ave", None),
+    "return_sequences": (True, False),
+    "return_state": (False, True),
+    "initial_state": (False, True),
+    "use_bias": (True, False),
+    "mask": ("none", "right", "left", "any"),
+    "dropout": (0.0, 0.4),  # in training each direction is then called by itself
+    "sizes": ((3, 5, 4, 6), (1, 7, 3, 17), (4, 1, 2, 3)),
+}
+
+
+def both_of(case: dict[str, Any], kind: Any, layers: Any) -> Any:
+    _, steps, features, hidden = case["sizes"]
+    how = {name: case[name] for name in ("return_sequences", "return_state", "use_bias", "dropout")}
+    layer = getattr(layers, case["cell"])(hidden, seed=3, **how)
+    both = kind(layer, merge_mode=case["merge_mode"])
+    both.build((None, steps, features))
+    rng = np.random.default_rng(4)
+    both.set_weights([rng.normal(0, 0.3, w.shape) for w in both.get_weights()])
+    return both
+
+
+@pytest.mark.parametrize("case", chosen(CASES // 2, BOTH), ids=str)
+def test_both_directions_are_those_of_keras(
+    case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if case["cell"] == "SimpleRNN":
+        case = {**case, "dropout": 0.0}  # its seed is not in its config
+    batch, steps, features, hidden = case["sizes"]
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((batch, steps, features), np.float32)
+    count = 2 * (1 + (case["cell"] == "LSTM"))
+    state = [rng.standard_normal((batch, hidden), np.float32) for _ in range(count)]
+    state = state if case["initial_state"] else []
+    mask = mask_of(case["mask"], batch, steps, rng)
+    theirs = both_of(case, keras.layers.Bidirectional, keras.layers)
+    ours = both_of(case, rnnfast.keras.Bidirectional, rnnfast.keras)
+    assert ours.get_config()["merge_mode"] == case["merge_mode"]
+    training = case["dropout"] > 0
+    wanted = run(theirs, x, state, mask, training)
+    directions = []
+    kernel = rnnfast.keras.kernels.run
+
+    def spied(cell: str, x: Any, weights: Any, states: Any, *rest: Any) -> Any:
+        directions.append(len(states))
+        return kernel(cell, x, weights, states, *rest)
+
+    monkeypatch.setattr(rnnfast.keras.kernels, "run", spied)
+    got = run(ours, x, state, mask, training)
+    assert directions == ([1, 1] if training else [2])
+    assert_close(got, wanted, EPS * (64 + 4 * max(features, hidden, batch * steps) ** 0.5))
+
+
+def test_both_directions_are_packed_together() -> None:
+    """And anew when the weights of either change."""
+    case = {name: values[0] for name, values in BOTH.items()} | {"sizes": (2, 3, 4, 5)}
+    ours = both_of(case, rnnfast.keras.Bidirectional, rnnfast.keras)
+    theirs = both_of(case, keras.layers.Bidirectional, keras.layers)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4), np.float32)
+    models = [keras.Sequential([keras.Input((3, 4)), layer]) for layer in (ours, theirs)]
+    for factor in (1, 2):
+        for layer in (ours, theirs):
+            variable = layer.backward_layer.cell.kernel
+            variable.assign(ops.multiply(variable, factor))
+        for _ in range(3):
+            got, wanted = ({"y": model.predict(x, verbose=0)} for model in models)
+            assert_close(got, wanted, 100 * EPS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stateful": True},
+        {"backward": {"activation": "relu"}},
+        {"backward": {"units": 3}},
+        {"backward": {"use_bias": False}},
+        {"forward": {"go_backwards": True}, "backward": {"go_backwards": False}},
+        {"kind": keras.layers},
+    ],
+    ids=str,
+)
+def test_layers_that_are_not_alike_are_called_one_by_one(change: dict[str, Any]) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 6, 4), np.float32)
+    found = []
+    for wrapper, layers in (
+        (keras.layers.Bidirectional, keras.layers),
+        (rnnfast.keras.Bidirectional, change.get("kind", rnnfast.keras)),
+    ):
+        shared = {"units": 5, "stateful": change.get("stateful", False)}
+        forward = layers.GRU(**{**shared, **change.get("forward", {})})
+        other = {"go_backwards": True, **shared, **change.get("backward", {})}
+        both = wrapper(forward, backward_layer=layers.GRU(**other), merge_mode="concat")
+        both.build((2, 3, 4))
+        rng = np.random.default_rng(4)
+        both.set_weights([rng.normal(0, 0.5, w.shape) for w in both.get_weights()])
+        if "stateful" in change:
+            both.reset_state()
+        parts = [both(x[:, :3]), both(x[:, 3:])]
+        found.append({f"{k}": np.asarray(ops.stop_gradient(y)) for k, y in enumerate(parts)})
+    assert_close(found[1], found[0], 100 * EPS)
+
+
 def nested_model() -> Any:
     tokens = keras.Input((9,))
     h = keras.layers.Embedding(20, 6, mask_zero=True)(tokens)
@@ -355,6 +493,8 @@ def test_replace_takes_every_layer_and_its_weights() -> None:
     found = [type(k) for k in replaced._flatten_layers() if isinstance(k, kinds)]
     assert len(found) == 5
     assert {kind.__module__ for kind in found} == {"rnnfast.keras.layers"}
+    wrappers = [k for k in replaced._flatten_layers() if isinstance(k, keras.layers.Bidirectional)]
+    assert [type(k) for k in wrappers] == [rnnfast.keras.Bidirectional]
     x, _ = text()
     wanted = {"y": model.predict(x, verbose=0)}
     assert_close({"y": replaced.predict(x, verbose=0)}, wanted, 100 * EPS)

@@ -47,14 +47,26 @@ PARAMETERS = {
 
 
 def evaluated(node: Node, **how: Any) -> dict[str, Array]:
-    """By onnx's evaluator with our operators; two runs, of which the second has packed weights."""
-    evaluator = ReferenceEvaluator(node.model(**how), new_ops=OPS)
+    """By onnx's evaluator with our operators and by our backend, two runs each.
+
+    The evaluator has packed weights at the second, the backend at both.
+    """
+    model = node.model(**how)
+    evaluator, prepared = ReferenceEvaluator(model, new_ops=OPS), Backend.prepare(model)
     feeds = node.feeds if how.get("constants", True) else node.arrays
     names = evaluator.output_names
-    first = dict(zip(names, evaluator.run(None, feeds), strict=True))
-    second = dict(zip(names, evaluator.run(None, feeds), strict=True))
-    for name, a in first.items():
-        assert a.tobytes() == second[name].tobytes(), name
+    first, *others = (
+        dict(zip(names, found, strict=True))
+        for found in (
+            evaluator.run(None, feeds),
+            evaluator.run(None, feeds),
+            prepared.run(feeds),
+            prepared.run(list(feeds.values())),
+        )
+    )
+    for other in others:
+        for name, a in first.items():
+            assert a.tobytes() == other[name].tobytes(), name
     return first
 
 
@@ -626,5 +638,6 @@ def test_benchmark(tmp_path: Path) -> None:
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     assert [row["cell"] for row in rows] == ["lstm", "gru-before"]
     for row in rows:
-        assert row["ratios"].keys() == {"onnxruntime", "session"}
-        assert row["times_ms"].keys() >= {"evaluator", "rnnfast-packed", "empty"}
+        assert row["ratios"].keys() == {"backend", "evaluator"}
+        assert all(r.keys() == {"onnxruntime", "session"} for r in row["ratios"].values())
+        assert row["times_ms"].keys() >= {"rnnfast-packed", "empty"}

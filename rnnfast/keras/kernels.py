@@ -6,6 +6,9 @@ import importlib
 from typing import Any
 
 import keras
+import numpy as np
+
+import rnnfast
 
 from ..api import Packed
 from ..errors import UnsupportedError
@@ -26,28 +29,73 @@ _adapter = importlib.import_module(_ADAPTERS[BACKEND])
 def run(
     cell: str,
     x: Any,
-    weights: Weights | Packed,
-    state: list[Any],
+    weights: tuple[Weights, ...] | Packed,
+    states: list[list[Any]],
     lengths: Any,
     options: dict[str, Any],
-) -> tuple[Any, list[Any]]:
-    """One layer in one direction: y (B, T, H) and the new states (B, H).
+    training: bool,
+) -> tuple[Any, list[list[Any]]]:
+    """One layer in one or two directions: y (B, T, D*H) and the new states.
 
-    Tensors of Keras' backend, of one dtype; x (B, T, I), states (B, H), lengths (B,) or None.
+    Tensors of Keras' backend, of one dtype: x (B, T, I), lengths (B,) or None, and for each
+    direction one or two states (B, H). With `training` a backward pass is likely.
     """
-    if BACKEND == "torch" and isinstance(weights, Weights):
+    if isinstance(weights, Packed):
+        return _run_packed(cell, x, weights, states, lengths, options)
+    if BACKEND == "torch":
         # NumPy would take six times as long as torch to transpose a kernel.
-        weights = Weights(*(None if w is None else w.contiguous() for w in weights))
-    initial = [keras.ops.expand_dims(s, 0) for s in state]
+        weights = tuple(
+            Weights(*(None if a is None else a.contiguous() for a in w)) for w in weights
+        )
+    if BACKEND == "tensorflow":
+        options = {**options, "keep": training}
+    initial = [
+        keras.ops.stack(s) if len(s) > 1 else keras.ops.expand_dims(s[0], 0)
+        for s in zip(*states, strict=True)
+    ]
     y, state_n = getattr(_adapter, cell)(
         x,
-        weights,
+        [weights if len(weights) > 1 else weights[0]],
         tuple(initial) if cell == "lstm" else initial[0],
         lengths=lengths,
         batch_first=True,
         **options,
     )
-    return y, [s[0] for s in (state_n if cell == "lstm" else (state_n,))]
+    found = state_n if cell == "lstm" else (state_n,)
+    return y, [[s[d] for s in found] for d in range(len(states))]
+
+
+def _run_packed(
+    cell: str,
+    x: Any,
+    weights: Packed,
+    states: list[list[Any]],
+    lengths: Any,
+    options: dict[str, Any],
+) -> tuple[Any, list[list[Any]]]:
+    """`run` on tensors of torch that take no part in autograd.
+
+    The time is the first axis, as rnnfast's shortest way wants it: where B or T is 1, that moves
+    nothing in memory.
+    """
+    from torch import from_numpy
+
+    from ..torch.calls import array
+
+    initial = [
+        np.stack([array(a) for a in s]) if len(s) > 1 else array(s[0])[None]
+        for s in zip(*states, strict=True)
+    ]
+    if lengths is not None:
+        options = {**options, "lengths": array(lengths)}
+    y, state_n = getattr(rnnfast, cell)(
+        array(x).swapaxes(0, 1),
+        weights,
+        tuple(initial) if cell == "lstm" else initial[0],
+        **options,
+    )
+    found = [from_numpy(s) for s in (state_n if cell == "lstm" else (state_n,))]
+    return from_numpy(y.swapaxes(0, 1)), [[s[d] for s in found] for d in range(len(states))]
 
 
 def rng(seed: Any) -> Any:

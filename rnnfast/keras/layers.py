@@ -10,7 +10,7 @@ from ..errors import UnsupportedError
 from . import kernels
 from .masks import Masked, Unmasked
 from .packing import Packing
-from .translation import options_of
+from .translation import cast, options_of
 
 
 class Fused(keras.layers.RNN):
@@ -34,41 +34,60 @@ class Fused(keras.layers.RNN):
 
         sequences (B, T, I), initial_state one or two (B, H), mask (B, T) or None.
         """
-        ops = keras.ops
         cell = self.cell
         options = options_of(self.rnnfast_cell, cell)
-        dtype = "float64" if self.compute_dtype == "float64" else "float32"
-        weights = self._packing.weights(self.rnnfast_cell, cell, dtype, options)
-        x = ops.cast(sequences, dtype)
-        state = [ops.cast(s, dtype) for s in _listed(initial_state)]
+        dtype = computed_in(self)
+        weights = self._packing.weights(self.rnnfast_cell, [cell], dtype, options)
+        x = cast(sequences, dtype)
+        state = [cast(s, dtype) for s in listed(initial_state)]
         if training and cell.dropout:
-            dropped = _listed(cell.get_dropout_mask(sequences[:, 0]))[0]
-            x = x * ops.cast(dropped, dtype)[:, None]
+            dropped = listed(cell.get_dropout_mask(sequences[:, 0]))[0]
+            x = x * cast(dropped, dtype)[:, None]
         if training and cell.recurrent_dropout:
             options["recurrent_dropout"] = cell.recurrent_dropout
             options["rng"] = kernels.rng(cell.seed_generator.next())
         if self.stateful and kernels.BACKEND == "torch":
-            state = [ops.copy(s) for s in state]  # the variables change before backward reads them
-        steps = self._steps(_listed(mask)[0], state[0])
-        y, state_n = kernels.run(
-            self.rnnfast_cell, steps.pack(x), weights, state, steps.lengths, options
+            state = [
+                keras.ops.copy(s) for s in state
+            ]  # the variables change before backward reads them
+        steps = steps_of(mask, self.go_backwards, self.zero_output_for_mask)
+        y, [state_n] = kernels.run(
+            self.rnnfast_cell,
+            steps.pack(x),
+            weights,
+            [state],
+            steps.lengths,
+            options,
+            bool(training),
         )
-        last = steps.last(state_n[0])
-        return last, steps.unpack(y, state_n[0]) if self.return_sequences else last, state_n
-
-    def _steps(self, mask: Any, h_0: Any) -> Masked | Unmasked:
-        if mask is None:
-            return Unmasked(self.go_backwards)
-        # Before the first step that counts, Keras gives h_0 on jax, and zeros elsewhere.
-        carries = kernels.BACKEND == "jax" and not self.unroll
-        before = h_0 if carries else keras.ops.zeros_like(h_0)
-        mask = keras.ops.cast(mask, "bool")
-        if len(mask.shape) == 3:
-            mask = mask[:, :, 0]
-        return Masked(mask, self.go_backwards, before, self.zero_output_for_mask)
+        before = None if steps.lengths is None else output_before(self, state[0])
+        last = steps.last(state_n[0], before)
+        outputs = steps.unpack(y, state_n[0], before) if self.return_sequences else last
+        return last, outputs, state_n
 
 
-def _listed(value: Any) -> list[Any]:
+def output_before(layer: Any, h_0: Any) -> Any:
+    """What Keras has for masked steps before the first that counts: h_0 on jax, or zeros."""
+    carries = kernels.BACKEND == "jax" and not layer.unroll
+    return h_0 if carries else keras.ops.zeros_like(h_0)
+
+
+def computed_in(layer: Any) -> str:
+    return "float64" if layer.compute_dtype == "float64" else "float32"
+
+
+def steps_of(mask: Any, go_backwards: bool, zero_output: bool) -> Masked | Unmasked:
+    """mask (B, T), or (B, T, 1), or None, or a list of one of them."""
+    mask = listed(mask)[0]
+    if mask is None:
+        return Unmasked(go_backwards)
+    mask = keras.ops.cast(mask, "bool")
+    if len(mask.shape) == 3:
+        mask = mask[:, :, 0]
+    return Masked(mask, go_backwards, zero_output)
+
+
+def listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 

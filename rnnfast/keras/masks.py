@@ -25,33 +25,32 @@ class Unmasked:
         """The steps (B, T, I) in the order in which they are run."""
         return ops.flip(x, axis=1) if self.go_backwards else x
 
-    def unpack(self, y: Any, h_n: Any) -> Any:
-        """The outputs (B, T, H) as Keras has them: in the order in which steps are run."""
+    def unpack(self, y: Any, h_n: Any, before: Any) -> Any:
+        """The outputs (B, T, H) as Keras has them: in the order in which steps are run.
+
+        `before` (B, H) is the output of masked steps before the first that counts, or None.
+        """
         return y
 
-    def last(self, h_n: Any) -> Any:
+    def last(self, h_n: Any, before: Any) -> Any:
         """The output of the last step (B, H)."""
         return h_n
 
 
 class Masked:
-    """Only the steps where the mask is true count.
+    """Only the steps where the mask is true count. Others repeat the output before them.
 
     Parameters
     ----------
     mask : bool tensor (B, T)
     go_backwards : bool
-    before : tensor (B, H)
-        The output of masked steps before the first that counts. Later ones repeat the output
-        before them.
     zero_output : bool
         Whether the output of every masked step is zero instead.
     """
 
-    def __init__(self, mask: Any, go_backwards: bool, before: Any, zero_output: bool) -> None:
+    def __init__(self, mask: Any, go_backwards: bool, zero_output: bool) -> None:
         self.mask = ops.flip(mask, axis=1) if go_backwards else mask
         self.go_backwards = go_backwards
-        self.before = before
         self.zero_output = zero_output
         self.lengths = ops.sum(ops.cast(mask, "int32"), axis=1)
         self.in_front = None  # backwards a row that ends early starts late: never
@@ -64,17 +63,21 @@ class Masked:
             return self._to_front(x)
         return ops.cond(self.in_front, lambda: x, lambda: self._to_front(x))
 
-    def unpack(self, y: Any, h_n: Any) -> Any:
+    def unpack(self, y: Any, h_n: Any, before: Any) -> Any:
         """See `Unmasked`."""
         if self.in_front is None:
-            return self._from_front(y)
-        return ops.cond(self.in_front, lambda: self._filled(y, h_n), lambda: self._from_front(y))
+            return self._from_front(y, before)
+        return ops.cond(
+            self.in_front,
+            lambda: self._filled(y, h_n, before),
+            lambda: self._from_front(y, before),
+        )
 
-    def last(self, h_n: Any) -> Any:
+    def last(self, h_n: Any, before: Any) -> Any:
         """See `Unmasked`."""
         if self.zero_output:
             return ops.where(self.mask[:, -1:], h_n, ops.zeros_like(h_n))
-        return ops.where(self.lengths[:, None] > 0, h_n, self.before)
+        return ops.where(self.lengths[:, None] > 0, h_n, before)
 
     def _to_front(self, x: Any) -> Any:
         count = ops.shape(self.mask)[1]
@@ -83,18 +86,18 @@ class Masked:
         order = ops.cast(order, "int32")
         return _take(x, count - 1 - order if self.go_backwards else order)
 
-    def _from_front(self, y: Any) -> Any:
+    def _from_front(self, y: Any, before: Any) -> Any:
         made = ops.cumsum(ops.cast(self.mask, "int32"), axis=1)
         spread = _take(y, ops.maximum(made - 1, 0))
         if self.zero_output:
             return ops.where(self.mask[:, :, None], spread, ops.zeros_like(spread))
-        return ops.where(made[:, :, None] > 0, spread, self.before[:, None])
+        return ops.where(made[:, :, None] > 0, spread, before[:, None])
 
-    def _filled(self, y: Any, h_n: Any) -> Any:
+    def _filled(self, y: Any, h_n: Any, before: Any) -> Any:
         """y, which is zero past the end of a row, with the last output there."""
         if self.zero_output:
             return y
-        return ops.where(self.mask[:, :, None], y, self.last(h_n)[:, None])
+        return ops.where(self.mask[:, :, None], y, self.last(h_n, before)[:, None])
 
 
 def _take(x: Any, steps: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Weights packed for inference on the torch backend, until the variables change.
+"""The weights of a call, packed for inference on the torch backend until the variables change.
 
 A T = 1 call would otherwise spend most of its time on transposing and packing. The other backends
 trace their calls, and have no weights to hold on to.
@@ -17,7 +17,7 @@ from .translation import weights_of
 
 
 class Packing:
-    """The packed weights of one layer, made when the same variables are seen a second time.
+    """The packed weights of one layer or a pair, made when the same variables come a second time.
 
     They are the same while each is the same tensor with the same version, which counts every
     change but those through ``.data`` and through NumPy.
@@ -28,25 +28,34 @@ class Packing:
         self._packed: Packed | None = None
 
     def weights(
-        self, cell: str, keras_cell: Any, dtype: str, options: dict[str, Any]
-    ) -> Weights | Packed:
+        self, cell: str, keras_cells: list[Any], dtype: str, options: dict[str, Any]
+    ) -> tuple[Weights, ...] | Packed:
         """What `kernels.run` takes: packed where no gradient is wanted."""
         if kernels.BACKEND != "torch":
-            return weights_of(cell, keras_cell, dtype)
+            return _arranged(cell, keras_cells, dtype)
         import torch
 
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return weights_of(cell, keras_cell, dtype)
-        now = [(v.value, v.value._version) for v in keras_cell.weights]
+            return _arranged(cell, keras_cells, dtype)
+        variables = [v for c in keras_cells for v in (c.kernel, c.recurrent_kernel, c.bias)]
+        tensors = [v.value for v in variables if v is not None]
+        now = [(t, t._version) for t in tensors]
         same = len(now) == len(self._seen) and all(
             a is b and version == before
             for (a, version), (b, before) in zip(now, self._seen, strict=True)
         )
         if not same:
             self._seen, self._packed = now, None
-            return weights_of(cell, keras_cell, dtype)
+            return _arranged(cell, keras_cells, dtype)
         if self._packed is None:
-            weights = weights_of(cell, keras_cell, dtype)
-            detached = Weights(*(None if w is None else w.detach() for w in weights))
-            self._packed = rnnfast.pack(detached, cell=cell, **options)
+            weights = tuple(
+                Weights(*(None if a is None else a.detach() for a in w))
+                for w in _arranged(cell, keras_cells, dtype)
+            )
+            layer = weights if len(weights) > 1 else weights[0]
+            self._packed = rnnfast.pack([layer], cell=cell, **options)
         return self._packed
+
+
+def _arranged(cell: str, keras_cells: list[Any], dtype: str) -> tuple[Weights, ...]:
+    return tuple(weights_of(cell, keras_cell, dtype) for keras_cell in keras_cells)

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from ..errors import UnsupportedError
+from .bidirectional import Bidirectional
 from .layers import GRU, LSTM, Fused, SimpleRNN
 
 _OURS: dict[Any, Any] = {
@@ -14,10 +15,11 @@ _OURS: dict[Any, Any] = {
     keras.layers.GRU: GRU,
     keras.layers.SimpleRNN: SimpleRNN,
 }
+_REPLACED: dict[Any, Any] = {**_OURS, keras.layers.Bidirectional: Bidirectional}
 
 
 def replace(model: Any) -> Any:
-    """A copy of a model in which every LSTM, GRU and SimpleRNN layer is rnnfast's.
+    """A copy of a model in which every LSTM, GRU, SimpleRNN and Bidirectional is rnnfast's.
 
     Parameters
     ----------
@@ -69,7 +71,7 @@ def _inside(model: Any) -> list[Any]:
 
 
 def _clone(layer: Any) -> Any:
-    kind = _OURS.get(type(layer), type(layer))
+    kind = _REPLACED.get(type(layer), type(layer))
     return kind.from_config(_translated(layer.get_config()))
 
 
@@ -82,7 +84,7 @@ def _translated(config: Any) -> Any:
         return config
     config = {key: _translated(value) for key, value in config.items()}
     if config.get("module") == "keras.layers":
-        for theirs, ours in _OURS.items():
+        for theirs, ours in _REPLACED.items():
             if config.get("class_name") == theirs.__name__:
                 config["module"] = ours.__module__
                 config["registered_name"] = keras.saving.get_registered_name(ours)

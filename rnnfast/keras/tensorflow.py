@@ -1,12 +1,13 @@
 """lstm, gru and rnn on TensorFlow's tensors: callbacks from its graph into Python.
 
 TensorFlow reaches the kernels through `tf.numpy_function`, which XLA cannot compile and a
-SavedModel cannot hold. The backward pass runs the layer again, because nothing but tensors can be
-kept between two callbacks.
+SavedModel cannot hold.
 """
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 import rnnfast
 
+from ..api import Backward
 from ..spec import CELLS
 from ..weights import Weights
 
@@ -29,7 +31,7 @@ class _Call(NamedTuple):
     """
 
     cell: str
-    fields: tuple[str, ...]  # of the weights that are given
+    fields: tuple[tuple[str, ...], ...]  # of the weights that are given, for each direction
     extras: tuple[str, ...]  # arguments of rnnfast's function: lengths, rng
     options: dict[str, Any]
 
@@ -43,18 +45,35 @@ class _Call(NamedTuple):
         y, state_n = getattr(rnnfast, self.cell)(*arguments, **how)
         return [y, *self._listed(state_n)]
 
+    def forward_and_keep(self, *arrays: Array) -> list[Array]:
+        """y, the states and a tape, from which `backward` goes back."""
+        y, state_n, backward = self._vjp(arrays)
+        return [y, *self._listed(state_n), _record(backward)]
+
     def backward(self, *arrays: Array) -> list[Array]:
-        """Gradients of x, the weights and the states; the last arrays are those of the results."""
+        """Gradients of x, the weights and the states.
+
+        The last arrays are a tape and the gradients of the results. Where the tape is lost, or
+        nothing was kept, the layer is run again.
+        """
         count = 2 + self.has_c
-        dy, *dstate_n = arrays[-count:]
-        arguments, how = self._arguments(arrays[:-count])
-        _, _, vjp = getattr(rnnfast, f"{self.cell}_vjp")(*arguments, **how)
-        dx, dweights, dstate = vjp(dy, tuple(dstate_n) if self.has_c else dstate_n[0])
-        return [dx, *(getattr(dweights, name) for name in self.fields), *self._listed(dstate)]
+        tape, dy, *dstate_n = arrays[-count - 1 :]
+        recorded = _tapes.get(int(tape[0]))
+        backward = self._vjp(arrays[: -count - 1])[2] if recorded is None else recorded.backward
+        dx, dweights, dstate = backward(dy, tuple(dstate_n) if self.has_c else dstate_n[0])
+        pairs = zip(dweights[0] if len(self.fields) > 1 else dweights, self.fields, strict=True)
+        dgiven = [getattr(w, name) for w, names in pairs for name in names]
+        return [dx, *dgiven, *self._listed(dstate)]
+
+    def _vjp(self, arrays: tuple[Array, ...]) -> tuple[Array, Any, Backward]:
+        arguments, how = self._arguments(arrays)
+        found: tuple[Array, Any, Backward] = getattr(rnnfast, f"{self.cell}_vjp")(*arguments, **how)
+        return found
 
     def _arguments(self, arrays: tuple[Array, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x, rest = arrays[0], iter(arrays[1:])
-        weights = Weights(**{name: next(rest) for name in self.fields})
+        entries = [Weights(**{name: next(rest) for name in names}) for names in self.fields]
+        weights = [tuple(entries)] if len(entries) > 1 else entries
         state = (next(rest), next(rest)) if self.has_c else next(rest)
         how: dict[str, Any] = {name: next(rest) for name in self.extras}
         if "rng" in how:
@@ -65,19 +84,44 @@ class _Call(NamedTuple):
         return list(state) if self.has_c else [state]
 
 
-def lstm(x: Any, weights: Weights, state: tuple[Any, Any], **options: Any) -> tuple[Any, Any]:
-    """`rnnfast.lstm` on tensors of TensorFlow, for weights of one direction of one layer."""
+class _Tape(np.ndarray[Any, np.dtype[np.int64]]):
+    """A number, and the function `backward` that goes by it.
+
+    As a tensor it travels with the others that TensorFlow keeps for the backward pass, and lives as
+    long: TensorFlow holds the arrays that callbacks return. One that it copies is not found again.
+    """
+
+    backward: Backward
+
+
+_tapes: weakref.WeakValueDictionary[int, _Tape] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+_ALIGNED = 64  # bytes; what is not, TensorFlow copies
+
+
+def _record(backward: Backward) -> Array:
+    tape = _Tape(2 * _ALIGNED // 8, np.int64)
+    first = -tape.ctypes.data % _ALIGNED // 8
+    tape[first] = number = next(_numbers)
+    tape.backward = backward
+    _tapes[number] = tape
+    aligned: Array = tape[first : first + 1]
+    return aligned
+
+
+def lstm(x: Any, weights: list[Any], state: tuple[Any, Any], **options: Any) -> tuple[Any, Any]:
+    """`rnnfast.lstm` on tensors of TensorFlow, for the weights of one layer in a list."""
     y, *state_n = _run("lstm", x, weights, state, **options)
     return y, tuple(state_n)
 
 
-def gru(x: Any, weights: Weights, h_0: Any, **options: Any) -> tuple[Any, Any]:
+def gru(x: Any, weights: list[Any], h_0: Any, **options: Any) -> tuple[Any, Any]:
     """`rnnfast.gru` on tensors; see `lstm`."""
     y, h_n = _run("gru", x, weights, (h_0,), **options)
     return y, h_n
 
 
-def rnn(x: Any, weights: Weights, h_0: Any, **options: Any) -> tuple[Any, Any]:
+def rnn(x: Any, weights: list[Any], h_0: Any, **options: Any) -> tuple[Any, Any]:
     """`rnnfast.rnn` on tensors; see `lstm`."""
     y, h_n = _run("rnn", x, weights, (h_0,), **options)
     return y, h_n
@@ -86,37 +130,48 @@ def rnn(x: Any, weights: Weights, h_0: Any, **options: Any) -> tuple[Any, Any]:
 def _run(
     cell: str,
     x: Any,
-    weights: Weights,
+    weights: list[Any],
     states: tuple[Any, ...],
     *,
     lengths: Any = None,
     rng: Any = None,
+    keep: bool = False,
     **options: Any,
 ) -> list[Any]:
-    """y and the states."""
-    given = {name: w for name, w in weights._asdict().items() if w is not None}
+    """y and the states. `keep` what gradients need, or run the layer again for them."""
+    entries = weights if isinstance(weights[0], Weights) else weights[0]
+    fields = tuple(tuple(k for k, a in w._asdict().items() if a is not None) for w in entries)
+    # Of variables too, which tf.custom_gradient would take for its own.
+    given = [tf.convert_to_tensor(a) for w in entries for a in w if a is not None]
     extras = {name: e for name, e in (("lengths", lengths), ("rng", rng)) if e is not None}
-    call = _Call(cell, tuple(given), tuple(extras), options)
+    call = _Call(cell, fields, tuple(extras), options)
+    width = len(entries) * states[0].shape[-1]
+
+    kinds = [((*x.shape[:2], width), x.dtype), *((s.shape, x.dtype) for s in states)]
 
     def differentiable(*tensors: Any) -> tuple[list[Any], Callable[..., list[Any]]]:
         inputs = [*tensors, *extras.values()]
-        shapes = [(*x.shape[:2], states[0].shape[-1]), *(s.shape for s in states)]
+        if keep:
+            *results, tape = _python(call.forward_and_keep, inputs, [*kinds, ((1,), tf.int64)])
+        else:
+            results, tape = _python(call.forward, inputs, kinds), tf.zeros(1, tf.int64)
 
         def gradients(*cotangents: Any) -> list[Any]:
-            return _python(call.backward, [*inputs, *cotangents], [t.shape for t in tensors])
+            wanted = [(t.shape, t.dtype) for t in tensors]
+            return _python(call.backward, [*inputs, tape, *cotangents], wanted)
 
-        return _python(call.forward, inputs, shapes), gradients
+        return results, gradients
 
-    results: list[Any] = tf.custom_gradient(differentiable)(x, *given.values(), *states)
-    return results
+    found: list[Any] = tf.custom_gradient(differentiable)(x, *given, *states)
+    return found
 
 
 def _python(
-    function: Callable[..., list[Array]], tensors: list[Any], shapes: list[Any]
+    function: Callable[..., list[Array]], tensors: list[Any], kinds: list[tuple[Any, Any]]
 ) -> list[Any]:
-    """The results of a function on arrays, of the dtype of the first tensor."""
-    dtypes = [tensors[0].dtype] * len(shapes)
+    """The results of a function on arrays, of these shapes and dtypes."""
+    dtypes = [dtype for _, dtype in kinds]
     results: list[Any] = tf.numpy_function(function, tensors, dtypes, stateful=False)
-    for result, shape in zip(results, shapes, strict=True):
+    for result, (shape, _) in zip(results, kinds, strict=True):
         result.set_shape(shape)
     return results

@@ -60,6 +60,13 @@ def _activation(name: str, function: Any) -> str | tuple[str, float, float]:
         ) from None
 
 
+def cast(tensor: Any, dtype: str) -> Any:
+    """`keras.ops.cast`, which takes longer than a small layer even where there is nothing to do."""
+    if keras.backend.standardize_dtype(tensor.dtype) == dtype:
+        return tensor
+    return keras.ops.cast(tensor, dtype)
+
+
 def weights_of(cell: str, keras_cell: Any, dtype: str) -> Weights:
     """The variables of a Keras cell in PyTorch's layout and gate order."""
     ops = keras.ops
@@ -67,7 +74,7 @@ def weights_of(cell: str, keras_cell: Any, dtype: str) -> Weights:
 
     def arranged(variable: Any) -> Any:
         """Gates from the last axis, in Keras' order, to the first, in PyTorch's."""
-        value = ops.cast(variable, dtype)
+        value = cast(ops.convert_to_tensor(variable), dtype)
         value = ops.transpose(value) if len(value.shape) > 1 else value
         if order == wanted:
             return value

@@ -13,13 +13,17 @@ from onnx.reference import ReferenceEvaluator
 
 from ..errors import UnsupportedError
 from .ops import OPS
+from .plan import Plan
 
 
 class Rep(BackendRep):
     """A prepared model; made by `Backend.prepare`."""
 
-    def __init__(self, evaluator: ReferenceEvaluator) -> None:
+    def __init__(self, evaluator: ReferenceEvaluator, plan: Plan | None) -> None:
         self.evaluator = evaluator
+        self._plan = plan
+        self._names = list(evaluator.input_names)
+        self._needed = [name for name in self._names if name not in evaluator.rt_inits_]
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Run the model.
@@ -28,6 +32,8 @@ class Rep(BackendRep):
         ----------
         inputs : sequence of arrays in the order of the graph's inputs, or dict of them by name
             A sequence may leave out initialisers that are inputs too, if all of them.
+        **kwargs
+            For `onnx.reference.ReferenceEvaluator.run`.
 
         Returns
         -------
@@ -39,14 +45,16 @@ class Rep(BackendRep):
         ValueError
             For a wrong number of inputs.
         """
-        if not isinstance(inputs, Mapping):
-            inputs = _named(inputs, self._inputs(len(inputs)))
-        return tuple(self.evaluator.run(None, dict(inputs), **kwargs))
+        if not isinstance(inputs, dict):
+            inputs = self._named(inputs)
+        if self._plan is not None and not kwargs and inputs.keys() == self._plan.inputs:
+            return self._plan.run(inputs)
+        return tuple(self.evaluator.run(None, inputs, **kwargs))
 
-    def _inputs(self, count: int) -> list[str]:
-        names = list(self.evaluator.input_names)
-        needed = [name for name in names if name not in self.evaluator.rt_inits_]
-        return needed if count == len(needed) else names
+    def _named(self, inputs: Any) -> dict[str, Any]:
+        if isinstance(inputs, Mapping):
+            return dict(inputs)
+        return _named(inputs, self._needed if len(inputs) == len(self._needed) else self._names)
 
 
 def _named(values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
@@ -58,8 +66,8 @@ def _named(values: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
 class Backend(Base):
     """Runs models with rnnfast's LSTM, GRU and RNN, and onnx's own evaluator for the rest.
 
-    The class methods are those of `onnx.backend.base.Backend`. The evaluator is there to be right,
-    not fast: what surrounds the recurrent nodes runs in NumPy.
+    The class methods are those of `onnx.backend.base.Backend`. The evaluator's operators are there
+    to be right, not fast: what surrounds the recurrent nodes runs in NumPy.
     """
 
     @classmethod
@@ -76,23 +84,29 @@ class Backend(Base):
     def prepare(cls, model: ModelProto, device: str = "CPU", **kwargs: Any) -> Rep:
         """Check a model and get it ready for many runs.
 
+        What depends on constants alone is computed, and the weights of recurrent nodes that do are
+        packed.
+
         Parameters
         ----------
         model : onnx.ModelProto
         device : "CPU"
         **kwargs
-            For `onnx.reference.ReferenceEvaluator`.
+            For `onnx.reference.ReferenceEvaluator`, whose own loop over the nodes runs then.
 
         Raises
         ------
         UnsupportedError
             For another device.
+        ValueError, TypeError
+            For weights that do not fit their node.
         """
         _check(device)
         super().prepare(model, device)
         if model.functions:  # inside of which the evaluator has its own operators
             model = inline_local_functions(model)
-        return Rep(ReferenceEvaluator(model, new_ops=OPS, **kwargs))
+        evaluator = ReferenceEvaluator(model, new_ops=OPS, **kwargs)
+        return Rep(evaluator, None if kwargs else Plan(evaluator))
 
     @classmethod
     def run_node(
