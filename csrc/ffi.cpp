@@ -253,6 +253,7 @@ void register_ffi(py::module_& m) {
   handlers["rnnfast_forward"] = py::capsule(reinterpret_cast<void*>(on_forward));
   handlers["rnnfast_backward"] = py::capsule(reinterpret_cast<void*>(on_backward));
   add_flexible_handlers(handlers);
+  add_dual_handlers(handlers);
   m.attr("ffi_handlers") = handlers;
   m.attr("ffi_version") = py::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
   m.def("ffi_saved_gates", [](const std::string& cell) {
