@@ -42,11 +42,17 @@ def run(plan: Plan, *operands: Any) -> tuple[Any, Any, Any]:
 
 
 def _primitive(name: str, function: Callable[..., Any], static: Sequence[str]) -> Primitive:
-    """function(*operands, **static), which may not be derived itself."""
+    """function(*operands, **static), checked where it is run: a transpose may take its place."""
+
+    def checked(*flat: Any, **named: Any) -> list[Any]:
+        if "parts" in static:
+            named["plan"].check_dual()
+        return function(*flat, **named)
+
     made = Primitive(name)
     made.multiple_results = True
-    made.def_impl(jax.jit(function, static_argnames=static))
-    mlir.register_lowering(made, mlir.lower_fun(function, multiple_results=True), platform="cpu")
+    made.def_impl(jax.jit(checked, static_argnames=static))
+    mlir.register_lowering(made, mlir.lower_fun(checked, multiple_results=True), platform="cpu")
     made.def_abstract_eval(
         lambda *avals, **named: jax.make_jaxpr(partial(function, **named))(*avals).out_avals
     )

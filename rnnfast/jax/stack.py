@@ -64,6 +64,17 @@ class Plan(NamedTuple):
     has_c: bool
     save: str
 
+    def check_dual(self) -> None:
+        """Refuse what changes gradients and not results: it has no derivative along a direction."""
+        last = ("clip", "grad_clip", "input_forget", "truncate")
+        given = dict(zip(last, self.options[-len(last) :], strict=True))
+        for option in ("grad_clip", "truncate"):
+            if given[option]:
+                raise UnsupportedError(
+                    f"{option}: rnnfast.jax has first derivatives in reverse mode (jax.grad, "
+                    f"jax.vjp) with it, neither second ones nor forward mode"
+                )
+
     @property
     def fields(self) -> int:
         """How many of `Weights` there are among the operands, for each direction."""
@@ -180,12 +191,6 @@ def _dual(
     along: Mapping[int, Any],
     cotangents: Operands,
 ) -> list[Any]:
-    numbers = dict(zip(OPTIONS, plan.options[-len(OPTIONS) :], strict=True))
-    for option in ("grad_clip", "truncate"):
-        if numbers[option]:
-            raise UnsupportedError(
-                f"{option}: rnnfast.jax has neither second derivatives nor forward mode with it"
-            )
     nothing = jnp.zeros((0,), operands[0].dtype)
     tangents = [along.get(k, nothing) for k in range(len(smooth(operands)))]
     inputs = (
@@ -196,9 +201,6 @@ def _dual(
     )
     more: dict[str, Any] = {"options": np.array(plan.options), "layers": np.int64(plan.layers)}
     return _call(verb, plan, shapes, inputs, cell=plan.cell, **more)
-
-
-OPTIONS = ("clip", "grad_clip", "input_forget", "truncate")  # the last numbers of Plan.options
 
 
 def _every_field(plan: Plan, parts: list[Any]) -> list[Any]:
