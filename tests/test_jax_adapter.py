@@ -363,6 +363,31 @@ def test_layouts(spec: Spec) -> None:
     assert all(not np.asarray(a).any() for a in jax.tree.leaves(gradients))
 
 
+@pytest.mark.parametrize("sizes", [(5, 16), (4, 5)], ids=str)
+def test_transposed_weights(spec: Spec, sizes: tuple[int, int]) -> None:
+    """Of kernels as Keras has them: the same numbers, read and written where they lie."""
+    I, H = sizes  # noqa: E741
+    p = problem(Case(spec, T=3, B=2, I=I, H=H, L=2, D=2, dtype="float32"))
+    turned = jax.tree.map(lambda w: jnp.asarray(w.T) if w.ndim == 2 else w, p.weights)
+    for save in ("all", "recompute"):
+
+        def of_kernels(kernels: Any, x: Any, transposed: bool, save: str = save) -> Any:
+            weights = jax.tree.map(lambda w: w.T, kernels)
+            return loss_of(p, transposed=transposed, save=save)(weights, x, p.state)
+
+        call, other = (
+            jax.jit(jax.value_and_grad(partial(of_kernels, transposed=t), argnums=(0, 1)))
+            for t in (True, False)
+        )
+        assert_near(call(turned, p.x), other(turned, p.x), 0)
+        for f, copies in ((call, False), (other, True)):
+            text = f.lower(turned, p.x).compile().as_text()
+            moved = re.findall(r"(?:transpose|copy)[.\w]* = f32\[\d+,\d+\]", text)
+            assert bool(moved) == copies, moved
+    with pytest.raises(TypeError, match="transposed"):
+        ours(spec)(p.x, p.weights, transposed=1)
+
+
 def test_dropout() -> None:
     """Seen through a second layer that hands on what it reads."""
     size, rate = 64, 0.25

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import checks
 from ..api import Packed, _Call, _spec
 from ..arrays import describe
 from ..backends.native import _kernel, flexible_kernel
@@ -28,6 +29,7 @@ def run(
     rng: Any,
     save: str,
     options: Any,
+    transposed: bool,
     reset_after: bool = True,
     nonlinearity: Any = "tanh",
 ) -> tuple[Any, Any]:
@@ -53,6 +55,7 @@ def run(
         for entry in ([weights] if is_entry(weights) else weights)
     ]
     _refuse(checked)
+    transposed = checks.flag("transposed", transposed)
     noise, spec = checked.noise, checked.spec
     drop = checked.dropout if noise.training and len(layers) > 1 else 0.0
     if drop or noise.dropconnect or noise.recurrent_dropout or (noise.training and spec.zoneout):
@@ -89,6 +92,7 @@ def run(
             directions,
             has_c,
             checked.save,
+            spec.plain and transposed,
         )
         at = slice(first * directions, (first + len(some)) * directions)
         masks = [None] * 3

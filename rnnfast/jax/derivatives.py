@@ -41,7 +41,7 @@ def run(plan: Plan, *operands: Any) -> tuple[Any, Any, Any]:
     return y, h_n, c_n
 
 
-def _primitive(name: str, function: Callable[..., Any], static: Sequence[str]) -> Primitive:
+def _primitive(name: str, function: Callable[..., list[Any]], static: Sequence[str]) -> Primitive:
     """function(*operands, **static), checked where it is run: a transpose may take its place."""
 
     def checked(*flat: Any, **named: Any) -> list[Any]:
@@ -69,16 +69,15 @@ class _Given(NamedTuple):
 
 
 def _split(flat: Operands, plan: Plan, *, saved: bool, cotangents: bool) -> _Given:
-    counts = (
-        WEIGHTS + plan.fields * plan.layers * plan.directions,
-        (4 if plan.plain is not None else 5) * saved,
-        3 * cotangents,
+    after_operands = WEIGHTS + plan.fields * plan.layers * plan.directions
+    after_saved = after_operands + (4 if plan.plain is not None else 5) * saved
+    after_cotangents = after_saved + 3 * cotangents
+    return _Given(
+        list(flat[:after_operands]),
+        list(flat[after_operands:after_saved]),
+        list(flat[after_saved:after_cotangents]),
+        list(flat[after_cotangents:]),
     )
-    parts, first = [], 0
-    for count in counts:
-        parts.append(list(flat[first : first + count]))
-        first += count
-    return _Given(*parts, list(flat[first:]))
 
 
 def _forward(*operands: Any, plan: Plan, saving: bool) -> list[Any]:

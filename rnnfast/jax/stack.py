@@ -63,6 +63,7 @@ class Plan(NamedTuple):
     directions: int
     has_c: bool
     save: str
+    transposed: bool  # w_ih and w_hh of a plain cell are handed over as their transposes
 
     def check_dual(self) -> None:
         """Refuse what changes gradients and not results: it has no derivative along a direction."""
@@ -179,8 +180,14 @@ def _pass(verb: str, plan: Plan, shapes: Sequence[Shape], operands: Operands) ->
         more: dict[str, Any] = {"cell": plan.cell, "options": np.array(plan.options)}
         return _call(f"flexible_{verb}", plan, shapes, operands, save=plan.save, **more)
     operands = (*operands[: MASKS.start], *operands[MASKS.stop :])
-    more = {"cell": plan.plain, "layers": np.int64(plan.layers)}
-    return _call(verb, plan, shapes, operands, save=plan.save, **more)
+    more = {"cell": plan.plain, "layers": np.int64(plan.layers), "transposed": plan.transposed}
+    if not plan.transposed:
+        return _call(verb, plan, shapes, operands, save=plan.save, **more)
+    # The transpose of a transpose, which XLA removes. All matrices are weights.
+    operands = [a.T if a.ndim == 2 else a for a in operands]
+    shapes = [shape[::-1] if len(shape) == 2 else shape for shape in shapes]
+    results = _call(verb, plan, shapes, operands, save=plan.save, **more)
+    return [a.T if a.ndim == 2 else a for a in results]
 
 
 def _dual(

@@ -38,6 +38,8 @@ def run(
     if BACKEND == "torch" and isinstance(weights, Weights):
         # NumPy would take six times as long as torch to transpose a kernel.
         weights = Weights(*(None if w is None else w.contiguous() for w in weights))
+    if BACKEND == "jax":
+        options = options | {"transposed": True}  # Keras' kernels, where they lie
     initial = [keras.ops.expand_dims(s, 0) for s in state]
     y, state_n = getattr(_adapter, cell)(
         x,
