@@ -9,13 +9,16 @@
 //                   -> y [T, B, D*H], h_n and c_n [L*D, B, H], saved
 //   rnnfast_backward   the arguments of the forward pass, saved, dy, dh_n, dc_n
 //                   -> dx, dh_0, dc_0, the gradients of the weights
+//   transposed         w_ih is [I, G*H] and w_hh [H, G*H], and so are their gradients
 //   saved              between [L-1, N, D*H]: the y of every layer but the last; gates
 //                      [L*D, N, S, H], h and c [L*D, N, H], as in Saved. Empty where the forward
 //                      pass saves nothing, gates also where it saves for "recompute".
 #include "ffi.hpp"
 
+#include "dispatch.hpp"
 #include "ffi_buffers.hpp"
 #include "python_layer.hpp"
+#include "threads.hpp"
 
 namespace rnnfast {
 namespace {
@@ -36,7 +39,7 @@ struct Call {
   std::vector<Buffer<T>> packed;
 
   // With `packed_weights` the weights are packed now, as a backward pass that computes gates needs.
-  Call(Buffers& buffers, std::string_view cell, int64_t count, int64_t directions,
+  Call(Buffers& buffers, std::string_view cell, int64_t count, int64_t directions, bool transposed,
        bool packed_weights)
       : L(count), D(directions) {
     const CellKind which = cell_kind(std::string(cell));
@@ -44,7 +47,7 @@ struct Call {
     const auto of_x = buffers.peek(0).dimensions(), of_w = buffers.peek(5).dimensions();
     if (of_x.size() != 3 || of_w.size() != 2 || L < 1 || D < 1 || D > 2)
       throw std::invalid_argument("rnnfast: unexpected rank of a buffer");
-    T_ = of_x[0], B = of_x[1], I = of_x[2], H = of_w[1];
+    T_ = of_x[0], B = of_x[1], I = of_x[2], H = of_w[transposed ? 0 : 1];
     G = kernel.gates, S = kernel.saved, has_c = kernel.has_c;
     N = T_ * B, state = B * H;
     x = buffers.input<T>(N * I);
@@ -63,6 +66,7 @@ struct Call {
         w.w_hh = buffers.input<T>(G * H * H);
         w.b_ih = buffers.input<T>(G * H);
         w.b_hh = buffers.input<T>(G * H);
+        w.transposed = transposed;
         if (!w.w_ih || !w.w_hh) throw std::invalid_argument("rnnfast: empty weights");
         weights.push_back(w);
       }
@@ -95,10 +99,57 @@ struct Call {
   }
 };
 
+// Gradients of matrices that the caller holds transposed.
+template <class T>
+class Turning {
+ public:
+  explicit Turning(bool on) : on_(on) {}
+
+  // Where a gradient [rows, width] is to be written, of which `to` gets the transpose.
+  T* lend(T* to, int64_t rows, int64_t width) {
+    if (!on_) return to;
+    every_.push_back({to, rows, width, Buffer<T>(rows * width)});
+    return every_.back().from.get();
+  }
+  void finish() const {
+    int64_t all = 0;
+    for (const Matrix& m : every_) all += m.rows * m.width;
+    const int threads = all > 100000 ? thread_count() : 1;
+    auto member = [&](int id) {
+      for (const Matrix& m : every_) m.transpose(id, threads);
+    };
+    if (try_parallel(threads, member)) return;
+    for (const Matrix& m : every_) m.transpose(0, 1);
+  }
+
+ private:
+  struct Matrix {
+    T* to;
+    int64_t rows, width;
+    Buffer<T> from;
+
+    void transpose(int id, int size) const {
+      const Kernels<T>& kernel = kernels<T>(active_set());
+      const int64_t begin = width * id / size, count = width * (id + 1) / size - begin;
+      if (rows % kernel.lanes == 0) {  // panels of one block
+        const Source<T> source{from.get() + begin, 1, width, 1, 0};
+        kernel.pack_panels(
+            {to + begin * rows, count, rows, int(rows / kernel.lanes), source, false},
+            Team{0, 1, nullptr});
+        return;
+      }
+      for (int64_t k = begin; k < begin + count; k++)
+        for (int64_t j = 0; j < rows; j++) to[k * rows + j] = from.get()[j * width + k];
+    }
+  };
+  bool on_;
+  std::vector<Matrix> every_;
+};
+
 template <class T>
 void forward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t directions,
-             Save save) {
-  Call<T> call(buffers, cell, layers, directions, false);
+             bool transposed, Save save) {
+  Call<T> call(buffers, cell, layers, directions, transposed, false);
   const int64_t L = call.L, D = call.D, H = call.H, N = call.N, state = call.state;
   const bool ragged = bool(call.ragged);
   const Output<T> y(buffers.needed<T>(N * D * H), ragged, N * D * H);
@@ -139,8 +190,8 @@ void forward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t di
 
 template <class T>
 void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t directions,
-              Save save) {
-  Call<T> call(buffers, cell, layers, directions, save == Save::kRecompute);
+              bool transposed, Save save) {
+  Call<T> call(buffers, cell, layers, directions, transposed, save == Save::kRecompute);
   const int64_t L = call.L, D = call.D, H = call.H, N = call.N, state = call.state;
   const T* between = buffers.input<T>((L - 1) * N * D * H);
   const T* gates = buffers.input<T>(L * D * N * call.S * H);
@@ -165,6 +216,7 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
   std::vector<const Saved<T>*> every;
   std::vector<BackwardArrays<T>> arrays;
   std::vector<Buffer<T>> handed_down;
+  Turning<T> turning(transposed);
   for (int64_t k = 0; k < L; k++) {
     Saved<T>& s = saved[k];
     s.steps = batch.steps;
@@ -199,8 +251,8 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
     a.dc_0 = call.has_c ? dc_0.get() + at : nullptr;
     for (int64_t d = 0; d < D; d++) {
       auto& w = a.dweights[d];
-      w.w_ih = buffers.needed<T>(call.G * H * features);
-      w.w_hh = buffers.needed<T>(call.G * H * H);
+      w.w_ih = turning.lend(buffers.needed<T>(call.G * H * features), call.G * H, features);
+      w.w_hh = turning.lend(buffers.needed<T>(call.G * H * H), call.G * H, H);
       w.b_ih = buffers.output<T>(call.G * H);
       w.b_hh = buffers.output<T>(call.G * H);
     }
@@ -210,6 +262,7 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
   if (N > 0 && (!h || (call.has_c && !c) || (L > 1 && !between)))
     throw std::invalid_argument("rnnfast: nothing was saved");
   rnnfast::backward(call.layers, every, arrays);
+  turning.finish();
 
   if (ragged) {
     call.ragged->pad(dx.get(), call.I, dx.to);
@@ -219,18 +272,19 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
 }
 
 ffi::Error run_forward(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
-                       int64_t layers, int64_t directions, std::string_view save) {
+                       int64_t layers, int64_t directions, bool transposed, std::string_view save) {
   Buffers buffers(from, to);
   return guarded(buffers, [&](auto zero) {
-    forward<decltype(zero)>(buffers, cell, layers, directions, save_of(save));
+    forward<decltype(zero)>(buffers, cell, layers, directions, transposed, save_of(save));
   });
 }
 
 ffi::Error run_backward(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
-                        int64_t layers, int64_t directions, std::string_view save) {
+                        int64_t layers, int64_t directions, bool transposed,
+                        std::string_view save) {
   Buffers buffers(from, to);
   return guarded(buffers, [&](auto zero) {
-    backward<decltype(zero)>(buffers, cell, layers, directions, save_of(save));
+    backward<decltype(zero)>(buffers, cell, layers, directions, transposed, save_of(save));
   });
 }
 
@@ -241,6 +295,7 @@ auto binding() {
       .Attr<std::string_view>("cell")
       .Attr<int64_t>("layers")
       .Attr<int64_t>("directions")
+      .Attr<bool>("transposed")
       .Attr<std::string_view>("save");
 }
 
@@ -253,6 +308,7 @@ void register_ffi(py::module_& m) {
   handlers["rnnfast_forward"] = py::capsule(reinterpret_cast<void*>(on_forward));
   handlers["rnnfast_backward"] = py::capsule(reinterpret_cast<void*>(on_backward));
   add_flexible_handlers(handlers);
+  add_dual_handlers(handlers);
   m.attr("ffi_handlers") = handlers;
   m.attr("ffi_version") = py::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
   m.def("ffi_saved_gates", [](const std::string& cell) {

@@ -12,8 +12,9 @@ namespace rnnfast {
 // options.
 void register_ffi(pybind11::module_& m);
 
-// In ffi_flexible.cpp.
+// In ffi_flexible.cpp and ffi_dual.cpp.
 void add_flexible_handlers(pybind11::dict handlers);
+void add_dual_handlers(pybind11::dict handlers);
 int flexible_slots(const std::string& cell, bool norm);
 
 }  // namespace rnnfast

@@ -45,6 +45,7 @@ class Buffers {
     if (!found) throw std::invalid_argument(found.error().message());
     return *found;
   }
+  void skip(size_t inputs) { at_ += inputs; }
   void end() const {
     if (at_ != from_.size() || made_ != to_.size())
       throw std::invalid_argument("rnnfast: unexpected number of buffers");

@@ -38,6 +38,17 @@ int64_t shrunk_by(Precision p) {
   return p == Precision::kFull ? 1 : p == Precision::kBfloat16 ? 2 : 4;
 }
 
+// Rows of w_ih or w_hh, from one on, as the columns of a matrix.
+template <class T>
+Source<T> columns_of(const T* w, int64_t first, int64_t rows, int64_t width, bool transposed) {
+  if (transposed) return {w + first, rows, 1, 1, 0};
+  return {w + first * width, 1, width, 1, 0};
+}
+template <class T>
+Source<T> turned(const Source<T>& s) {
+  return {s.data, s.column, s.row, 1, 0};
+}
+
 template <class T>
 const T* copy(const T* from, int64_t count, Buffer<T>& to) {
   std::copy_n(from, count, to.grow(count));
@@ -81,11 +92,14 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
   for (int d = 0; d < directions(); d++) {
     const Weights<T>& w = weights_[d];
     Packed& p = packed_[d];
-    p.x = weight_panels(p.x_data, p.x_low, I, G * H, kernels_->widest, {w.w_ih, 1, I, 1, 0});
-    for (int s = 0; s < cell_->stages; s++)
-      p.h[s] =
-          weight_panels(p.h_data[s], p.h_low[s], H, H, cell_->unit_vectors[s],
-                        {w.w_hh + cell_->stage_first[s] * H * H, 1, H, cell_->stage_gates[s], H});
+    p.x = weight_panels(p.x_data, p.x_low, I, G * H, kernels_->widest,
+                        columns_of(w.w_ih, 0, G * H, I, w.transposed));
+    for (int s = 0; s < cell_->stages; s++) {
+      Source<T> source = columns_of(w.w_hh, cell_->stage_first[s] * H, G * H, H, w.transposed);
+      source.groups = cell_->stage_gates[s];
+      source.group = H;
+      p.h[s] = weight_panels(p.h_data[s], p.h_low[s], H, H, cell_->unit_vectors[s], source);
+    }
     p.bias = Buffer<T>(G * H);
     for (int64_t j = 0; j < G * H; j++) {
       const bool apart = j / H == cell_->apart;
@@ -324,10 +338,12 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
       b.dx_rows = own.dx.get();
     }
     const Weights<T>& w = weights_[d];
-    b.x_panels = panels(own.x_data, G * H, I, kernels_->widest, {w.w_ih, I, 1, 1, 0});
+    b.x_panels = panels(own.x_data, G * H, I, kernels_->widest,
+                        turned(columns_of(w.w_ih, 0, G * H, I, w.transposed)));
     for (int s = 0; s < cell_->stages; s++)
-      b.h_panels[s] = panels(own.h_data[s], cell_->stage_gates[s] * H, H, kernels_->widest,
-                             {w.w_hh + cell_->stage_first[s] * H * H, H, 1, 1, 0});
+      b.h_panels[s] =
+          panels(own.h_data[s], cell_->stage_gates[s] * H, H, kernels_->widest,
+                 turned(columns_of(w.w_hh, cell_->stage_first[s] * H, G * H, H, w.transposed)));
     b.h_0 = kept.h_0.get();
     b.c_0 = kept.c_0.get();
     b.gates = kept.gates.get();

@@ -30,10 +30,11 @@ struct Steps {
 // One direction's weights as the user gave them.
 template <class T>
 struct Weights {
-  const T* w_ih;  // [G*H, I]
-  const T* w_hh;  // [G*H, H]
-  const T* b_ih;  // [G*H] or null
-  const T* b_hh;  // [G*H] or null
+  const T* w_ih;            // [G*H, I]
+  const T* w_hh;            // [G*H, H]
+  const T* b_ih;            // [G*H] or null
+  const T* b_hh;            // [G*H] or null
+  bool transposed = false;  // w_ih is [I, G*H] and w_hh [H, G*H]
 };
 
 // Where the numbers of a matrix [K, N] lie: (k, n) at data[k * row + n * column], one of the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,6 @@ from helpers import (
     command,
     flatten_state,
     flatten_weights,
-    function,
     problem,
     python,
     run,
@@ -44,19 +43,7 @@ adapter = pytest.importorskip("rnnfast.jax", exc_type=ImportError)
 
 import jax.numpy as jnp  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
-
-
-@pytest.fixture(autouse=True, scope="module")
-def in_64_bits() -> Iterator[None]:
-    before = jax.config.read("jax_enable_x64")
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
-def ours(spec: Spec) -> Callable[..., Any]:
-    """The function of rnnfast.jax, with the options of the variant filled in."""
-    return partial(getattr(adapter, spec.cell), **function(spec).keywords)  # type: ignore[attr-defined]
+from jax_cases import assert_near, in_64_bits, loss_of, ours, scanned  # noqa: E402, F401
 
 
 def run_jax(p: Problem, call: Callable[..., Any] | None = None, **options: Any) -> dict[str, Any]:
@@ -191,42 +178,6 @@ def test_masks_on_the_state(spec: Spec) -> None:
     assert_near(every, jnp.stack(one))
 
 
-def scanned(p: Problem) -> Callable[..., Any]:
-    """One layer, forwards, as people write it in JAX."""
-    sigmoid, tanh = jax.nn.sigmoid, jnp.tanh
-    rnn = {"tanh": tanh, "relu": jax.nn.relu, "sigmoid": sigmoid}[p.spec.nonlinearity]
-
-    def step(w: Any, state: Any, x: Any) -> Any:
-        h, c = state
-        a, r = x @ w.w_ih.T + w.b_ih, h @ w.w_hh.T + w.b_hh
-        if p.spec.cell == "lstm":
-            i, f, g, o = jnp.split(a + r, 4, axis=1)
-            c = sigmoid(f) * c + sigmoid(i) * tanh(g)
-            h = sigmoid(o) * tanh(c)
-        elif p.spec.cell == "gated":
-            i, f, g = (sigmoid(part) for part in jnp.split(a + r, 3, axis=1))
-            h = f * h + i * g
-        elif p.spec.cell == "gru":
-            (ar, az, an), (rr, rz, rn) = jnp.split(a, 3, axis=1), jnp.split(r, 3, axis=1)
-            reset, update = sigmoid(ar + rr), sigmoid(az + rz)
-            if p.spec.reset_after:
-                n = tanh(an + reset * rn)
-            else:
-                size = h.shape[1]
-                n = tanh(an + (reset * h) @ w.w_hh[2 * size :].T + w.b_hh[2 * size :])
-            h = (1 - update) * n + update * h
-        else:
-            h = rnn(a + r)
-        return (h, c), h
-
-    def call(x: Any, weights: Any, state: Any) -> Any:
-        h, c = state if p.spec.info.has_c else (state, state)
-        (h, c), y = jax.lax.scan(partial(step, weights[0]), (h[0], c[0]), x)
-        return y, (h[None], c[None]) if p.spec.info.has_c else h[None]
-
-    return call
-
-
 def test_a_scan(spec: Spec) -> None:
     p = problem(Case(spec, T=8, B=5, I=7, H=17))
     assert_close(run_jax(p), run_jax(p, scanned(p)), TORCH)
@@ -237,26 +188,6 @@ def test_finite_differences(spec: Spec) -> None:
     f = partial(ours(spec), lengths=p.lengths)
     arguments = (p.x, p.weights, p.state)
     check_grads(jax.jit(f), arguments, order=1, modes=["rev"], eps=1e-5, rtol=1e-6)
-
-
-def loss_of(p: Problem, **options: Any) -> Callable[..., Any]:
-    """A scalar of every output, whose gradients all differ."""
-    f = ours(p.spec)
-
-    def loss(weights: Any, x: Any, state: Any = None, lengths: Any = None) -> Any:
-        y, state_n = f(x, weights, state, lengths=lengths, **options)
-        return sum(
-            (a * jnp.cos(jnp.arange(a.size).reshape(a.shape))).sum()
-            for a in jax.tree.leaves((y, state_n))
-        )
-
-    return loss
-
-
-def assert_near(got: Any, wanted: Any, rtol: float = 1e-12) -> None:
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * float(np.abs(b).max(initial=1e-300)))
 
 
 CELLS = [Spec("lstm"), Spec("gru")]
@@ -432,6 +363,31 @@ def test_layouts(spec: Spec) -> None:
     assert all(not np.asarray(a).any() for a in jax.tree.leaves(gradients))
 
 
+@pytest.mark.parametrize("sizes", [(5, 16), (4, 5)], ids=str)
+def test_transposed_weights(spec: Spec, sizes: tuple[int, int]) -> None:
+    """Of kernels as Keras has them: the same numbers, read and written where they lie."""
+    I, H = sizes  # noqa: E741
+    p = problem(Case(spec, T=3, B=2, I=I, H=H, L=2, D=2, dtype="float32"))
+    turned = jax.tree.map(lambda w: jnp.asarray(w.T) if w.ndim == 2 else w, p.weights)
+    for save in ("all", "recompute"):
+
+        def of_kernels(kernels: Any, x: Any, transposed: bool, save: str = save) -> Any:
+            weights = jax.tree.map(lambda w: w.T, kernels)
+            return loss_of(p, transposed=transposed, save=save)(weights, x, p.state)
+
+        call, other = (
+            jax.jit(jax.value_and_grad(partial(of_kernels, transposed=t), argnums=(0, 1)))
+            for t in (True, False)
+        )
+        assert_near(call(turned, p.x), other(turned, p.x), 0)
+        for f, copies in ((call, False), (other, True)):
+            text = f.lower(turned, p.x).compile().as_text()
+            moved = re.findall(r"(?:transpose|copy)[.\w]* = f32\[\d+,\d+\]", text)
+            assert bool(moved) == copies, moved
+    with pytest.raises(TypeError, match="transposed"):
+        ours(spec)(p.x, p.weights, transposed=1)
+
+
 def test_dropout() -> None:
     """Seen through a second layer that hands on what it reads."""
     size, rate = 64, 0.25
@@ -500,14 +456,6 @@ def test_no_silent_cast() -> None:
             adapter.lstm(p.x, p.weights)
     finally:
         jax.config.update("jax_enable_x64", True)
-
-
-def test_what_it_cannot_do() -> None:
-    p = problem(Case(Spec("gru")))
-    with pytest.raises(rnnfast.UnsupportedError, match="twice"):
-        jax.hessian(lambda x: adapter.gru(x, p.weights)[0].sum())(p.x)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: adapter.gru(x, p.weights)[0], (p.x,), (p.x,))
 
 
 def test_without_handlers() -> None:

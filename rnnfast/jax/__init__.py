@@ -27,6 +27,7 @@ def lstm(
     dropout: float = 0.0,
     rng: Any = None,
     save: str = "all",
+    transposed: bool = False,
     **options: Unpack[Options],
 ) -> tuple[Any, tuple[Any, Any]]:
     """Run a stack of LSTM layers over a batch of sequences: `rnnfast.lstm` for JAX.
@@ -54,6 +55,10 @@ def lstm(
         Key of everything that is random.
     save : {"all", "recompute"}
         What the forward pass keeps for the backward pass, as `rnnfast.lstm_vjp` has it.
+    transposed : bool
+        Whether w_ih and w_hh are transposes of arrays (I, 4*H) and (P, 4*H), as Keras and Flax
+        hold their kernels. No result depends on it: XLA reads those arrays where they lie, which
+        it would copy else. Cells with options copy them anyway.
     **options
         See `rnnfast.Options`; batch normalisation is not there.
 
@@ -75,7 +80,7 @@ def lstm(
     >>> y.shape, h_n.shape
     ((5, 3, 16), (1, 3, 16))
     """
-    rest = (lengths, batch_first, dropout, rng, save, options)
+    rest = (lengths, batch_first, dropout, rng, save, options, transposed)
     return run("lstm", x, weights, state, *rest)
 
 
@@ -90,10 +95,11 @@ def gru(
     dropout: float = 0.0,
     rng: Any = None,
     save: str = "all",
+    transposed: bool = False,
     **options: Unpack[Options],
 ) -> tuple[Any, Any]:
     """`rnnfast.gru` for JAX: ``y, h_n``. The other arguments are as in `rnnfast.jax.lstm`."""
-    rest = (lengths, batch_first, dropout, rng, save, options)
+    rest = (lengths, batch_first, dropout, rng, save, options, transposed)
     return run("gru", x, weights, h_0, *rest, reset_after=reset_after)
 
 
@@ -108,10 +114,11 @@ def rnn(
     dropout: float = 0.0,
     rng: Any = None,
     save: str = "all",
+    transposed: bool = False,
     **options: Unpack[Options],
 ) -> tuple[Any, Any]:
     """`rnnfast.rnn` for JAX: ``y, h_n``. The other arguments are as in `rnnfast.jax.lstm`."""
-    rest = (lengths, batch_first, dropout, rng, save, options)
+    rest = (lengths, batch_first, dropout, rng, save, options, transposed)
     return run("rnn", x, weights, h_0, *rest, nonlinearity=nonlinearity)
 
 
@@ -125,8 +132,9 @@ def gated(
     dropout: float = 0.0,
     rng: Any = None,
     save: str = "all",
+    transposed: bool = False,
     **options: Unpack[Options],
 ) -> tuple[Any, Any]:
     """`rnnfast.gated` for JAX: ``y, h_n``. The other arguments are as in `rnnfast.jax.lstm`."""
-    rest = (lengths, batch_first, dropout, rng, save, options)
+    rest = (lengths, batch_first, dropout, rng, save, options, transposed)
     return run("gated", x, weights, h_0, *rest)

@@ -1,4 +1,4 @@
-"""A call as users write it, turned into calls of the primitive of `rnnfast.jax.stack`."""
+"""A call as users write it, turned into calls of `rnnfast.jax.derivatives`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import checks
 from ..api import Packed, _Call, _spec
 from ..arrays import describe
 from ..backends.native import _kernel, flexible_kernel
 from ..errors import UnsupportedError
 from ..weights import Weights, is_entry
-from . import stack
+from . import derivatives, stack
 
 
 def run(
@@ -28,6 +29,7 @@ def run(
     rng: Any,
     save: str,
     options: Any,
+    transposed: bool,
     reset_after: bool = True,
     nonlinearity: Any = "tanh",
 ) -> tuple[Any, Any]:
@@ -53,6 +55,7 @@ def run(
         for entry in ([weights] if is_entry(weights) else weights)
     ]
     _refuse(checked)
+    transposed = checks.flag("transposed", transposed)
     noise, spec = checked.noise, checked.spec
     drop = checked.dropout if noise.training and len(layers) > 1 else 0.0
     if drop or noise.dropconnect or noise.recurrent_dropout or (noise.training and spec.zoneout):
@@ -70,12 +73,8 @@ def run(
     has_c = spec.info.has_c
     h, c = state if has_c and state is not None else (state, None)
     initial = [s if s is None or not checked.unbatched else jnp.expand_dims(s, 1) for s in (h, c)]
-    kernel, options = _kernel(spec), None
-    if not spec.plain:
-        kernel, numbers = flexible_kernel(spec)
-        options = tuple(
-            float(n) for part in numbers for n in (part if isinstance(part, tuple) else [part])
-        )
+    kernel, given = flexible_kernel(spec)
+    numbers = tuple(float(n) for o in given for n in (o if isinstance(o, tuple) else [o]))
     directions, gates = checked.directions, len(spec.info.gates)
     together = len(layers) if spec.plain and not drop else 1
     finals = []
@@ -84,7 +83,17 @@ def run(
         if first and drop:
             shape = rows.shape[1:] if noise.variational else rows.shape
             rows = _drop(jax.random.fold_in(between, first), drop, shape, rows)
-        plan = stack.Plan(kernel, options, gates, len(some), directions, has_c, checked.save)
+        plan = stack.Plan(
+            _kernel(spec) if spec.plain else None,
+            kernel,
+            numbers,
+            gates,
+            len(some),
+            directions,
+            has_c,
+            checked.save,
+            spec.plain and transposed,
+        )
         at = slice(first * directions, (first + len(some)) * directions)
         masks = [None] * 3
         if spec.recurrent_dropout or spec.zoneout:
@@ -96,7 +105,7 @@ def run(
             *masks,
             *(a for layer in some for w in layer for a in w[: plan.fields]),
         ]
-        rows, *final = stack.run(plan, rows, *(_or_empty(a, rows.dtype) for a in operands))
+        rows, *final = derivatives.run(plan, rows, *(_or_empty(a, rows.dtype) for a in operands))
         finals.append(final)
     states = [s[0] if len(s) == 1 else jnp.concatenate(s) for s in zip(*finals, strict=True)]
     if checked.unbatched:

@@ -1,27 +1,23 @@
-"""A stack of layers as a JAX primitive: forward and backward are the native kernels, called by XLA.
+"""The native kernels as functions of JAX arrays: each is one call of a handler by XLA.
 
-The operands of the primitive are a fixed list: x (T, B, I), h_0, c_0, lengths, the masks of a cell
-with options, then fields of every direction of every layer. What is not there is an empty array.
-csrc/ffi.cpp has the shapes for plain cells, csrc/ffi_flexible.cpp those for cells with options, of
-which there is one layer at a time. The results are y, h_n, and c_n, empty for a cell without c.
+The operands are a fixed list: x (T, B, I), h_0, c_0, lengths, the masks of a cell with options and
+fields of every direction of every layer. What is not there is an empty array. csrc/ffi.cpp has the
+shapes for plain cells, csrc/ffi_flexible.cpp those for cells with options, of which there is one
+layer at a time. Results are y, h_n, and c_n, empty for a cell without c.
 
-Why a primitive, and not a `custom_vjp` function alone: vmap of that would take the derivative row
-by row. The primitive is batched first (a mapped axis becomes part of the batch), then derived.
+These functions cannot be transformed: see `rnnfast.jax.derivatives`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _native
@@ -59,32 +55,43 @@ Shape = tuple[int, ...]
 class Plan(NamedTuple):
     """What selects the kernels; sizes come from the operands."""
 
-    kernel: str
-    options: tuple[float, ...] | None  # None for a plain cell
+    plain: str | None  # the kernel of a plain cell
+    cell: str  # that of the same cell with options
+    options: tuple[float, ...]
     gates: int
     layers: int
     directions: int
     has_c: bool
     save: str
+    transposed: bool  # w_ih and w_hh of a plain cell are handed over as their transposes
 
-    @property
-    def target(self) -> str:
-        return "rnnfast_" if self.options is None else "rnnfast_flexible_"
+    def check_dual(self) -> None:
+        """Refuse what changes gradients and not results: it has no derivative along a direction."""
+        last = ("clip", "grad_clip", "input_forget", "truncate")
+        given = dict(zip(last, self.options[-len(last) :], strict=True))
+        for option in ("grad_clip", "truncate"):
+            if given[option]:
+                raise UnsupportedError(
+                    f"{option}: rnnfast.jax has first derivatives in reverse mode (jax.grad, "
+                    f"jax.vjp) with it, neither second ones nor forward mode"
+                )
 
     @property
     def fields(self) -> int:
         """How many of `Weights` there are among the operands, for each direction."""
-        return 4 if self.options is None else 10
+        return _FIELDS if self.plain is None else 4
 
 
+_FIELDS = 10  # of a cell with options
+_SCALES = 5  # kScales of csrc/flexible_params.hpp
 MASKS = slice(4, 7)  # among the operands: recurrent, keep_h, keep_c
 WEIGHTS = MASKS.stop  # where they begin
+SMOOTH = (0, 1, 2)  # operands that have derivatives, as the weights do
 
 
-def run(plan: Plan, *operands: Any) -> tuple[Any, Any, Any]:
-    """y (T, B, D*P), h_n and c_n (L*D, B, P or H), with all of JAX's transformations."""
-    y, h_n, c_n = _stack.bind(*_varying_alike(operands), plan=plan)
-    return y, h_n, c_n
+def smooth(operands: Operands) -> list[Any]:
+    """The operands that have derivatives."""
+    return [*operands[: len(SMOOTH)], *operands[WEIGHTS:]]
 
 
 class _Sizes:
@@ -101,8 +108,8 @@ class _Sizes:
         self.c = (count, batch, hidden) if plan.has_c else (0,)
         rows = steps * batch
         of_c = (count, rows, hidden) if plan.has_c else (0,)
-        if plan.options is None:
-            gates = _native.ffi_saved_gates(plan.kernel)
+        if plan.plain is not None:
+            gates = _native.ffi_saved_gates(plan.plain)
             self.saved: tuple[Shape, ...] = (
                 (plan.layers - 1, rows, plan.directions * hidden),
                 (count, rows, gates, hidden) if plan.save == "all" else (0,),
@@ -110,7 +117,7 @@ class _Sizes:
                 of_c,
             )
         else:
-            slots = _native.ffi_flexible_slots(plan.kernel, operands[WEIGHTS + 6].size > 0)
+            slots = _native.ffi_flexible_slots(plan.cell, operands[WEIGHTS + 6].size > 0)
             masked = operands[MASKS][0].size > 0
             self.saved = (
                 (count, rows, slots, hidden),
@@ -121,164 +128,116 @@ class _Sizes:
             )
 
 
-_SCALES = 5  # kScales of csrc/flexible_params.hpp
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _call(verb: str, plan: Plan, shapes: tuple[Shape, ...], *operands: Any) -> list[Any]:
-    results = [_result(operands[0], shape) for shape in shapes]
-    call = jax.ffi.ffi_call(plan.target + verb, results, vmap_method="sequential")
-    if plan.options is None:
-        operands = (*operands[: MASKS.start], *operands[MASKS.stop :])
-        more: dict[str, Any] = {"layers": np.int64(plan.layers)}
-    else:
-        more = {"options": np.array(plan.options)}
-    directions = np.int64(plan.directions)
-    return list(call(*operands, cell=plan.kernel, directions=directions, save=plan.save, **more))
-
-
-@_call.defjvp
-def _no_second_derivative(*_: Any) -> Any:
-    raise UnsupportedError(
-        "rnnfast.jax has first derivatives in reverse mode (jax.grad, jax.vjp); "
-        "it cannot be differentiated twice"
-    )
-
-
-def _forward(plan: Plan, *operands: Any) -> list[Any]:
+def forward(plan: Plan, saving: bool, *operands: Any) -> list[Any]:
+    """y (T, B, D*P), h_n and c_n (L*D, B, P or H), and what `backward` needs where it is saved."""
     sizes = _Sizes(plan, operands)
-    shapes = (sizes.y, sizes.h, sizes.c, *[(0,)] * len(sizes.saved))
-    return list(_call("forward", plan._replace(save=""), shapes, *operands)[:3])
+    results = (sizes.y, sizes.h, sizes.c)
+    if saving:
+        return _pass("forward", plan, (*results, *sizes.saved), operands)
+    nothing = [(0,)] * len(sizes.saved)
+    return _pass("forward", plan._replace(save=""), (*results, *nothing), operands)[:3]
 
 
-def _forward_saving(plan: Plan, *operands: Any) -> tuple[list[Any], tuple[Any, Any]]:
+def backward(plan: Plan, operands: Operands, saved: Operands, cotangents: Operands) -> list[Any]:
+    """The gradients of `smooth(operands)`, for cotangents of y, h_n and c_n."""
+    like = smooth(operands)
+    shapes = _of_gradients(plan, operands, [a.shape for a in like])
+    return _fit(_pass("backward", plan, shapes, (*operands, *saved, *cotangents)), like)
+
+
+def tangent(plan: Plan, operands: Operands, along: Mapping[int, Any]) -> list[Any]:
+    """The derivatives of y, h_n and c_n along a direction, given by its parts of `smooth`."""
     sizes = _Sizes(plan, operands)
-    results = _call("forward", plan, (sizes.y, sizes.h, sizes.c, *sizes.saved), *operands)
-    return results[:3], (operands, results[3:])
+    return _dual("tangent", plan, (sizes.y, sizes.h, sizes.c), operands, along, ())
 
 
-def _backward(plan: Plan, kept: tuple[Any, Any], cotangents: Any) -> tuple[Any, ...]:
-    operands, saved = kept
-    x, h_0, c_0 = operands[:3]
+def second(
+    plan: Plan, operands: Operands, along: Mapping[int, Any], cotangents: Operands
+) -> list[Any]:
+    """The derivatives, along a direction, of what `backward` gives for these cotangents."""
+    like = _every_field(plan, smooth(operands))
+    shapes = _of_gradients(plan, operands, [a.shape for a in like])
+    results = _fit(_dual("second", plan, shapes, operands, along, cotangents), like)
+    kept = len(SMOOTH)
+    every = range(kept, len(results))
+    return [*results[:kept], *(results[k] for k in every if (k - kept) % _FIELDS < plan.fields)]
+
+
+def _of_gradients(plan: Plan, operands: Operands, like: list[Shape]) -> list[Shape]:
+    """Shapes of gradients: those of a state are there even where the state is not."""
     sizes = _Sizes(plan, operands)
-    shapes = (x.shape, sizes.h, sizes.c, *(w.shape for w in operands[WEIGHTS:]))
-    dx, dh_0, dc_0, *dweights = _call("backward", plan, shapes, *operands, *saved, *cotangents)
-    dh_0, dc_0 = (
-        d if primal.ndim > 1 else jnp.zeros_like(primal) for d, primal in ((dh_0, h_0), (dc_0, c_0))
-    )
-    return dx, dh_0, dc_0, *[None] * (WEIGHTS - 3), *dweights
+    return [like[0], sizes.h, sizes.c, *like[len(SMOOTH) :]]
 
 
-_derivable = jax.custom_vjp(_forward, nondiff_argnums=(0,))
-_derivable.defvjp(_forward_saving, _backward)
-
-
-def _implementation(*operands: Any, plan: Plan) -> Any:
-    return _derivable(plan, *operands)
-
-
-_stack = Primitive("rnnfast")
-_stack.multiple_results = True
-_stack.def_impl(jax.jit(_implementation, static_argnames="plan"))
-mlir.register_lowering(
-    _stack, mlir.lower_fun(_implementation, multiple_results=True), platform="cpu"
-)
-
-
-@_stack.def_abstract_eval
-def _abstract(*avals: Any, plan: Plan) -> Any:
-    return jax.make_jaxpr(partial(_forward, plan))(*avals).out_avals
-
-
-def _jvp(primals: Operands, tangents: Operands, *, plan: Plan) -> Any:
-    """Only to be transposed, as `custom_vjp` does; forward mode is refused there."""
-    return jax.jvp(partial(_derivable, plan), tuple(primals), tuple(map(_some, primals, tangents)))
-
-
-def _some(primal: Any, tangent: Any) -> Any:
-    if not isinstance(tangent, ad.Zero):
-        return tangent
-    if jnp.issubdtype(primal.dtype, jnp.floating):
-        return jnp.zeros_like(primal)
-    return np.zeros(primal.shape, jax.dtypes.float0)
-
-
-ad.primitive_jvps[_stack] = _jvp
-
-
-def _batch(operands: Operands, axes: Sequence[int | None], *, plan: Plan) -> Any:
-    """vmap: a mapped axis of x, state and lengths joins B; mapped weights are run in turn."""
-    size = next(a.shape[k] for a, k in zip(operands, axes, strict=True) if k is not None)
-    if any(k is not None for k in axes[WEIGHTS:]):
-        return _in_turn(operands, axes, plan), (0, 0, 0)
-    folded = [
-        _fold(a, k, place, size)
-        for a, k, place in zip(operands, axes, (1, 1, 1, 0, 1, 2, 2), strict=False)
-    ]
-    y, h_n, c_n = run(plan, *folded, *operands[WEIGHTS:])
-
-    def unfold(a: Any) -> Any:
-        return a.reshape(a.shape[0], size, a.shape[1] // size, a.shape[2])
-
-    if not plan.has_c:
-        return (unfold(y), unfold(h_n), c_n), (1, 1, None)
-    return (unfold(y), unfold(h_n), unfold(c_n)), (1, 1, 1)
-
-
-def _in_turn(operands: Operands, axes: Sequence[int | None], plan: Plan) -> Any:
-    pairs = list(zip(operands, axes, strict=True))
-    mapped = [jnp.moveaxis(a, k, 0) for a, k in pairs if k is not None]
-
-    def one(parts: list[Any]) -> Any:
-        part = iter(parts)
-        return run(plan, *(a if k is None else next(part) for a, k in pairs))
-
-    return jax.lax.map(one, mapped)
-
-
-def _fold(a: Any, axis: int | None, place: int, size: int) -> Any:
-    """a with the mapped axis, or copies of a, merged into the axis `place`."""
-    if axis is None:
-        if a.shape == (0,) or (a.ndim == 4 and a.shape[1:3] == (1, 1)):  # one row for all
-            return a
-        a = jnp.broadcast_to(jnp.expand_dims(a, place), (*a.shape[:place], size, *a.shape[place:]))
-    else:
-        a = jnp.moveaxis(a, axis, place)
-    return a.reshape(*a.shape[:place], size * a.shape[place + 1], *a.shape[place + 2 :])
-
-
-batching.primitive_batchers[_stack] = _batch
-
-
-def _varying_alike(operands: Operands) -> list[Any]:
-    """Inside of shard_map: every operand varies over the mesh axes over which any of them does.
-
-    The transpose of that sums the gradients of the weights over the devices.
-    """
-    varying = [_axes(a) for a in operands]
-    every = frozenset().union(*varying)
+def _fit(gradients: list[Any], like: list[Any]) -> list[Any]:
     return [
-        _cast(a, tuple(every - own)) if every - own else a
-        for a, own in zip(operands, varying, strict=True)
+        g if g.shape == a.shape else jnp.zeros_like(a) for g, a in zip(gradients, like, strict=True)
     ]
 
 
-def _cast(a: Any, axes: tuple[Any, ...]) -> Any:
-    if hasattr(jax.lax, "pcast"):  # from JAX 0.9 on
-        return jax.lax.pcast(a, axes, to="varying")
-    return jax.lax.pvary(a, axes)
+def _pass(verb: str, plan: Plan, shapes: Sequence[Shape], operands: Operands) -> list[Any]:
+    if plan.plain is None:
+        more: dict[str, Any] = {"cell": plan.cell, "options": np.array(plan.options)}
+        return _call(f"flexible_{verb}", plan, shapes, operands, save=plan.save, **more)
+    operands = (*operands[: MASKS.start], *operands[MASKS.stop :])
+    more = {"cell": plan.plain, "layers": np.int64(plan.layers), "transposed": plan.transposed}
+    if not plan.transposed:
+        return _call(verb, plan, shapes, operands, save=plan.save, **more)
+    # The transpose of a transpose, which XLA removes. All matrices are weights.
+    operands = [a.T if a.ndim == 2 else a for a in operands]
+    shapes = [shape[::-1] if len(shape) == 2 else shape for shape in shapes]
+    results = _call(verb, plan, shapes, operands, save=plan.save, **more)
+    return [a.T if a.ndim == 2 else a for a in results]
 
 
-def _axes(a: Any) -> frozenset[Any]:
+def _dual(
+    verb: str,
+    plan: Plan,
+    shapes: Sequence[Shape],
+    operands: Operands,
+    along: Mapping[int, Any],
+    cotangents: Operands,
+) -> list[Any]:
+    nothing = jnp.zeros((0,), operands[0].dtype)
+    tangents = [along.get(k, nothing) for k in range(len(smooth(operands)))]
+    inputs = (
+        *operands[:WEIGHTS],
+        *_every_field(plan, smooth(operands))[len(SMOOTH) :],
+        *_every_field(plan, tangents),
+        *cotangents,
+    )
+    more: dict[str, Any] = {"options": np.array(plan.options), "layers": np.int64(plan.layers)}
+    return _call(verb, plan, shapes, inputs, cell=plan.cell, **more)
+
+
+def _every_field(plan: Plan, parts: list[Any]) -> list[Any]:
+    """Parts of `smooth` with an empty array for each field that a plain cell does not have."""
+    nothing = [jnp.zeros((0,), parts[0].dtype)] * (_FIELDS - plan.fields)
+    found = parts[: len(SMOOTH)]
+    for first in range(len(SMOOTH), len(parts), plan.fields):
+        found += [*parts[first : first + plan.fields], *nothing]
+    return found
+
+
+def _call(
+    target: str, plan: Plan, shapes: Sequence[Shape], inputs: Operands, **attributes: Any
+) -> list[Any]:
+    results = [_result(inputs[0], shape) for shape in shapes]
+    call = jax.ffi.ffi_call(f"rnnfast_{target}", results)
+    return list(call(*inputs, directions=np.int64(plan.directions), **attributes))
+
+
+def varying(a: Any) -> frozenset[Any]:
+    """The mesh axes over which an array varies, inside of shard_map."""
     kind = jax.typeof(a)
     return getattr(getattr(kind, "mat", kind), "varying", getattr(kind, "vma", frozenset()))
 
 
-def _result(like: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def _result(like: Any, shape: Shape) -> jax.ShapeDtypeStruct:
     """A result that varies over the mesh axes over which `like` does."""
     kind = jax.typeof(like)
     more: dict[str, Any] = {}
-    if _axes(like):
+    if varying(like):
         where = NamedSharding(kind.sharding.mesh, PartitionSpec())
         if hasattr(kind, "manual_axis_type"):  # from JAX 0.10 on
             more = {"sharding": where, "manual_axis_type": kind.manual_axis_type}

@@ -49,6 +49,8 @@ def run(
         )
     if BACKEND == "tensorflow":
         options = {**options, "keep": training}
+    if BACKEND == "jax":
+        options = {**options, "transposed": True}  # Keras' kernels, where they lie
     initial = [
         keras.ops.stack(s) if len(s) > 1 else keras.ops.expand_dims(s[0], 0)
         for s in zip(*states, strict=True)

@@ -1,0 +1,271 @@
+// Derivatives along a direction for XLA, by dual numbers; the notes of ffi.cpp hold here too.
+//
+//   rnnfast_tangent   operands, tangents -> the tangents of y, h_n and c_n
+//   rnnfast_second    operands, tangents, dy, dh_n, dc_n
+//                  -> the tangents of what the backward pass makes of this dy, dh_n and dc_n: dx,
+//                     dh_0, dc_0 and the gradients of the weights
+//   operands          those of rnnfast_flexible_forward, for any number of layers: masks and
+//                     weights of every direction of every layer in order
+//   tangents          of x, h_0, c_0 and the weights; an empty one is zero
+//
+// float32 is computed in float64, and rounded in the end.
+#include "ffi.hpp"
+#include "ffi_options.hpp"
+
+namespace rnnfast {
+namespace {
+
+// The operands as dual numbers, packed.
+template <class T>
+struct DualCall {
+  int64_t T_, B, I, H, P, G, L, D, N;
+  bool has_c;
+  const Dual *x, *h_0, *c_0;
+  std::optional<Ragged> ragged;
+  std::vector<StateMasks<Dual>> masks;         // [L*D]
+  std::vector<FlexibleWeights<Dual>> weights;  // [L*D]
+  std::vector<FlexibleLayer<Dual>> layers;
+  Buffers& buffers;
+
+  DualCall(Buffers& buffers, std::string_view cell, ffi::Span<const double> options, int64_t count,
+           int64_t directions)
+      : L(count), D(directions), buffers(buffers), tangents_(buffers) {
+    const FlexibleKind which = flexible_kind(cell);
+    const FlexibleKernels<Dual>& kernel = kernels<Dual>(active_set()).flexible[which];
+    const auto of_x = buffers.peek(0).dimensions(), of_w = buffers.peek(8).dimensions();
+    if (of_x.size() != 3 || of_w.size() != 2 || L < 1 || D < 1 || D > 2)
+      throw std::invalid_argument("rnnfast: unexpected rank of a buffer");
+    G = kernel.gates, has_c = kernel.has_c;
+    T_ = of_x[0], B = of_x[1], I = of_x[2], H = of_w[0] / G, P = of_w[1], N = T_ * B;
+    tangents_.skip(7 + kWeightFields * L * D);
+    x = next(N * I);
+    h_0 = next(L * D * B * P);
+    c_0 = next(L * D * B * H);
+    if (buffers.peek(0).element_type() == ffi::DataType::S32)
+      pack_by(buffers.input<int32_t>(B));
+    else
+      pack_by(buffers.input<int64_t>(B));
+    x = pack_rows(x, I);
+    h_0 = sort(h_0, P);
+    c_0 = sort(c_0, H);
+    masks.resize(L * D);
+    const Dual* recurrent = sort(constant(L * D * B * P), P);
+    for (int64_t k = 0; k < L * D && recurrent; k++) masks[k].recurrent = recurrent + k * B * P;
+    read_keep(P, &StateMasks<Dual>::keep_h, &StateMasks<Dual>::keep_h_stride);
+    read_keep(H, &StateMasks<Dual>::keep_c, &StateMasks<Dual>::keep_c_stride);
+    for (int64_t k = 0; k < L * D; k++) weights.push_back(next_weights(input_of(k / D)));
+    for (int64_t k = 0; k < L; k++)
+      layers.emplace_back(which, options_of(options),
+                          std::vector<FlexibleWeights<Dual>>(weights.begin() + k * D,
+                                                             weights.begin() + (k + 1) * D),
+                          input_of(k), H, P);
+    buffers.skip(3 + kWeightFields * L * D);
+  }
+
+  int64_t input_of(int64_t layer) const { return layer > 0 ? D * P : I; }
+  Batch batch() const { return ragged ? ragged->batch() : Batch{T_, B, nullptr}; }
+
+  // The next input, whose tangent is zero.
+  const Dual* constant(int64_t size) { return widen(buffers.input<T>(size), nullptr, size); }
+  const Dual* pack_rows(const Dual* padded, int64_t width) {
+    return ragged && padded ? keep(ragged->pack(padded, width)) : padded;
+  }
+  const Dual* sort(const Dual* states, int64_t width) {
+    return ragged && states ? keep(ragged->sort(states, L * D, width)) : states;
+  }
+
+  // The derivatives of results, in the caller's order; nothing where `to` is null.
+  static void give(const Buffer<Dual>& from, int64_t size, T* to) {
+    for (int64_t j = 0; j < size && to; j++) to[j] = T(from.get()[j].d);
+  }
+  void give_rows(const Buffer<Dual>& from, int64_t width, T* to) const {
+    if (!ragged || !to) return give(from, N * width, to);
+    const Buffer<Dual> padded(N * width);
+    ragged->pad(from.get(), width, padded.get());
+    give(padded, N * width, to);
+  }
+  void give_states(const Buffer<Dual>& from, int64_t width, T* to) const {
+    const int64_t size = L * D * B * width;
+    if (!ragged || !to) return give(from, size, to);
+    const Buffer<Dual> unsorted(size);
+    ragged->unsort(from.get(), L * D, width, unsorted.get());
+    give(unsorted, size, to);
+  }
+
+ private:
+  const Dual* keep(Buffer<Dual> array) {
+    kept_.push_back(std::move(array));
+    return kept_.back().get();
+  }
+  const Dual* widen(const T* value, const T* tangent, int64_t size) {
+    if (!value) return nullptr;
+    const Dual* made = keep(Buffer<Dual>(size));
+    Dual* to = kept_.back().get();
+    for (int64_t j = 0; j < size; j++) {
+      to[j].v = value[j];
+      to[j].d = tangent ? tangent[j] : T(0);
+    }
+    return made;
+  }
+  const Dual* next(int64_t size) {
+    const T* value = buffers.input<T>(size);
+    return widen(value, tangents_.input<T>(size), size);
+  }
+  template <class Int>
+  void pack_by(const Int* lengths) {
+    if (lengths) ragged.emplace(lengths, T_, B);
+  }
+  void read_keep(int64_t width, const Dual* StateMasks<Dual>::* mask,
+                 int64_t StateMasks<Dual>::* stride) {
+    const bool one_row = int64_t(buffers.peek(0).element_count()) == L * D * width;
+    const int64_t rows = one_row ? 1 : N;
+    const T* all = buffers.input<T>(L * D * rows * width);
+    for (int64_t k = 0; k < L * D && all; k++) {
+      const Dual* own = widen(all + k * rows * width, nullptr, rows * width);
+      masks[k].*mask = one_row ? own : pack_rows(own, width);
+      masks[k].*stride = one_row ? 0 : width;
+    }
+  }
+  FlexibleWeights<Dual> next_weights(int64_t features) {
+    FlexibleWeights<Dual> w{};
+    w.w_ih = next(G * H * features);
+    w.w_hh = next(G * H * P);
+    w.b_ih = next(G * H);
+    w.b_hh = next(G * H);
+    w.w_hr = next(P * H);
+    w.w_peep = next(3 * H);
+    w.ln_ih = next(G * H);
+    w.ln_hh = next(G * H);
+    w.ln_c = next(H);
+    w.ln_c_shift = next(H);
+    if (!w.w_ih || !w.w_hh || (!w.w_hr && P != H) || !w.ln_ih != !w.ln_hh)
+      throw std::invalid_argument("rnnfast: weights that do not fit");
+    return w;
+  }
+
+  Buffers tangents_;
+  std::vector<Buffer<Dual>> kept_;
+};
+
+template <class T>
+void dual_passes(Buffers& buffers, std::string_view cell, ffi::Span<const double> options,
+                 int64_t count, int64_t directions, bool second) {
+  DualCall<T> call(buffers, cell, options, count, directions);
+  const int64_t L = call.L, D = call.D, B = call.B, H = call.H, P = call.P, N = call.N;
+  const int64_t G = call.G, of_c = call.has_c ? B * H : 0;
+  const Batch batch = call.batch();
+
+  std::vector<Buffer<Dual>> ys;
+  std::vector<std::unique_ptr<FlexibleSaved<Dual>>> saved;
+  const Buffer<Dual> h_n(L * D * B * P), c_n(L * D * of_c);
+  for (int64_t k = 0; k < L; k++) {
+    const int64_t at = k * D;
+    const Dual* x = k > 0 ? ys.back().get() : call.x;
+    ys.emplace_back(N * D * P);
+    FlexibleForwardArrays<Dual> a{x,
+                                  call.h_0 ? call.h_0 + at * B * P : nullptr,
+                                  call.c_0 ? call.c_0 + at * B * H : nullptr,
+                                  ys.back().get(),
+                                  h_n.get() + at * B * P,
+                                  call.has_c ? c_n.get() + at * B * H : nullptr,
+                                  {}};
+    std::copy_n(call.masks.begin() + at, D, a.masks);
+    saved.push_back(call.layers[k].forward(batch, a, second));
+  }
+  if (!second) {
+    call.give_rows(ys.back(), D * P, buffers.needed<T>(N * D * P));
+    call.give_states(h_n, P, buffers.needed<T>(L * D * B * P));
+    call.give_states(c_n, H, buffers.needed<T>(L * D * of_c));
+    buffers.end();
+    return;
+  }
+
+  const Dual* dy = call.pack_rows(call.constant(N * D * P), D * P);
+  const Dual* dh_n = call.sort(call.constant(L * D * B * P), P);
+  const Dual* dc_n = call.sort(call.constant(L * D * B * H), H);
+  T* to_dx = buffers.needed<T>(N * call.I);
+  T* to_dh_0 = buffers.needed<T>(L * D * B * P);
+  T* to_dc_0 = buffers.needed<T>(L * D * of_c);
+  struct Given {
+    Buffer<Dual> from;
+    int64_t size;
+    T* to;
+  };
+  std::vector<Given> given;
+  std::vector<FlexibleGradients<Dual>> dweights;
+  for (int64_t k = 0; k < L * D; k++) {
+    const FlexibleWeights<Dual>& w = call.weights[k];
+    const auto like = [&](const Dual* weight, int64_t size) -> Dual* {
+      T* to = buffers.output<T>(weight ? size : 0);
+      if (!weight || !to) return nullptr;
+      given.push_back({Buffer<Dual>(size), size, to});
+      return given.back().from.get();
+    };
+    FlexibleGradients<Dual> g;
+    g.w_ih = like(w.w_ih, G * H * call.input_of(k / D));
+    g.w_hh = like(w.w_hh, G * H * P);
+    g.b_ih = like(w.b_ih, G * H);
+    g.b_hh = like(w.b_hh, G * H);
+    g.w_hr = like(w.w_hr, P * H);
+    g.w_peep = like(w.w_peep, 3 * H);
+    g.ln_ih = like(w.ln_ih, G * H);
+    g.ln_hh = like(w.ln_hh, G * H);
+    g.ln_c = like(w.ln_c, H);
+    g.ln_c_shift = like(w.ln_c_shift, H);
+    dweights.push_back(g);
+  }
+  buffers.end();
+
+  const Buffer<Dual> dh_0(L * D * B * P), dc_0(L * D * of_c);
+  Buffer<Dual> dx;
+  for (int64_t k = L; k-- > 0;) {
+    const int64_t at = k * D;
+    Buffer<Dual> below(N * call.input_of(k));
+    FlexibleBackwardArrays<Dual> a{};
+    a.dy = dy;
+    a.dh_n = dh_n ? dh_n + at * B * P : nullptr;
+    a.dc_n = dc_n ? dc_n + at * B * H : nullptr;
+    a.dx = below.get();
+    a.dh_0 = dh_0.get() + at * B * P;
+    a.dc_0 = call.has_c ? dc_0.get() + at * B * H : nullptr;
+    std::copy_n(dweights.begin() + at, D, a.dweights);
+    std::copy_n(call.masks.begin() + at, D, a.masks);
+    call.layers[k].backward(*saved[k], a);
+    dx = std::move(below);
+    dy = dx.get();
+  }
+  call.give_rows(dx, call.I, to_dx);
+  call.give_states(dh_0, P, to_dh_0);
+  call.give_states(dc_0, H, to_dc_0);
+  for (const Given& g : given) call.give(g.from, g.size, g.to);
+}
+
+template <bool kSecond>
+ffi::Error run_dual(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
+                    ffi::Span<const double> options, int64_t layers, int64_t directions) {
+  Buffers buffers(from, to);
+  return guarded(buffers, [&](auto zero) {
+    dual_passes<decltype(zero)>(buffers, cell, options, layers, directions, kSecond);
+  });
+}
+
+auto dual_binding() {
+  return ffi::Ffi::Bind()
+      .RemainingArgs()
+      .RemainingRets()
+      .Attr<std::string_view>("cell")
+      .Attr<ffi::Span<const double>>("options")
+      .Attr<int64_t>("layers")
+      .Attr<int64_t>("directions");
+}
+
+}  // namespace
+
+void add_dual_handlers(py::dict handlers) {
+  XLA_FFI_DEFINE_HANDLER(on_tangent, run_dual<false>, dual_binding());
+  XLA_FFI_DEFINE_HANDLER(on_second, run_dual<true>, dual_binding());
+  handlers["rnnfast_tangent"] = py::capsule(reinterpret_cast<void*>(on_tangent));
+  handlers["rnnfast_second"] = py::capsule(reinterpret_cast<void*>(on_second));
+}
+
+}  // namespace rnnfast
