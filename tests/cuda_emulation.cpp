@@ -34,12 +34,12 @@ struct Fiber {
   ucontext_t context;
   jmp_buf place;  // where it goes on
   std::unique_ptr<char[]> stack{new char[kStack]};
-  bool started = false;
+  bool started = false, turn = false;
   Wait wait = Wait::kNone;
 };
 
 std::vector<Fiber> fibers;                // of all blocks that are there
-std::vector<std::uint64_t> exchanged;     // a number of each
+std::vector<std::uint64_t> exchanged[2];  // a number of each
 std::vector<std::vector<double>> shared;  // memory of each block
 jmp_buf scheduler;
 int current = -1;  // the fiber that runs; -1 where threads run without barriers
@@ -115,11 +115,11 @@ bool release(int first, int end, Wait what) {
 
 void begin(int count) {
   if (int(fibers.size()) < count) fibers.resize(count);
-  exchanged.resize(count);
+  for (auto& numbers : exchanged) numbers.resize(count);
   for (int t = 0; t < count; t++) {
     Fiber& f = fibers[t];
     f.wait = Wait::kNone;
-    f.started = false;
+    f.started = f.turn = false;
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.get();
     f.context.uc_stack.ss_size = kStack;
@@ -183,13 +183,14 @@ void run_together(unsigned blocks, std::size_t bytes, int order) {
   }
 }
 
+// Numbers are exchanged in two places in turns: who writes one has waited since it was last read.
 template <class T>
 T shuffle_xor(T value, int lanes) {
   const unsigned self = unsigned(current);  // blocks are of whole warps
-  std::memcpy(&exchanged[self], &value, sizeof(T));
+  const bool turn = fibers[self].turn = !fibers[self].turn;
+  std::memcpy(&exchanged[turn][self], &value, sizeof(T));
   wait_for(Wait::kWarp);
-  std::memcpy(&value, &exchanged[self ^ unsigned(lanes)], sizeof(T));
-  wait_for(Wait::kWarp);
+  std::memcpy(&value, &exchanged[turn][self ^ unsigned(lanes)], sizeof(T));
   return value;
 }
 

@@ -413,8 +413,10 @@ class Kernel:
                 built_in = {k: int(step["options"][k]["function"]) for k in self.module.functions}
                 assert built_in == self.module.functions
         pointers = (ctypes.c_void_p * len(given))(*(a.ctypes.data for a in given))
-        grid = (grid + (1, 1))[:3]
-        assert shared_mem <= self.max_dynamic_shared_size_bytes <= _optin()
+        grid = (*grid, 1, 1)[:3]
+        assert shared_mem <= min(
+            self.max_dynamic_shared_size_bytes, limits["MaxSharedMemoryPerBlockOptin"]
+        )
         if enable_cooperative_groups:
             assert np.prod(grid) <= limits["MultiProcessorCount"], "more blocks than fit"
         shared = shared_mem if enable_cooperative_groups else -1
@@ -427,10 +429,6 @@ class Kernel:
             assert error is None, f"{self.name}: {error.decode()}"
 
         _do(self.name, run)
-
-
-def _optin() -> int:
-    return limits["MaxSharedMemoryPerBlockOptin"]
 
 
 def _steps(argument: Any) -> list[Any]:

@@ -107,7 +107,7 @@ class Pass:
     def visited(self) -> Visits:
         return visits(self.steps, self.reverse, self.spec.truncate)
 
-    def origin(self) -> Array:
+    def origin(self) -> Any:
         """The parameters of a step whose first packed row is row 0."""
         return self.parameters(np.zeros(1, np.int64))[0]
 

@@ -282,7 +282,13 @@ def limits() -> Limits:
 
 
 def launch_together(
-    spec: Spec, dtype: np.dtype[Any], rows: int, name: str, grid: Sizes, shared: int, parameters: Any
+    spec: Spec,
+    dtype: np.dtype[Any],
+    rows: int,
+    name: str,
+    grid: Sizes,
+    shared: int,
+    parameters: Any,
 ) -> None:
     """A kernel of sequence.cu on the current stream, all blocks at once.
 

@@ -1,4 +1,4 @@
-"""The parameters of the kernels in steps.cu and sequence.cu, as NumPy lays them out: every field has 8 bytes."""
+"""The parameters of the kernels, as NumPy lays them out: every field has 8 bytes."""
 
 from __future__ import annotations
 

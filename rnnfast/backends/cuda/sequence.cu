@@ -106,9 +106,9 @@ struct Share {
   __device__ Index rows_of(Index n) const { return smaller(row_count, n - row); }
 };
 
-// Between blocks of one y and z: what was written before it can be read after it, by ordinary loads.
-// The counter only grows. Thread 0's fences order the accesses of its whole block: __syncthreads
-// stands between it and the other threads, before and after.
+// Between blocks of one y and z: what was written before it can be read after it, by ordinary
+// loads. The counter only grows. Thread 0's fences order the accesses of its whole block:
+// __syncthreads stands between it and the other threads, before and after.
 struct GridBarrier {
   Count* arrived;
   Count target;
@@ -131,7 +131,8 @@ struct GridBarrier {
 // ------------------------------------------------------------------------------ the products
 
 // The sums over the lanes of a warp of kPlaces * kSums numbers a lane. Halving the places while
-// halving the lanes that hold each, lane l gets all sums of place l / (32 / kPlaces) in a[0..kSums).
+// halving the lanes that hold each, lane l gets all sums of place l / (32 / kPlaces) in
+// a[0..kSums).
 template <int kPlaces, int kSums, int kLanes, class T>
 __device__ void warp_sums(T* a) {
   if constexpr (kPlaces > 1) {

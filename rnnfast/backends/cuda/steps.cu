@@ -134,7 +134,7 @@ RNNFAST_KERNEL inputs(Real* gx, Real* scales, long long hidden) {
   rnnfast::inputs_kernel<Cell>(gx, scales, hidden);
 }
 RNNFAST_KERNEL inputs_back(const Real* d, const Real* gain, const Real* hat, const Real* scales,
-                            Real* da, long long hidden) {
+                           Real* da, long long hidden) {
   rnnfast::inputs_back_kernel<Cell>(d, gain, hat, scales, da, hidden);
 }
 RNNFAST_KERNEL forward(const rnnfast::ForwardStep<Real> p) {

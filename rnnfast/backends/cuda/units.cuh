@@ -1,6 +1,6 @@
-// A unit of a row of the batch in a time step, but for the sums of its matrix products: everything that
-// it reads and writes beside them. steps.cu launches this once a step (the alternating engine), and
-// sequence.cu once for all steps (the persistent one).
+// A unit of a row of the batch in a time step, but for the sums of its matrix products: everything
+// that it reads and writes beside them. steps.cu launches this once a step (the alternating
+// engine), and sequence.cu once for all steps (the persistent one).
 //
 // Letters: n rows of the step, B of the batch, H units, P size of h, G gates.
 #pragma once
@@ -14,32 +14,32 @@ typedef long long Index;
 // stands for what there is not, or is not wanted.
 template <class T>
 struct ForwardStep {
-  const T* gx;      // (n, G*H) W_ih x; normalised where there is a norm
-  T* raw;           // (n, G*H) W_hh h; normalised in place where there is a norm
-  const T* b_ih;    // (G*H,) or null
+  const T* gx;    // (n, G*H) W_ih x; normalised where there is a norm
+  T* raw;         // (n, G*H) W_hh h; normalised in place where there is a norm
+  const T* b_ih;  // (G*H,) or null
   const T* b_hh;
-  const T* ln_ih;   // (G*H,) with a norm
+  const T* ln_ih;  // (G*H,) with a norm
   const T* ln_hh;
-  const T* ln_c;    // (H,) or null
+  const T* ln_c;  // (H,) or null
   const T* ln_c_shift;
-  const T* w_peep;  // (3, H) or null
+  const T* w_peep;     // (3, H) or null
   const T* recurrent;  // (B, P) or null; masks, here and below
   const T* keep_h;     // (n, P), or one row with a stride of 0, or null
   const T* keep_c;     // (n, H), or one row, or null
-  T* h;             // (B, P) in: before the step, out: after it
-  T* c;             // (B, H) likewise
-  T* operand;       // (B, P) h * recurrent for the next product, or null without that mask
-  T* y;             // (n, y_stride)
-  const T* step_h;  // (n, P) what a projection made, or null without one
-  T* gates;         // (n, G*H) or null; may be gx
-  T* value;         // (n, H) LSTM: of the output activation, or null
-  T* c_step;        // (n, H) LSTM: c before zoneout, or null
-  T* extra;         // (n, H) LSTM: what a projection reads; GRU: q or r * operand; or null
-  T* h_before;      // (n, P) or null
-  T* c_before;      // (n, H) or null
-  T* hat_c;         // (n, H) with ln_c
-  T* scale_h;       // (n, groups) with a norm
-  T* scale_c;       // (n,) with ln_c
+  T* h;                // (B, P) in: before the step, out: after it
+  T* c;                // (B, H) likewise
+  T* operand;          // (B, P) h * recurrent for the next product, or null without that mask
+  T* y;                // (n, y_stride)
+  const T* step_h;     // (n, P) what a projection made, or null without one
+  T* gates;            // (n, G*H) or null; may be gx
+  T* value;            // (n, H) LSTM: of the output activation, or null
+  T* c_step;           // (n, H) LSTM: c before zoneout, or null
+  T* extra;            // (n, H) LSTM: what a projection reads; GRU: q or r * operand; or null
+  T* h_before;         // (n, P) or null
+  T* c_before;         // (n, H) or null
+  T* hat_c;            // (n, H) with ln_c
+  T* scale_h;          // (n, groups) with a norm
+  T* scale_c;          // (n,) with ln_c
   Index hidden, outputs, y_stride, keep_h_stride, keep_c_stride;
   Options options;
 };
@@ -63,24 +63,24 @@ struct BackwardStep {
   const T* recurrent;
   const T* keep_h;
   const T* keep_c;
-  const T* sum;   // (n, H or P) what the last product made
-  T* dh;          // (B, P) in: after the step, out: what reaches h before without the products
-  T* dc;          // (B, H) in: after the step, out: before it
-  T* dh_step;     // (n, P) with a projection: of its result; else null
-  T* d;           // (n, G*H) of the gates' arguments
-  T* d_h;         // (n, G*H) of W_hh h with its bias; d but for a GRU with reset_after
-  T* product_h;   // (n, G*H) of W_hh h; d_h without a norm
-  T* du;          // (n, H) with ln_c: of what the output activation reads
-  T* dc_norm;     // (n, H) with ln_c: what of it reaches c
+  const T* sum;  // (n, H or P) what the last product made
+  T* dh;         // (B, P) in: after the step, out: what reaches h before without the products
+  T* dc;         // (B, H) in: after the step, out: before it
+  T* dh_step;    // (n, P) with a projection: of its result; else null
+  T* d;          // (n, G*H) of the gates' arguments
+  T* d_h;        // (n, G*H) of W_hh h with its bias; d but for a GRU with reset_after
+  T* product_h;  // (n, G*H) of W_hh h; d_h without a norm
+  T* du;         // (n, H) with ln_c: of what the output activation reads
+  T* dc_norm;    // (n, H) with ln_c: what of it reaches c
   Index hidden, outputs, dy_stride, keep_h_stride, keep_c_stride;
-  Index cut;      // so many rows pass no gradient to the step before
+  Index cut;  // so many rows pass no gradient to the step before
   Options options;
 };
 
 // --------------------------------------------------------------------------- rows and blocks
 
-#define RNNFAST_FOR_UNITS(u, count)                                                \
-  for (Index u = Index(blockIdx.y) * blockDim.x + threadIdx.x; u < (count);        \
+#define RNNFAST_FOR_UNITS(u, count)                                         \
+  for (Index u = Index(blockIdx.y) * blockDim.x + threadIdx.x; u < (count); \
        u += Index(gridDim.y) * blockDim.x)
 
 // The sum over a block, of whole warps; every thread gets it, added in one fixed order.
