@@ -53,6 +53,7 @@ def nvrtc() -> ctypes.CDLL:
 
 class Compiled(NamedTuple):
     code: bytes
+    ptx: bytes
     log: str
 
 
@@ -67,9 +68,9 @@ def compiled(file: str, options: tuple[str, ...]) -> Compiled:
     done = nvrtc().nvrtcCompileProgram(program, len(options), given)
     log = _text(program, "ProgramLog").decode()
     assert done == 0, log
-    code = _text(program, "CUBIN")
+    code, ptx = _text(program, "CUBIN"), _text(program, "PTX")
     nvrtc().nvrtcDestroyProgram(ctypes.byref(program))
-    return Compiled(code, log)
+    return Compiled(code, ptx, log)
 
 
 def _text(program: ctypes.c_void_p, what: str) -> bytes:
@@ -144,6 +145,21 @@ def test_every_function() -> None:
     check("steps.cu", wanted, 64)
     specs = [s for s in all_specs() if s.cell == "rnn"]
     assert len({options(s, "float32", "sm_80") for s in specs}) == len(specs)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_loads_of_all_steps_see_what_other_blocks_wrote(cell: str) -> None:
+    """None goes through the cache of what never changes; fences stand around the barrier."""
+    ptx = compiled("sequence.cu", options(Spec(cell), "float32", "sm_90", ROWS)).ptx.decode()
+    assert ".global.nc" not in ptx
+    for kernel in ptx.split(".entry ")[1:]:
+        lines = kernel.splitlines()
+        fences = [k for k, line in enumerate(lines) if "membar.gl" in line or "fence." in line]
+        adds = [k for k, line in enumerate(lines) if "atom." in line]
+        polls = [k for k, line in enumerate(lines) if "ld.volatile" in line]
+        assert len(adds) == len(polls) == len(fences) / 2 > 0
+        for add, poll, before, after in zip(adds, polls, fences[::2], fences[1::2], strict=True):
+            assert before < add < poll < after
 
 
 def test_wrong_code_does_not_compile() -> None:
