@@ -211,6 +211,13 @@ def measured(cell: str, shape: Shape, mode: Mode, budget: float) -> dict[str, An
     return row
 
 
+def _device_name() -> str:
+    import cupy
+
+    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"]
+    return str(name.decode())
+
+
 def device() -> dict[str, Any]:
     """What the numbers are of."""
     import cupy
@@ -218,7 +225,7 @@ def device() -> dict[str, Any]:
 
     properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
     return {
-        "device": properties["name"].decode(),
+        "device": _device_name(),
         "multiprocessors": properties["multiProcessorCount"],
         "driver": cupy.cuda.runtime.driverGetVersion(),
         "runtime": cupy.cuda.runtime.runtimeGetVersion(),
@@ -254,6 +261,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--budget", type=float, default=1.0, help="seconds for a row")
     parser.add_argument("--quick", action="store_true", help="a few small shapes")
     parser.add_argument("--json", type=Path, help="where the rows go")
+    parser.add_argument(
+        "--choose", action="store_true", help="measure rnnfast's own two engines for choice.json"
+    )
     given = parser.parse_args(argv)
     reason = rnnfast.backends()["cuda"]
     if reason is not None:
@@ -261,6 +271,12 @@ def main(argv: list[str]) -> int:
         return 1
     folder = Path(tempfile.gettempdir()) if given.quick else report.RESULTS
     path = given.json or report.default_path("gpu", folder)
+    if given.choose:
+        from . import engines
+
+        sizes = engines.Sizes(given.units, given.rows)
+        engines.choose(path, sizes, given.budget, _device_name())
+        return 0
     rows: list[dict[str, Any]] = []
     print(*report.header(_COLUMNS), sep="\n", flush=True)
     for cell, shape, mode in itertools.product(

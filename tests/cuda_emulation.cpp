@@ -1,16 +1,22 @@
-// The kernels of rnnfast/backends/cuda/steps.cu on the CPU, for tests: every thread of a block is a
-// fiber; barriers and shuffles switch between them. This proves the kernels' logic, not that they
-// run on a GPU. Built and called by tests/fake_cupy.py.
+// The kernels of rnnfast/backends/cuda/ on the CPU, for tests: every thread of a block is a fiber;
+// barriers and shuffles switch between them. This proves the kernels' logic, not that they run on a
+// GPU. Built and called by tests/fake_cupy.py.
+//
+// The blocks of a cooperative launch are there all at once: one of them runs until all of its
+// threads wait for other blocks, then the next, so that blocks get as far ahead of one another as
+// barriers allow. Else blocks run one after the other.
 //
 // Wrong code that would hang or be undefined on a GPU is an error here: a barrier that some threads
 // of a block never reach, a shuffle without the whole warp, a barrier in a kernel launched as one
-// without. Threads of a block and blocks of a grid run in an order that the caller chooses, so that
-// results that depend on it show.
+// without, blocks that wait for one another for ever. Threads of a block and blocks of a grid run
+// in an order that the caller chooses, so that results that depend on it show.
+#undef _FORTIFY_SOURCE  // its longjmp takes another fiber's stack for a mistake
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 namespace emulation {
@@ -20,18 +26,24 @@ struct Dim {
 };
 Dim thread_index, block_index, block_dim, grid_dim;
 
-enum class Wait { kNone, kBlock, kWarp, kDone };
+enum class Wait { kNone, kBlock, kWarp, kPause, kDone };
+
+constexpr std::size_t kStack = 1 << 16;
 
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack;
+  jmp_buf place;  // where it goes on
+  std::unique_ptr<char[]> stack{new char[kStack]};
+  bool started = false, turn = false;
   Wait wait = Wait::kNone;
 };
 
-std::vector<Fiber> fibers;
-std::vector<std::uint64_t> exchanged;  // a number of each thread
-ucontext_t scheduler;
+std::vector<Fiber> fibers;                // of all blocks that are there
+std::vector<std::uint64_t> exchanged[2];  // a number of each
+std::vector<std::vector<double>> shared;  // memory of each block
+jmp_buf scheduler;
 int current = -1;  // the fiber that runs; -1 where threads run without barriers
+int current_block = 0;
 const char* error = nullptr;
 void (*body)(void**) = nullptr;
 void** arguments = nullptr;
@@ -47,13 +59,21 @@ void wait_for(Wait what) {
   }
   Fiber& self = fibers[current];
   self.wait = what;
-  swapcontext(&self.context, &scheduler);
+  if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
 }
 
 void run_fiber() {
   body(arguments);
   fibers[current].wait = Wait::kDone;
-  swapcontext(&fibers[current].context, &scheduler);
+  _longjmp(scheduler, 1);
+}
+
+// Runs a fiber until it waits. (Its own function: nothing of it is needed after the jump back.)
+__attribute__((noinline)) void resume(Fiber& fiber) {
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.started) _longjmp(fiber.place, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
 }
 
 // The place of the k-th thread or block in an order: 0 forwards, 1 backwards, else scattered.
@@ -93,48 +113,92 @@ bool release(int first, int end, Wait what) {
   return true;
 }
 
-void run_block_with_barriers(int order) {
-  const int count = int(block_dim.x);
+void begin(int count) {
   if (int(fibers.size()) < count) fibers.resize(count);
-  exchanged.resize(count);
+  for (auto& numbers : exchanged) numbers.resize(count);
   for (int t = 0; t < count; t++) {
     Fiber& f = fibers[t];
-    f.stack.resize(1 << 16);
     f.wait = Wait::kNone;
+    f.started = f.turn = false;
     getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.data();
-    f.context.uc_stack.ss_size = f.stack.size();
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStack;
     f.context.uc_link = nullptr;
     makecontext(&f.context, run_fiber, 0);
   }
+}
+
+// Runs the fibers from `first` on, those of a block, until each is done or pauses; returns whether
+// any of them did more than that.
+bool run_block(int first, int order) {
+  const int count = int(block_dim.x);
+  bool progress = false;
+  for (int t = first; t < first + count; t++)
+    if (fibers[t].wait == Wait::kPause) fibers[t].wait = Wait::kNone;
   while (error == nullptr) {
-    bool ran = false, all_done = true;
+    bool ran = false;
     for (int k = 0; k < count && error == nullptr; k++) {
       const int t = int(place(unsigned(k), unsigned(count), order));
-      if (fibers[t].wait == Wait::kDone) continue;
-      all_done = false;
-      if (fibers[t].wait != Wait::kNone) continue;
-      ran = true;
-      current = t;
+      Fiber& fiber = fibers[first + t];
+      if (fiber.wait != Wait::kNone) continue;
+      current = first + t;
       thread_index.x = unsigned(t);
-      swapcontext(&scheduler, &fibers[t].context);
+      resume(fiber);
+      ran = true;
+      progress |= fiber.wait != Wait::kPause;
     }
     current = -1;
-    if (all_done) return;
-    bool released = release(0, count, Wait::kBlock);
-    for (int w = 0; w < count; w += 32) released |= release(w, w + 32, Wait::kWarp);
-    if (!ran && !released) stop("threads wait for one another for ever");
+    bool released = release(first, first + count, Wait::kBlock);
+    for (int w = first; w < first + count; w += 32) released |= release(w, w + 32, Wait::kWarp);
+    if (!ran && !released) return progress;
+  }
+  return progress;
+}
+
+bool all_done(int first, int end) {
+  for (int t = first; t < end; t++)
+    if (fibers[t].wait != Wait::kDone) return false;
+  return true;
+}
+
+void place_block(unsigned b) {
+  current_block = int(b);
+  block_index = {b % grid_dim.x, b / grid_dim.x % grid_dim.y, b / grid_dim.x / grid_dim.y};
+}
+
+// All blocks, each with so many bytes of shared memory.
+void run_together(unsigned blocks, std::size_t bytes, int order) {
+  const int count = int(block_dim.x);
+  begin(int(blocks) * count);
+  shared.assign(blocks, std::vector<double>(bytes / sizeof(double) + 1));
+  for (auto& memory : shared) std::memset(memory.data(), 0xff, memory.size() * sizeof(double));
+  while (error == nullptr && !all_done(0, int(blocks) * count)) {
+    bool progress = false;
+    for (unsigned k = 0; k < blocks && error == nullptr; k++) {
+      const unsigned b = place(k, blocks, order);
+      place_block(b);
+      progress |= run_block(int(b) * count, order);
+    }
+    if (!progress) stop("threads wait for one another for ever");
   }
 }
 
+// Numbers are exchanged in two places in turns: who writes one has waited since it was last read.
 template <class T>
 T shuffle_xor(T value, int lanes) {
-  std::memcpy(&exchanged[thread_index.x], &value, sizeof(T));
-  const unsigned self = thread_index.x;
+  const unsigned self = unsigned(current);  // blocks are of whole warps
+  const bool turn = fibers[self].turn = !fibers[self].turn;
+  std::memcpy(&exchanged[turn][self], &value, sizeof(T));
   wait_for(Wait::kWarp);
-  std::memcpy(&value, &exchanged[self ^ unsigned(lanes)], sizeof(T));
-  wait_for(Wait::kWarp);
+  std::memcpy(&value, &exchanged[turn][self ^ unsigned(lanes)], sizeof(T));
   return value;
+}
+
+template <class T>
+T add(T* to, T value) {
+  const T before = *to;
+  *to += value;
+  return before;
 }
 
 }  // namespace emulation
@@ -149,6 +213,11 @@ T shuffle_xor(T value, int lanes) {
 #define __syncthreads() emulation::wait_for(emulation::Wait::kBlock)
 #define __shfl_xor_sync(mask, value, lanes) emulation::shuffle_xor(value, lanes)
 
+#define __threadfence()
+#define atomicAdd(to, value) emulation::add(to, value)
+#define RNNFAST_PAUSE() emulation::wait_for(emulation::Wait::kPause)
+
+#include "../rnnfast/backends/cuda/sequence.cu"
 #include "../rnnfast/backends/cuda/steps.cu"
 
 namespace {
@@ -160,25 +229,32 @@ X& at(void** a, int k) {
   return *static_cast<X*>(a[k]);
 }
 
+template <class T>
+T* own_memory() {
+  return reinterpret_cast<T*>(emulation::shared[emulation::current_block].data());
+}
+
+enum class Kind { kFree, kBarriers, kTogether };
+
 struct Entry {
   const char* cell;
-  int size;  // of the dtype in bytes
-  int norm;
+  int size;     // of the dtype in bytes
+  int variant;  // whether there is a norm; rows of a warp
   const char* kernel;
-  bool barriers;
+  Kind kind;
   void (*body)(void**);
 };
 
 template <class Cell, class T, bool kNorm>
 void add(std::vector<Entry>& table, const char* cell) {
   const auto entry = [&](const char* kernel, bool barriers, void (*body)(void**)) {
-    table.push_back({cell, int(sizeof(T)), kNorm, kernel, barriers, body});
+    const Kind kind = barriers ? Kind::kBarriers : Kind::kFree;
+    table.push_back({cell, int(sizeof(T)), kNorm, kernel, kind, body});
   };
   using F = ForwardStep<T>;
   using B = BackwardStep<T>;
-  entry("inputs", true, [](void** a) {
-    inputs_kernel<Cell>(at<T*>(a, 0), at<T*>(a, 1), at<Index>(a, 2));
-  });
+  entry("inputs", true,
+        [](void** a) { inputs_kernel<Cell>(at<T*>(a, 0), at<T*>(a, 1), at<Index>(a, 2)); });
   entry("inputs_back", true, [](void** a) {
     inputs_back_kernel<Cell>(at<const T*>(a, 0), at<const T*>(a, 1), at<const T*>(a, 2),
                              at<const T*>(a, 3), at<T*>(a, 4), at<Index>(a, 5));
@@ -193,12 +269,28 @@ void add(std::vector<Entry>& table, const char* cell) {
   entry("pass", false, [](void** a) { pass_kernel(at<B>(a, 0)); });
 }
 
+template <class Cell, class T, int kRows>
+void add_sequences(std::vector<Entry>& table, const char* cell) {
+  using F = Directions<ForwardSequence<T>>;
+  using B = Directions<BackwardSequence<T>>;
+  table.push_back({cell, int(sizeof(T)), kRows, "forward_steps", Kind::kTogether, [](void** a) {
+                     forward_sequence<Cell, T, kRows>(at<F>(a, 0).of[blockIdx.z], own_memory<T>());
+                   }});
+  table.push_back({cell, int(sizeof(T)), kRows, "backward_steps", Kind::kTogether, [](void** a) {
+                     backward_sequence<Cell, T, kRows>(at<B>(a, 0).of[blockIdx.z], own_memory<T>());
+                   }});
+}
+
 template <class Cell>
 void add_all(std::vector<Entry>& table, const char* cell) {
   add<Cell, float, false>(table, cell);
   add<Cell, float, true>(table, cell);
   add<Cell, double, false>(table, cell);
   add<Cell, double, true>(table, cell);
+  add_sequences<Cell, float, 1>(table, cell);
+  add_sequences<Cell, float, 8>(table, cell);
+  add_sequences<Cell, double, 1>(table, cell);
+  add_sequences<Cell, double, 8>(table, cell);
 }
 
 const std::vector<Entry>& table() {
@@ -218,29 +310,38 @@ const std::vector<Entry>& table() {
 
 extern "C" {
 
-// Runs a kernel to its end; returns null or what is wrong with it.
-const char* emulate(const char* cell, int size, int norm, const char* kernel, unsigned grid_x,
-                    unsigned grid_y, unsigned block, int order, void** arguments) {
+// Runs a kernel to its end; returns null or what is wrong with it. `shared` is a number of bytes,
+// or -1 where the launch is not a cooperative one.
+const char* emulate(const char* cell, int size, int variant, const char* kernel,
+                    const unsigned* grid, unsigned block, int shared, int order, void** arguments) {
   using namespace emulation;
   const Entry* found = nullptr;
   for (const Entry& e : table())
-    if (!std::strcmp(e.cell, cell) && e.size == size && e.norm == norm &&
+    if (!std::strcmp(e.cell, cell) && e.size == size && e.variant == variant &&
         !std::strcmp(e.kernel, kernel))
       found = &e;
   if (found == nullptr) return "no such kernel";
-  if (block == 0 || block > 1024 || block % 32 != 0 || grid_y > 65535)
+  if (block == 0 || block > 1024 || block % 32 != 0 || grid[1] > 65535 || grid[2] > 65535)
     return "a block or grid of a size that is not supported";
+  if ((found->kind == Kind::kTogether) != (shared >= 0))
+    return "launched together, or not, against what it needs";
   error = nullptr;
   body = found->body;
   emulation::arguments = arguments;
   block_dim = {block, 1, 1};
-  grid_dim = {grid_x, grid_y, 1};
-  const unsigned blocks = grid_x * grid_y;
+  grid_dim = {grid[0], grid[1], grid[2]};
+  const unsigned blocks = grid[0] * grid[1] * grid[2];
+  if (found->kind == Kind::kTogether) {
+    run_together(blocks, std::size_t(shared), order);
+    return error;
+  }
   for (unsigned k = 0; k < blocks && error == nullptr; k++) {
-    const unsigned b = place(k, blocks, order);
-    block_index = {b % grid_x, b / grid_x, 0};
-    if (found->barriers) {
-      run_block_with_barriers(order);
+    place_block(place(k, blocks, order));
+    if (found->kind == Kind::kBarriers) {
+      begin(int(block));
+      run_block(0, order);
+      if (error == nullptr && !all_done(0, int(block)))
+        stop("threads wait for one another for ever");
       continue;
     }
     for (unsigned j = 0; j < block && error == nullptr; j++) {
@@ -254,6 +355,8 @@ const char* emulate(const char* cell, int size, int norm, const char* kernel, un
 unsigned long long size_of(const char* what) {
   if (!std::strcmp(what, "ForwardStep")) return sizeof(ForwardStep<float>);
   if (!std::strcmp(what, "BackwardStep")) return sizeof(BackwardStep<double>);
+  if (!std::strcmp(what, "ForwardSequences")) return sizeof(Directions<ForwardSequence<float>>);
+  if (!std::strcmp(what, "BackwardSequences")) return sizeof(Directions<BackwardSequence<double>>);
   return 0;
 }
 }

@@ -29,13 +29,17 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "rnnfast" / "backends" / "cuda" / "steps.cu"
+SOURCES = [
+    ROOT / "rnnfast" / "backends" / "cuda" / name
+    for name in ("cells.cuh", "units.cuh", "steps.cu", "sequence.cu")
+]
 _EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
 REQUIRED = os.environ.get("RNNFAST_REQUIRE_CUDA") == "1"  # whether CI may leave its tests out
 _GUARD, _GUARD_BYTE = 256, 0xA5
 
 launches: list[str] = []  # what has run: names of kernels, "gemm", "graph"
 damaged: list[str] = []  # what was written outside of its memory
+limits = {"MultiProcessorCount": 6, "CooperativeLaunch": 1, "MaxSharedMemoryPerBlockOptin": 232448}
 order = 0  # of the threads of a block and the blocks of a grid; see cuda_emulation.cpp
 
 
@@ -265,6 +269,7 @@ def from_dlpack(value: Any) -> ndarray:
 class Device:
     def __init__(self, device: Any = None) -> None:
         self.id = 0
+        self.attributes = limits
 
 
 class Event:
@@ -354,7 +359,7 @@ def compiler() -> str | None:
 @cache
 def emulation() -> ctypes.CDLL:
     """The kernels for the CPU, built once for each state of their sources."""
-    sources = (_EMULATION, SOURCE, SOURCE.with_name("cells.cuh"))
+    sources = (_EMULATION, *SOURCES)
     digest = hashlib.sha256(b"".join(s.read_bytes() for s in sources)).hexdigest()[:16]
     library = Path(tempfile.gettempdir()) / f"rnnfast_cuda_emulation_{digest}.so"
     if not library.exists():
@@ -372,35 +377,66 @@ def emulation() -> ctypes.CDLL:
 
 class RawModule:
     def __init__(self, code: str, options: tuple[str, ...]) -> None:
-        for file in (SOURCE, SOURCE.with_name("cells.cuh")):
-            last = file.read_text(encoding="utf-8").splitlines()[-20:]
-            assert "\n".join(last) in code, f"{file.name} is not what is compiled"
+        texts = {file.name: file.read_text(encoding="utf-8") for file in SOURCES}
+        given = [n for n, text in texts.items() if "\n".join(text.splitlines()[-20:]) in code]
+        assert given in ([*texts][:3], ["cells.cuh", "units.cuh", "sequence.cu"])
         macros = dict(o[2:].split("=") for o in options if o.startswith("-D"))
         self.cell = macros["RNNFAST_CELL"].encode()
         self.size = {"float": 4, "double": 8}[macros["RNNFAST_REAL"]]
-        self.norm = int(macros["RNNFAST_NORM"])
+        self.variant = int(macros["RNNFAST_NORM" if "steps.cu" in given else "RNNFAST_ROWS"])
         names = ("gate", "candidate", "output")
         self.functions = {name: int(macros["RNNFAST_" + name.upper()]) for name in names}
 
-    def get_function(self, name: str) -> Callable[..., None]:
-        def launch(grid: tuple[int, ...], block: tuple[int, ...], arguments: Any) -> None:
-            given = [np.array(a) for a in arguments]  # by value, as a GPU takes them
-            for a in given:
-                if a.dtype.names:  # what the compiler builds in is what is asked for
-                    built_in = {k: int(a["options"][k]["function"]) for k in self.functions}
-                    assert built_in == self.functions
-            pointers = (ctypes.c_void_p * len(given))(*(a.ctypes.data for a in given))
+    def get_function(self, name: str) -> Kernel:
+        return Kernel(self, name)
 
-            def run() -> None:
-                assert len(given) == len(pointers)  # keeps both
-                error = emulation().emulate(
-                    self.cell, self.size, self.norm, name.encode(), *grid, *block, order, pointers
-                )
-                assert error is None, f"{name}: {error.decode()}"
 
-            _do(name, run)
+class Kernel:
+    def __init__(self, module: RawModule, name: str) -> None:
+        self.module, self.name = module, name
+        self.max_dynamic_shared_size_bytes = 48 * 1024  # until one asks for more
 
-        return launch
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: Any) -> None:
+        self.kernel(grid, block, arguments)
+
+    def kernel(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Any,
+        shared_mem: int = 0,
+        enable_cooperative_groups: bool = False,
+    ) -> None:
+        given = [np.array(a) for a in arguments]  # by value, as a GPU takes them
+        for a in given:
+            for step in _steps(a):  # what the compiler builds in is what is asked for
+                built_in = {k: int(step["options"][k]["function"]) for k in self.module.functions}
+                assert built_in == self.module.functions
+        pointers = (ctypes.c_void_p * len(given))(*(a.ctypes.data for a in given))
+        grid = (*grid, 1, 1)[:3]
+        assert shared_mem <= min(
+            self.max_dynamic_shared_size_bytes, limits["MaxSharedMemoryPerBlockOptin"]
+        )
+        if enable_cooperative_groups:
+            assert np.prod(grid) <= limits["MultiProcessorCount"], "more blocks than fit"
+        shared = shared_mem if enable_cooperative_groups else -1
+
+        def run() -> None:
+            assert len(given) == len(pointers)  # keeps both
+            of = self.module.cell, self.module.size, self.module.variant, self.name.encode()
+            sizes = (ctypes.c_uint * 3)(*grid)
+            error = emulation().emulate(*of, sizes, *block, shared, order, pointers)
+            assert error is None, f"{self.name}: {error.decode()}"
+
+        _do(self.name, run)
+
+
+def _steps(argument: Any) -> list[Any]:
+    """The parameters of steps in an argument of a kernel."""
+    names = argument.dtype.names or ()
+    if "of" in names:
+        return [step for step in argument["of"]["step"] if step["hidden"] > 0]
+    return [argument] if "options" in names else []
 
 
 def _viewed(pointer: int, kind: int, rows: int, columns: int, stride: int) -> Any:

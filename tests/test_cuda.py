@@ -37,7 +37,39 @@ def test_plain_cells(cupy: Any, spec: Spec, dtype: str, H: int) -> None:
     assert_agrees(case, run(problem(case), "cuda"))
 
 
-def test_graphs_give_the_bits_of_single_launches(cupy: Any, spec: Spec) -> None:
+@pytest.mark.parametrize(("H", "B"), [(1, 1), (33, 3), (256, 1), (256, 64), (512, 20)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_persistent_engine(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, spec: Spec, dtype: str, H: int, B: int
+) -> None:
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "persistent")
+    case = Case(spec, T=9, B=B, I=7, H=H, L=2, D=2, dtype=dtype, ragged=B % 2 == 1)
+    p = problem(case).map(cupy.asarray)
+    first = run(p, "cuda")
+    assert_agrees(case, first)
+    for _ in range(20):
+        assert_same_bits(run(p, "cuda"), first)
+
+
+def test_persistent_launches_on_two_streams(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "persistent")
+    p = problem(Case(Spec("lstm"), T=50, B=3, I=7, H=512, dtype="float32")).map(cupy.asarray)
+    wanted = rnnfast.lstm(p.x, p.weights)[0]
+    cupy.cuda.Device().synchronize()
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(3)]
+    found = []
+    for k in range(60):
+        with streams[k % 3]:
+            found.append(rnnfast.lstm(p.x, p.weights)[0])
+    cupy.cuda.Device().synchronize()
+    for y in found:
+        np.testing.assert_array_equal(y.get(), wanted.get())
+
+
+def test_graphs_give_the_bits_of_single_launches(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, spec: Spec
+) -> None:
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "alternating")
     p = problem(Case(spec, T=9, B=5, I=7, H=65, L=2, D=2)).map(cupy.asarray)
     first = run(p, "cuda")
     for _ in range(12):

@@ -1,4 +1,5 @@
-"""The backend "cuda" on an emulation of CuPy (fake_cupy.py): its Python, its kernels' logic.
+"""The backend "cuda" on an emulation of CuPy (fake_cupy.py): its Python, its kernels' logic; the
+alternating engine. tests/test_cuda_persistent.py has the other one.
 
 No GPU takes part. tests/test_cuda_compiles.py compiles the same kernels for GPUs, and
 tests/test_cuda.py runs them where there is one.
@@ -48,6 +49,11 @@ DTYPES = ("float32", "float64")
 def emulation() -> Iterator[None]:
     with fake_cupy.installed():
         yield
+
+
+@pytest.fixture(autouse=True)
+def alternating(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "alternating")
 
 
 @pytest.fixture(autouse=True)
@@ -165,16 +171,17 @@ def options_of(cell: str, draw: Any) -> dict[str, Any]:
     return {name: value for name, value in drawn.items() if value is not None}
 
 
-def weights_of(cell: str, draw: Any, features: int, hidden: int) -> list[Any]:
+def weights_of(cell: str, draw: Any, features: int, hidden: int, plain: bool = False) -> list[Any]:
+    """Those of layers; `plain` ones have neither layer normalisation nor projection."""
     lstm = cell == "lstm"
-    norm = draw(st.sampled_from(["", "", "layer", "batch"]))
+    norm = draw(st.sampled_from(["", "", "batch"] if plain else ["", "", "layer", "batch"]))
     weights = rnnfast.init_weights(
         cell,
         features,
         hidden,
         num_layers=draw(st.integers(1, 2)),
         bidirectional=draw(st.booleans()),
-        proj_size=draw(st.sampled_from([0, 3])) if lstm else 0,
+        proj_size=draw(st.sampled_from([0, 3])) if lstm and not plain else 0,
         peepholes=lstm and draw(st.booleans()),
         layer_norm=norm == "layer",
         batch_norm=norm == "batch",
@@ -219,8 +226,12 @@ def results(cell: str, backend: str, p: Any, weights: Any, **options: Any) -> di
 @settings(max_examples=100)
 def test_options(cell: str, data: Any) -> None:
     """Any combination of options, forward and backward, against the reference in float64."""
-    T, B, I, H = 5, 3, 4, data.draw(st.sampled_from([5, 33]))  # noqa: E741
-    weights = weights_of(cell, data.draw, I, H)
+    check_options(cell, data, data.draw(st.sampled_from([5, 33])), plain=False)
+
+
+def check_options(cell: str, data: Any, H: int, plain: bool) -> None:
+    T, B, I = 5, 3, 4  # noqa: E741
+    weights = weights_of(cell, data.draw, I, H, plain)
     options = options_of(cell, data.draw)
     first = weights[0] if isinstance(weights[0], rnnfast.Weights) else weights[0][0]
     directions = 1 if isinstance(weights[0], rnnfast.Weights) else 2
@@ -411,10 +422,19 @@ def test_parameters_are_laid_out_as_the_compiler_does() -> None:
     library = fake_cupy.emulation()
     assert library.size_of(b"ForwardStep") == FORWARD_STEP.itemsize
     assert library.size_of(b"BackwardStep") == BACKWARD_STEP.itemsize
-    source = fake_cupy.SOURCE.read_text(encoding="utf-8")
+    source = text_of("units.cuh")
     for struct, dtype in (("ForwardStep", FORWARD_STEP), ("BackwardStep", BACKWARD_STEP)):
         body = source.split(f"struct {struct} {{")[1].split("};")[0]
         assert fields_of(body) == list(dtype.names or ())
+
+
+def text_of(name: str) -> str:
+    """A file of the kernels."""
+    return next(s for s in fake_cupy.SOURCES if s.name == name).read_text(encoding="utf-8")
+
+
+def kernels_of(name: str) -> list[str]:
+    return re.findall(r"^RNNFAST_KERNEL (\w+)", text_of(name), re.MULTILINE)
 
 
 def fields_of(body: str) -> list[str]:
@@ -422,7 +442,7 @@ def fields_of(body: str) -> list[str]:
     found = []
     for line in body.splitlines():
         declared = line.partition("//")[0].strip().rstrip(";")
-        for kind in ("const T*", "T*", "Index", "Options"):
+        for kind in ("const T*", "const Index*", "T*", "Count*", "Index", "Options"):
             if declared.startswith(kind):
                 found += [name.strip() for name in declared.removeprefix(kind).split(",")]
                 break
@@ -430,7 +450,7 @@ def fields_of(body: str) -> list[str]:
 
 
 def test_functions_have_the_numbers_of_the_header() -> None:
-    header = fake_cupy.SOURCE.with_name("cells.cuh").read_text(encoding="utf-8")
+    header = text_of("cells.cuh")
     names = header.split("enum Function {")[1].split("};")[0].replace("\n", "").split(",")
     wanted = ["k" + name.title().replace("_", "") for name in ACTIVATIONS]
     assert [name.strip() for name in names] == wanted
@@ -467,7 +487,6 @@ def test_every_kernel_has_run() -> None:
             ]
             y, _, backward = function(spec, vjp=True)(x, device, recurrent_dropout=0.5, rng=1)
             backward(y)
-    source = fake_cupy.SOURCE.read_text(encoding="utf-8")
-    kernels = re.findall(r"^RNNFAST_KERNEL (\w+)", source, re.MULTILINE)
+    kernels = kernels_of("steps.cu")
     assert len(kernels) == 8
     assert set(kernels) <= set(fake_cupy.launches)

@@ -16,6 +16,7 @@ import numpy as np
 from ...spec import Masks, Spec, Steps
 from ...weights import Weights
 from .. import Array
+from . import persistent
 from .launch import Kernels, Matrix, Operation, Products, cell_name, launch, run
 from .parameters import BACKWARD_STEP, FORWARD_STEP, options
 
@@ -54,7 +55,7 @@ def pointer(a: Any) -> int:
     return int(a.data.ptr)
 
 
-class _Pass:
+class Pass:
     """One direction on its way through all steps.
 
     `arrays` has, by the names of steps.cu and of `Weights`, everything that operations touch. An
@@ -64,6 +65,7 @@ class _Pass:
     """
 
     struct: np.dtype[Any]
+    laid_out: str  # what has the strides of y
 
     def __init__(
         self, spec: Spec, w: Weights, steps: Steps, reverse: bool, masks: Masks | None
@@ -101,25 +103,33 @@ class _Pass:
             self.arrays[name] = part.reshape(shape)
             first += size
 
-    def parameters(self, visited: Visits, stride: str) -> Array:
-        """Those of every visit; `stride` names what is laid out as y is."""
-        made = np.zeros(len(visited.first), self.struct)
+    @property
+    def visited(self) -> Visits:
+        return visits(self.steps, self.reverse, self.spec.truncate)
+
+    def origin(self) -> Any:
+        """The parameters of a step whose first packed row is row 0."""
+        return self.parameters(np.zeros(1, np.int64))[0]
+
+    def parameters(self, first: Array) -> Array:
+        """Those of steps that begin with these packed rows."""
+        made = np.zeros(len(first), self.struct)
         for name in self.struct.names or ():
             array = self.arrays.get(name)
             if array is None:
                 continue
             made[name] = pointer(array)
             if name not in _OF_BATCH and array.shape[0] == self.steps.rows and array.ndim == 2:
-                made[name] += visited.first * array.strides[0]
+                made[name] += first * array.strides[0]
         made["hidden"], made["outputs"] = self.hidden, self.outputs
         made["options"] = options(self.spec)
         for name in ("keep_h", "keep_c"):
             keep = self.arrays[name]
             if keep is not None and keep.shape[0] > 1:
                 made[name + "_stride"] = keep.shape[1]
-        laid_out = self.arrays[stride]
+        laid_out = self.arrays[self.laid_out]
         if laid_out is not None:
-            made[stride + "_stride"] = laid_out.strides[0] // laid_out.itemsize
+            made[self.laid_out + "_stride"] = laid_out.strides[0] // laid_out.itemsize
         return made
 
     def whole(self, name: str) -> Matrix:
@@ -147,8 +157,9 @@ class _Pass:
         return w._replace(pointer=w.pointer + offset, rows=self.width - self.first)
 
 
-class Forward(_Pass):
+class Forward(Pass):
     struct = FORWARD_STEP
+    laid_out = "y"
 
     def __init__(
         self,
@@ -218,8 +229,8 @@ class Forward(_Pass):
 
     def of_steps(self) -> list[Operation]:
         H, P = self.hidden, self.outputs
-        visited = visits(self.steps, self.reverse, None)
-        steps = self.parameters(visited, "y")
+        visited = self.visited
+        steps = self.parameters(visited.first)
         found: list[Operation] = []
         operand = self.whole("operand" if self.arrays.get("operand") is not None else "h")
         w_hh = self.recurrent_weights()
@@ -240,10 +251,11 @@ class Forward(_Pass):
         return found
 
 
-class Backward(_Pass):
+class Backward(Pass):
     """BPTT through what a `Forward` saved."""
 
     struct = BACKWARD_STEP
+    laid_out = "dy"
 
     def __init__(
         self,
@@ -289,8 +301,8 @@ class Backward(_Pass):
 
     def of_steps(self) -> list[Operation]:
         H, P = self.hidden, self.outputs
-        visited = visits(self.steps, self.reverse, self.spec.truncate)
-        steps = self.parameters(visited, "dy")
+        visited = self.visited
+        steps = self.parameters(visited.first)
         steps["cut"] = visited.cut
         found: list[Operation] = []
         masked = self.arrays["recurrent"] is not None
@@ -388,17 +400,22 @@ def _row_in_batch(steps: Steps) -> Array:
 
 def run_forward(passes: Sequence[Forward]) -> None:
     """Both directions of a layer."""
+    plan = persistent.plan_of(passes)
     run(o for p in passes for o in p.of_inputs())
-    _run_steps(passes)
+    _run_steps(passes, plan)
 
 
 def run_backward(passes: Sequence[Backward], dx: Array) -> None:
-    _run_steps(passes)
+    _run_steps(passes, persistent.plan_of(passes))
     run(o for p in passes for o in p.of_weights())
     to = Matrix(pointer(dx), dx.shape[0], dx.shape[1], dx.shape[1])
     run(o for k, p in enumerate(passes) for o in p.of_x(to, add=k > 0))
 
 
-def _run_steps(passes: Sequence[_Pass]) -> None:
-    if passes[0].steps.rows > 0:
-        launch(tuple(p.key for p in passes), lambda: [p.of_steps() for p in passes])
+def _run_steps(passes: Sequence[Pass], plan: persistent.Plan | None) -> None:
+    if passes[0].steps.rows == 0:
+        return
+    if plan is not None:
+        persistent.run(passes, plan)
+        return
+    launch(tuple(p.key for p in passes), lambda: [p.of_steps() for p in passes])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ _R_32F, _R_64F = 0, 1  # cudaDataType
 
 Operation = Callable[[int], None]  # takes a cuBLAS handle
 Steps = list[list[Operation]]  # of each direction
+Sizes = tuple[int, int, int]
 
 
 # ------------------------------------------------------------------------------- operations
@@ -45,35 +46,42 @@ def cell_name(spec: Spec) -> str:
     return _CELLS[spec.cell]
 
 
-def compile_options(spec: Spec, dtype: np.dtype[Any]) -> tuple[str, ...]:
-    """What NVRTC is told beside the source, for the kernels of a cell."""
+def compile_options(spec: Spec, dtype: np.dtype[Any], rows: int | None = None) -> tuple[str, ...]:
+    """What NVRTC is told beside the source, for the kernels of a cell.
+
+    Those of sequence.cu are made for a number of rows that a warp takes at a time.
+    """
     functions = (spec.of_gates, spec.of_candidate, spec.of_output)
     gate, candidate, output = map(parameters.function, functions)
     return (
         "-std=c++17",
         f"-DRNNFAST_CELL={cell_name(spec)}",
         f"-DRNNFAST_REAL={_REALS[dtype]}",
-        f"-DRNNFAST_NORM={int(spec.layer_norm)}",
+        f"-DRNNFAST_NORM={int(spec.layer_norm)}" if rows is None else f"-DRNNFAST_ROWS={rows}",
         f"-DRNNFAST_GATE={gate}",
         f"-DRNNFAST_CANDIDATE={candidate}",
         f"-DRNNFAST_OUTPUT={output}",
     )
 
 
-def source() -> str:
-    """steps.cu with its header in it: CuPy keeps compiled code by what it is given alone."""
-    header, steps = ((_FOLDER / f).read_text(encoding="utf-8") for f in ("cells.cuh", "steps.cu"))
-    return steps.replace('#include "cells.cuh"', header.replace("#pragma once", ""))
+def source(file: str) -> str:
+    """With its headers in it: CuPy keeps compiled code by what it is given alone."""
+    text = (_FOLDER / file).read_text(encoding="utf-8").replace("#pragma once", "")
+    for header in ("units.cuh", "cells.cuh"):
+        include = f'#include "{header}"'
+        if include in text:
+            text = text.replace(include, source(header))
+    return text
 
 
 @cache
-def _module(options: tuple[str, ...]) -> Any:
-    return cupy.RawModule(code=source(), options=options)
+def _module(file: str, options: tuple[str, ...]) -> Any:
+    return cupy.RawModule(code=source(file), options=options)
 
 
 @cache
-def _function(options: tuple[str, ...], name: str) -> Any:
-    return _module(options).get_function(name)
+def _function(file: str, options: tuple[str, ...], name: str) -> Any:
+    return _module(file, options).get_function(name)
 
 
 class Kernels:
@@ -85,7 +93,7 @@ class Kernels:
 
     def __call__(self, name: str, rows: int, units: int, *arguments: Any) -> Operation:
         """A launch with a row of the batch for each block in x."""
-        function = _function(self._options, name)
+        function = _function("steps.cu", self._options, name)
         block = min(_THREADS, -(-units // 32) * 32)
         parts = 1 if self._norm else -(-units // block)
 
@@ -169,6 +177,13 @@ class Products:
 # ------------------------------------------------------------------------------------ launch
 
 
+class Limits(NamedTuple):
+    """Of a cooperative launch: blocks at once, one on each multiprocessor; bytes for each."""
+
+    blocks: int
+    shared: int
+
+
 class _Device:
     """Handles, streams and graphs of one device; used by one thread at a time."""
 
@@ -178,6 +193,26 @@ class _Device:
         self.capturing = cupy.cuda.Stream(non_blocking=True)
         self.beside = cupy.cuda.Stream(non_blocking=True)
         self.graphs: OrderedDict[Any, Any] = OrderedDict()
+        self.last: tuple[int, Any] | None = None  # cooperative launch: its stream and its end
+
+    @cached_property
+    def limits(self) -> Limits:
+        attributes = cupy.cuda.Device().attributes
+        return Limits(
+            attributes["MultiProcessorCount"] * attributes["CooperativeLaunch"],
+            attributes["MaxSharedMemoryPerBlockOptin"],
+        )
+
+    def together(self, function: Any, grid: Sizes, shared: int, arguments: Any) -> None:
+        with self.lock:
+            stream = cupy.cuda.get_current_stream()
+            if self.last is not None and self.last[0] != stream.ptr:
+                stream.wait_event(self.last[1])
+            if function.max_dynamic_shared_size_bytes < shared:
+                function.max_dynamic_shared_size_bytes = shared
+            kernel, block = function.kernel, (_THREADS,)
+            kernel(grid, block, arguments, shared_mem=shared, enable_cooperative_groups=True)
+            self.last = stream.ptr, stream.record(_event())
 
     def run(self, operations: Iterable[Operation]) -> None:
         with self.lock:
@@ -239,6 +274,29 @@ def launch(key: Any, make: Callable[[], Steps]) -> None:
     Equal keys must stand for equal steps: the same operations on the same pointers.
     """
     _device(cupy.cuda.Device().id).launch(key, make)
+
+
+def limits() -> Limits:
+    """Those of the current device."""
+    return _device(cupy.cuda.Device().id).limits
+
+
+def launch_together(
+    spec: Spec,
+    dtype: np.dtype[Any],
+    rows: int,
+    name: str,
+    grid: Sizes,
+    shared: int,
+    parameters: Any,
+) -> None:
+    """A kernel of sequence.cu on the current stream, all blocks at once.
+
+    Two such launches on a device, each with a part of its blocks in place, would wait for ever:
+    each waits for the one before it, where that was on another stream.
+    """
+    function = _function("sequence.cu", compile_options(spec, dtype, rows), name)
+    _device(cupy.cuda.Device().id).together(function, grid, shared, (parameters,))
 
 
 def check_precision(precision: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The parameters of the kernels in steps.cu, as NumPy lays them out: every field has 8 bytes."""
+"""The parameters of the kernels, as NumPy lays them out: every field has 8 bytes."""
 
 from __future__ import annotations
 
@@ -35,6 +35,21 @@ def _struct(names: str) -> np.dtype[Any]:
 
 FORWARD_STEP = _struct(_FORWARD)
 BACKWARD_STEP = _struct(_BACKWARD)
+_SEQUENCE = [
+    (name, "i8")
+    for name in (
+        *("w_hh", "visits", "arrived", "exchange", "visit_count", "batch", "w_stride"),
+        *("units", "rows", "extra_stride"),
+    )
+]
+
+
+def _directions(step: np.dtype[Any]) -> np.dtype[Any]:
+    one = np.dtype([("of", _SEQUENCE), ("step", step)])
+    return np.dtype([("of", one, (2,))])
+
+
+FORWARD_SEQUENCES, BACKWARD_SEQUENCES = map(_directions, (FORWARD_STEP, BACKWARD_STEP))
 _FUNCTIONS = list(ACTIVATIONS)
 
 

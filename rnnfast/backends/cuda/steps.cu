@@ -4,440 +4,10 @@
 // then), else on some. rnnfast/backends/cuda/engine.py launches them.
 //
 // Compiled once for every cell, dtype and presence of layer normalisation, which the macros at the
-// end name. Letters: n rows of the step, B of the batch, H units, P size of h, G gates.
-#include "cells.cuh"
+// end name.
+#include "units.cuh"
 
 namespace rnnfast {
-
-typedef long long Index;
-
-// One step of one direction. Pointers to what belongs to the step begin at its first row. Null
-// stands for what there is not, or is not wanted.
-template <class T>
-struct ForwardStep {
-  const T* gx;      // (n, G*H) W_ih x; normalised where there is a norm
-  T* raw;           // (n, G*H) W_hh h; normalised in place where there is a norm
-  const T* b_ih;    // (G*H,) or null
-  const T* b_hh;
-  const T* ln_ih;   // (G*H,) with a norm
-  const T* ln_hh;
-  const T* ln_c;    // (H,) or null
-  const T* ln_c_shift;
-  const T* w_peep;  // (3, H) or null
-  const T* recurrent;  // (B, P) or null; masks, here and below
-  const T* keep_h;     // (n, P), or one row with a stride of 0, or null
-  const T* keep_c;     // (n, H), or one row, or null
-  T* h;             // (B, P) in: before the step, out: after it
-  T* c;             // (B, H) likewise
-  T* operand;       // (B, P) h * recurrent for the next product, or null without that mask
-  T* y;             // (n, y_stride)
-  const T* step_h;  // (n, P) what a projection made, or null without one
-  T* gates;         // (n, G*H) or null; may be gx
-  T* value;         // (n, H) LSTM: of the output activation, or null
-  T* c_step;        // (n, H) LSTM: c before zoneout, or null
-  T* extra;         // (n, H) LSTM: what a projection reads; GRU: q or r * operand; or null
-  T* h_before;      // (n, P) or null
-  T* c_before;      // (n, H) or null
-  T* hat_c;         // (n, H) with ln_c
-  T* scale_h;       // (n, groups) with a norm
-  T* scale_c;       // (n,) with ln_c
-  Index hidden, outputs, y_stride, keep_h_stride, keep_c_stride;
-  Options options;
-};
-
-template <class T>
-struct BackwardStep {
-  const T* dy;  // (n, dy_stride) or null
-  const T* gates;
-  const T* value;
-  const T* c_step;
-  const T* extra;
-  const T* h_before;
-  const T* c_before;
-  const T* hat_c;
-  const T* hat_h;  // (n, G*H) W_hh h normalised
-  const T* scale_h;
-  const T* scale_c;
-  const T* ln_hh;
-  const T* ln_c;
-  const T* w_peep;
-  const T* recurrent;
-  const T* keep_h;
-  const T* keep_c;
-  const T* sum;   // (n, H or P) what the last product made
-  T* dh;          // (B, P) in: after the step, out: what reaches h before without the products
-  T* dc;          // (B, H) in: after the step, out: before it
-  T* dh_step;     // (n, P) with a projection: of its result; else null
-  T* d;           // (n, G*H) of the gates' arguments
-  T* d_h;         // (n, G*H) of W_hh h with its bias; d but for a GRU with reset_after
-  T* product_h;   // (n, G*H) of W_hh h; d_h without a norm
-  T* du;          // (n, H) with ln_c: of what the output activation reads
-  T* dc_norm;     // (n, H) with ln_c: what of it reaches c
-  Index hidden, outputs, dy_stride, keep_h_stride, keep_c_stride;
-  Index cut;      // so many rows pass no gradient to the step before
-  Options options;
-};
-
-// --------------------------------------------------------------------------- rows and blocks
-
-#define RNNFAST_FOR_UNITS(u, count)                                                \
-  for (Index u = Index(blockIdx.y) * blockDim.x + threadIdx.x; u < (count);        \
-       u += Index(gridDim.y) * blockDim.x)
-
-// The sum over a block, of whole warps; every thread gets it, added in one fixed order.
-template <class T>
-__device__ T block_sum(T value) {
-  __shared__ T parts[32];
-  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
-  __syncthreads();  // the sum before this one has been read
-  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
-  __syncthreads();
-  T total = 0;
-  for (unsigned w = 0; w < blockDim.x / 32; w++) total += parts[w];
-  return total;
-}
-
-// a to mean 0 and variance 1 in place, by the whole block, which may read all of it afterwards.
-template <class T>
-__device__ void normalise(T* a, Index count, T* scale) {
-  T sum = 0;
-  RNNFAST_FOR_UNITS(u, count) sum += a[u];
-  const T mean = block_sum(sum) / T(count);
-  T squares = 0;
-  RNNFAST_FOR_UNITS(u, count) squares += (a[u] - mean) * (a[u] - mean);
-  const T factor = 1 / root(block_sum(squares) / T(count) + T(1e-5));  // as the reference's
-  RNNFAST_FOR_UNITS(u, count) a[u] = (a[u] - mean) * factor;
-  if (threadIdx.x == 0) *scale = factor;
-  __syncthreads();
-}
-
-// da, given d of gain * hat + shift.
-template <class T>
-__device__ void normalise_back(const T* d, const T* gain, const T* hat, const T* scale, Index count,
-                               T* da) {
-  T sum = 0, along = 0;
-  RNNFAST_FOR_UNITS(u, count) {
-    const T dhat = d[u] * gain[u];
-    sum += dhat;
-    along += dhat * hat[u];
-  }
-  const T mean = block_sum(sum) / T(count), parallel = block_sum(along) / T(count);
-  RNNFAST_FOR_UNITS(u, count) da[u] = *scale * (d[u] * gain[u] - mean - hat[u] * parallel);
-  __syncthreads();
-}
-
-// Every cell: gates that are normalised together are a group.
-template <int kGateCount>
-struct OneGroup {
-  static constexpr int kGates = kGateCount;
-  static constexpr int kGroups = 1;
-  static constexpr bool kSecondProduct = false;
-  __device__ static constexpr int group_gates(int) { return kGateCount; }
-};
-
-template <class Cell, class T>
-__device__ void normalise_groups(T* row, Index hidden, T* scales, int first, int end) {
-  int gate = 0;
-  for (int g = 0; g < end; g++) {
-    if (g >= first) normalise(row + gate * hidden, Cell::group_gates(g) * hidden, scales + g);
-    gate += Cell::group_gates(g);
-  }
-}
-
-template <class Cell, class T>
-__device__ void normalise_groups_back(const T* d, const T* gain, const T* hat, Index hidden,
-                                      const T* scales, int first, int end, T* da) {
-  int gate = 0;
-  for (int g = 0; g < end; g++) {
-    const Index at = gate * hidden;
-    if (g >= first)
-      normalise_back(d + at, gain + at, hat + at, scales + g, Cell::group_gates(g) * hidden,
-                     da + at);
-    gate += Cell::group_gates(g);
-  }
-}
-
-// ------------------------------------------------------------------------ parts of every cell
-
-// The two summands of a gate's argument.
-template <class Cell, class T>
-__device__ T by_x(const ForwardStep<T>& p, Index b, int gate, Index u) {
-  const Index at = gate * p.hidden + u;
-  T a = p.gx[b * Cell::kGates * p.hidden + at];
-  if (p.ln_ih) a *= p.ln_ih[at];
-  return p.b_ih ? a + p.b_ih[at] : a;
-}
-
-template <class Cell, class T>
-__device__ T by_h(const ForwardStep<T>& p, Index b, int gate, Index u) {
-  const Index at = gate * p.hidden + u;
-  T a = p.raw[b * Cell::kGates * p.hidden + at];
-  if (p.ln_hh) a *= p.ln_hh[at];
-  return p.b_hh ? a + p.b_hh[at] : a;
-}
-
-template <class Cell, class T>
-__device__ T argument(const ForwardStep<T>& p, Index b, int gate, Index u) {
-  return by_x<Cell>(p, b, gate, u) + by_h<Cell>(p, b, gate, u);
-}
-
-template <class Cell, class T>
-__device__ void save_gate(const ForwardStep<T>& p, Index b, int gate, Index u, T value) {
-  if (p.gates) p.gates[(b * Cell::kGates + gate) * p.hidden + u] = value;
-}
-
-// From h as the step made it to everything that h goes to.
-template <class T>
-__device__ void finish_h(const ForwardStep<T>& p, Index b, Index u, T h) {
-  const Index at = b * p.outputs + u;
-  const T before = p.h[at];
-  if (p.keep_h) h = zoned_out(p.keep_h[b * p.keep_h_stride + u], before, h);
-  if (p.h_before) p.h_before[at] = before;
-  if (p.operand) p.operand[at] = h * p.recurrent[at];
-  p.h[at] = h;
-  p.y[b * p.y_stride + u] = h;
-}
-
-// The gradient of h as the step made it; p.dh keeps what zoneout passes on.
-template <class T>
-__device__ T gather(const BackwardStep<T>& p, Index b, Index u) {
-  T d = p.dh[b * p.outputs + u], kept = 0;
-  if (p.dy) d += p.dy[b * p.dy_stride + u];
-  if (p.keep_h) {
-    kept = d * p.keep_h[b * p.keep_h_stride + u];
-    d -= kept;
-  }
-  p.dh[b * p.outputs + u] = kept;
-  return d;
-}
-
-// ------------------------------------------------------------------------------------- cells
-
-// i f g o.
-struct Lstm : OneGroup<4> {
-  template <class T>
-  __device__ static void output(const ForwardStep<T>& p, Index b, Index u, T o, T c) {
-    const T value = activated(p.options.output, c), h = o * value;
-    if (p.value) p.value[b * p.hidden + u] = value;
-    if (p.extra)
-      p.extra[b * p.hidden + u] = h;
-    else
-      finish_h(p, b, u, h);
-  }
-
-  template <class T, bool kNorm>
-  __device__ static void forward(const ForwardStep<T>& p, Index b) {
-    const Index H = p.hidden;
-    RNNFAST_FOR_UNITS(u, H) {
-      const Index at = b * H + u;
-      T a[4], peep[3] = {0, 0, 0};
-      for (int g = 0; g < 4; g++) a[g] = argument<Lstm>(p, b, g, u);
-      if (p.w_peep)
-        for (int k = 0; k < 3; k++) peep[k] = p.w_peep[k * H + u];
-      const T c = p.c[at];
-      const LstmUnit<T> s = lstm(p.options, a, p.w_peep ? peep : nullptr, c);
-      save_gate<Lstm>(p, b, 0, u, s.i);
-      save_gate<Lstm>(p, b, 1, u, s.f);
-      save_gate<Lstm>(p, b, 2, u, s.g);
-      save_gate<Lstm>(p, b, 3, u, s.o);
-      if (p.c_before) p.c_before[at] = c;
-      if (p.c_step) p.c_step[at] = s.c;
-      p.c[at] = p.keep_c ? zoned_out(p.keep_c[b * p.keep_c_stride + u], c, s.c) : s.c;
-      if (kNorm && p.ln_c)
-        p.hat_c[at] = s.c;
-      else
-        output(p, b, u, s.o, s.c);
-    }
-    if (kNorm && p.ln_c) {
-      normalise(p.hat_c + b * H, H, p.scale_c + b);
-      RNNFAST_FOR_UNITS(u, H) {
-        const T c = p.ln_c[u] * p.hat_c[b * H + u];
-        output(p, b, u, p.gates[(b * 4 + 3) * H + u], p.ln_c_shift ? c + p.ln_c_shift[u] : c);
-      }
-    }
-  }
-
-  template <class T, bool kNorm>
-  __device__ static void backward(const BackwardStep<T>& p, Index b) {
-    const Index H = p.hidden;
-    const T* gates = p.gates + b * 4 * H;
-    T* d = p.d + b * 4 * H;
-    if (kNorm && p.ln_c) {
-      RNNFAST_FOR_UNITS(u, H) {
-        p.du[b * H + u] = of_output(p, b, u, gates, d);
-      }
-      normalise_back(p.du + b * H, p.ln_c, p.hat_c + b * H, p.scale_c + b, H, p.dc_norm + b * H);
-    }
-    RNNFAST_FOR_UNITS(u, H) {
-      const Index at = b * H + u;
-      const T du = kNorm && p.ln_c ? p.dc_norm[at] : of_output(p, b, u, gates, d);
-      T dc = p.dc[at], kept = 0, peep[3] = {0, 0, 0}, by_gate[3];
-      if (p.keep_c) {
-        kept = dc * p.keep_c[b * p.keep_c_stride + u];
-        dc -= kept;
-      }
-      if (p.w_peep)
-        for (int k = 0; k < 3; k++) peep[k] = p.w_peep[k * H + u];
-      const LstmUnit<T> s = {gates[u], gates[H + u], gates[2 * H + u], gates[3 * H + u], 0};
-      p.dc[at] = kept + lstm_back(p.options, s, p.w_peep ? peep : nullptr, p.c_before[at],
-                                  d[3 * H + u], dc + du, by_gate);
-      for (int g = 0; g < 3; g++) d[g * H + u] = by_gate[g];
-    }
-  }
-
-  // Stores the gradient of o's argument and returns that of what the output activation reads.
-  template <class T>
-  __device__ static T of_output(const BackwardStep<T>& p, Index b, Index u, const T* gates, T* d) {
-    const Index H = p.hidden;
-    const T dh = p.dh_step ? p.sum[b * H + u] : gather(p, b, u);
-    const T o = gates[3 * H + u], value = p.value[b * H + u];
-    d[3 * H + u] = argument_back(p.options, p.options.gate, dh * value, o);
-    return activated_back(p.options.output, dh * o, value);
-  }
-};
-
-template <int kGateCount>
-struct GruGroups : OneGroup<kGateCount> {
-  static constexpr int kGroups = 2;
-  __device__ static constexpr int group_gates(int group) { return group == 0 ? 2 : 1; }
-};
-
-// r z n, the reset gate after the product; extra is q, the recurrent part of n.
-struct GruAfter : GruGroups<3> {
-  template <class T, bool kNorm>
-  __device__ static void forward(const ForwardStep<T>& p, Index b) {
-    const Options& o = p.options;
-    RNNFAST_FOR_UNITS(u, p.hidden) {
-      const T r = clipped(o.gate, o.clip, argument<GruAfter>(p, b, 0, u));
-      const T z = clipped(o.gate, o.clip, argument<GruAfter>(p, b, 1, u));
-      const T q = by_h<GruAfter>(p, b, 2, u);
-      const T n = clipped(o.candidate, o.clip, by_x<GruAfter>(p, b, 2, u) + r * q);
-      save_gate<GruAfter>(p, b, 0, u, r);
-      save_gate<GruAfter>(p, b, 1, u, z);
-      save_gate<GruAfter>(p, b, 2, u, n);
-      if (p.extra) p.extra[b * p.hidden + u] = q;
-      finish_h(p, b, u, gru(z, n, p.h[b * p.hidden + u]));
-    }
-  }
-
-  template <class T, bool kNorm>
-  __device__ static void backward(const BackwardStep<T>& p, Index b) {
-    const Index H = p.hidden, row = b * 3 * H;
-    RNNFAST_FOR_UNITS(u, H) {
-      const T r = p.gates[row + u], z = p.gates[row + H + u], n = p.gates[row + 2 * H + u];
-      const T dh = gather(p, b, u);
-      T dz, dn;
-      gru_back(p.options, z, n, p.h_before[b * H + u], dh, &dz, &dn);
-      const T dr = argument_back(p.options, p.options.gate, dn * p.extra[b * H + u], r);
-      p.d[row + u] = p.d_h[row + u] = dr;
-      p.d[row + H + u] = p.d_h[row + H + u] = dz;
-      p.d[row + 2 * H + u] = dn;
-      p.d_h[row + 2 * H + u] = dn * r;
-      p.dh[b * H + u] += dh * z;
-    }
-  }
-};
-
-// r z n, the reset gate before the product; extra is r * operand, which a second product reads.
-struct GruBefore : GruGroups<3> {
-  static constexpr bool kSecondProduct = true;
-
-  template <class T, bool kNorm>
-  __device__ static void forward(const ForwardStep<T>& p, Index b) {
-    const Options& o = p.options;
-    const T* operand = p.operand ? p.operand : p.h;
-    RNNFAST_FOR_UNITS(u, p.hidden) {
-      const T r = clipped(o.gate, o.clip, argument<GruBefore>(p, b, 0, u));
-      save_gate<GruBefore>(p, b, 0, u, r);
-      save_gate<GruBefore>(p, b, 1, u, clipped(o.gate, o.clip, argument<GruBefore>(p, b, 1, u)));
-      p.extra[b * p.hidden + u] = r * operand[b * p.hidden + u];
-    }
-  }
-
-  template <class T>
-  __device__ static void forward_second(const ForwardStep<T>& p, Index b) {
-    const Options& o = p.options;
-    const Index H = p.hidden;
-    RNNFAST_FOR_UNITS(u, H) {
-      const T n = clipped(o.candidate, o.clip, argument<GruBefore>(p, b, 2, u));
-      save_gate<GruBefore>(p, b, 2, u, n);
-      finish_h(p, b, u, gru(p.gates[(b * 3 + 1) * H + u], n, p.h[b * H + u]));
-    }
-  }
-
-  template <class T, bool kNorm>
-  __device__ static void backward(const BackwardStep<T>& p, Index b) {
-    const Index H = p.hidden, row = b * 3 * H;
-    RNNFAST_FOR_UNITS(u, H) {
-      const T z = p.gates[row + H + u];
-      const T dh = gather(p, b, u);
-      gru_back(p.options, z, p.gates[row + 2 * H + u], p.h_before[b * H + u], dh,
-               p.d + row + H + u, p.d + row + 2 * H + u);
-      p.dh[b * H + u] += dh * z;
-    }
-  }
-
-  template <class T>
-  __device__ static void backward_second(const BackwardStep<T>& p, Index b) {
-    const Index H = p.hidden, row = b * 3 * H;
-    RNNFAST_FOR_UNITS(u, H) {
-      const T r = p.gates[row + u], dp = p.sum[b * H + u];
-      const T mask = p.recurrent ? p.recurrent[b * H + u] : T(1);
-      p.d[row + u] =
-          argument_back(p.options, p.options.gate, dp * p.h_before[b * H + u] * mask, r);
-      p.dh[b * H + u] += dp * r * mask;
-    }
-  }
-};
-
-struct Rnn : OneGroup<1> {
-  template <class T, bool kNorm>
-  __device__ static void forward(const ForwardStep<T>& p, Index b) {
-    RNNFAST_FOR_UNITS(u, p.hidden) {
-      const T h = clipped(p.options.candidate, p.options.clip, argument<Rnn>(p, b, 0, u));
-      save_gate<Rnn>(p, b, 0, u, h);
-      finish_h(p, b, u, h);
-    }
-  }
-
-  template <class T, bool kNorm>
-  __device__ static void backward(const BackwardStep<T>& p, Index b) {
-    RNNFAST_FOR_UNITS(u, p.hidden) {
-      const Index at = b * p.hidden + u;
-      p.d[at] = argument_back(p.options, p.options.candidate, gather(p, b, u), p.gates[at]);
-    }
-  }
-};
-
-// i f u.
-struct Gated : OneGroup<3> {
-  template <class T, bool kNorm>
-  __device__ static void forward(const ForwardStep<T>& p, Index b) {
-    const Options& o = p.options;
-    RNNFAST_FOR_UNITS(u, p.hidden) {
-      const T i = clipped(o.gate, o.clip, argument<Gated>(p, b, 0, u));
-      const T f = clipped(o.gate, o.clip, argument<Gated>(p, b, 1, u));
-      const T v = clipped(o.candidate, o.clip, argument<Gated>(p, b, 2, u));
-      save_gate<Gated>(p, b, 0, u, i);
-      save_gate<Gated>(p, b, 1, u, f);
-      save_gate<Gated>(p, b, 2, u, v);
-      finish_h(p, b, u, f * p.h[b * p.hidden + u] + i * v);
-    }
-  }
-
-  template <class T, bool kNorm>
-  __device__ static void backward(const BackwardStep<T>& p, Index b) {
-    const Index H = p.hidden, row = b * 3 * H;
-    RNNFAST_FOR_UNITS(u, H) {
-      const T f = p.gates[row + H + u], dh = gather(p, b, u);
-      T d[3];
-      gated_back(p.options, p.gates[row + u], f, p.gates[row + 2 * H + u], p.h_before[b * H + u],
-                 dh, d);
-      for (int g = 0; g < 3; g++) p.d[row + g * H + u] = d[g];
-      p.dh[b * H + u] += dh * f;
-    }
-  }
-};
 
 // ----------------------------------------------------------------------------------- kernels
 
@@ -465,7 +35,13 @@ __device__ void forward_kernel(const ForwardStep<T>& p) {
     normalise_groups<Cell>(p.raw + b * Cell::kGates * p.hidden, p.hidden,
                            p.scale_h + b * Cell::kGroups, 0,
                            Cell::kSecondProduct ? 1 : Cell::kGroups);
-  Cell::template forward<T, kNorm>(p, b);
+  RNNFAST_FOR_UNITS(u, p.hidden) {
+    T sums[Cell::kSums];
+    for (int g = 0; g < Cell::kSums; g++) sums[g] = p.raw[(b * Cell::kGates + g) * p.hidden + u];
+    Cell::template forward<kNorm>(p, b, u, sums);
+  }
+  if constexpr (kNorm && Cell::kHasC)
+    if (p.ln_c) Cell::forward_normalised(p, b);
 }
 
 template <class Cell, class T, bool kNorm>
@@ -475,7 +51,8 @@ __device__ void forward_second_kernel(const ForwardStep<T>& p) {
     if (kNorm)
       normalise_groups<Cell>(p.raw + b * Cell::kGates * p.hidden, p.hidden,
                              p.scale_h + b * Cell::kGroups, 1, Cell::kGroups);
-    Cell::template forward_second<T>(p, b);
+    const T* sums = p.raw + (b * Cell::kGates + Cell::kSums) * p.hidden;
+    RNNFAST_FOR_UNITS(u, p.hidden) Cell::forward_second(p, b, u, sums[u]);
   } else {  // after a projection
     RNNFAST_FOR_UNITS(u, p.outputs) finish_h(p, b, u, p.step_h[b * p.outputs + u]);
   }
@@ -491,7 +68,9 @@ __device__ void gather_kernel(const BackwardStep<T>& p) {
 template <class Cell, class T, bool kNorm>
 __device__ void backward_kernel(const BackwardStep<T>& p) {
   const Index b = blockIdx.x, row = b * Cell::kGates * p.hidden;
-  Cell::template backward<T, kNorm>(p, b);
+  if constexpr (kNorm && Cell::kHasC)
+    if (p.ln_c) Cell::backward_normalised(p, b);
+  RNNFAST_FOR_UNITS(u, p.hidden) Cell::template backward<kNorm>(p, b, u);
   if (kNorm) {
     __syncthreads();
     normalise_groups_back<Cell>(p.d_h + row, p.ln_hh, p.hat_h + row, p.hidden,
@@ -504,7 +83,7 @@ template <class Cell, class T, bool kNorm>
 __device__ void backward_second_kernel(const BackwardStep<T>& p) {
   if constexpr (Cell::kSecondProduct) {
     const Index b = blockIdx.x, row = b * Cell::kGates * p.hidden;
-    Cell::template backward_second<T>(p, b);
+    RNNFAST_FOR_UNITS(u, p.hidden) Cell::backward_second(p, b, u, p.sum[b * p.hidden + u]);
     if (kNorm) {
       __syncthreads();
       normalise_groups_back<Cell>(p.d_h + row, p.ln_hh, p.hat_h + row, p.hidden,
@@ -518,15 +97,14 @@ __device__ void backward_second_kernel(const BackwardStep<T>& p) {
 template <class T>
 __device__ void pass_kernel(const BackwardStep<T>& p) {
   const Index b = blockIdx.x;
-  const bool cut = b < p.cut;
   RNNFAST_FOR_UNITS(u, p.outputs) {
     const Index at = b * p.outputs + u;
-    if (cut)
+    if (b < p.cut)
       p.dh[at] = 0;
     else if (p.recurrent)
       p.dh[at] += p.sum[at] * p.recurrent[at];
   }
-  if (cut && p.dc) RNNFAST_FOR_UNITS(u, p.hidden) p.dc[b * p.hidden + u] = 0;
+  if (b < p.cut && p.dc) RNNFAST_FOR_UNITS(u, p.hidden) p.dc[b * p.hidden + u] = 0;
 }
 
 }  // namespace rnnfast
@@ -546,9 +124,7 @@ constexpr bool kNorm = RNNFAST_NORM;
 
 template <class Step>
 __device__ __forceinline__ Step specialised(Step p) {
-  p.options.gate.function = RNNFAST_GATE;
-  p.options.candidate.function = RNNFAST_CANDIDATE;
-  p.options.output.function = RNNFAST_OUTPUT;
+  rnnfast::specialise(p.options);
   return p;
 }
 }  // namespace
@@ -558,7 +134,7 @@ RNNFAST_KERNEL inputs(Real* gx, Real* scales, long long hidden) {
   rnnfast::inputs_kernel<Cell>(gx, scales, hidden);
 }
 RNNFAST_KERNEL inputs_back(const Real* d, const Real* gain, const Real* hat, const Real* scales,
-                            Real* da, long long hidden) {
+                           Real* da, long long hidden) {
   rnnfast::inputs_back_kernel<Cell>(d, gain, hat, scales, da, hidden);
 }
 RNNFAST_KERNEL forward(const rnnfast::ForwardStep<Real> p) {

@@ -1,0 +1,109 @@
+"""The two engines of the backend "cuda" beside each other: `python -m bench gpu --choose`.
+
+Makes the table rnnfast/backends/cuda/choice.json: for each cell, dtype and number of units, up to
+how many rows of the batch the persistent engine is the faster one, forward and backward together.
+Their results are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import rnnfast
+from rnnfast.spec import CELLS, Spec
+
+from . import gpu
+from .problem import Problem, draw, tolerance
+from .shapes import Shape
+
+ENGINES = ("alternating", "persistent")
+DTYPES = ("float32", "float64")
+STEPS = 100
+
+
+class Sizes(NamedTuple):
+    units: Sequence[int]
+    rows: Sequence[int]
+
+
+@contextmanager
+def engine(name: str) -> Iterator[None]:
+    before = os.environ.get("RNNFAST_CUDA_ENGINE")
+    os.environ["RNNFAST_CUDA_ENGINE"] = name
+    try:
+        yield
+    finally:
+        del os.environ["RNNFAST_CUDA_ENGINE"]
+        if before is not None:
+            os.environ["RNNFAST_CUDA_ENGINE"] = before
+
+
+def calls(problem: Problem) -> dict[str, gpu.Call]:
+    """One of each engine; an UnsupportedError where the persistent one does not fit."""
+    side = gpu.ours(problem)
+
+    def with_engine(name: str) -> gpu.Call:
+        def call() -> Any:
+            with engine(name):
+                return side.run()
+
+        return call
+
+    made = {name: with_engine(name) for name in ENGINES}
+    results = [side.results(made[name]()) for name in reversed(ENGINES)]
+    eps = np.finfo(problem.x.dtype).eps / np.finfo(np.float32).eps
+    for name, wanted in results[1].items():
+        error = np.abs(results[0][name] - wanted).max() / np.abs(wanted).max()
+        if not error <= 2 * eps * tolerance(problem.shape):
+            raise AssertionError(f"{problem.shape}: {name} of the engines differs by {error:.2g}")
+    return made
+
+
+def in_dtype(problem: Problem, dtype: str) -> Problem:
+    weights = [
+        rnnfast.Weights(*(None if a is None else a.astype(dtype) for a in w))
+        for w in problem.weights
+    ]
+    return replace(problem, x=problem.x.astype(dtype), dy=problem.dy.astype(dtype), weights=weights)
+
+
+def measured(cell: str, dtype: str, sizes: Sizes, budget: float) -> Iterator[dict[str, Any]]:
+    """Entries of the table for a cell in a dtype."""
+    for units in sizes.units:
+        most = 0
+        for rows in sorted(sizes.rows):
+            problem = draw(Spec(cell), Shape("choose", STEPS, rows, units, units), "training")
+            try:
+                times = gpu.timed(calls(in_dtype(problem, dtype)), budget)
+            except rnnfast.UnsupportedError:
+                break
+            alternating, persistent = (float(np.median(times[name])) for name in ENGINES)
+            print(f"{cell} {dtype} H={units} B={rows}: {alternating:.4g} ms, {persistent:.4g} ms")
+            if persistent > alternating:
+                break
+            most = rows
+        yield {"cell": cell, "dtype": dtype, "units": units, "rows": most}
+
+
+def choose(path: Path, sizes: Sizes, budget: float, device: str) -> None:
+    """Measures the table and writes it."""
+    entries: list[dict[str, Any]] = []
+    print("alternating, persistent:")
+    for cell, dtype in itertools.product(CELLS, DTYPES):
+        entries += measured(cell, dtype, sizes, budget)
+        table = {
+            "measured": device,
+            "note": f"By `python -m bench gpu --choose`, {STEPS} steps, forward and backward.",
+            "most_rows": entries,
+        }
+        path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    print(f"saved in {path}; the table in use is rnnfast/backends/cuda/choice.json")

@@ -1,0 +1,125 @@
+"""The persistent engine: all steps of a layer, of both directions, in one cooperative launch.
+
+A block holds w_hh for its units in shared memory; sequence.cu has the kernels. What comes before
+and after the steps is what it is for the alternating engine, and so are the arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cupy
+import numpy as np
+
+from ...errors import UnsupportedError
+from ...spec import Spec
+from . import choice
+from .launch import Limits, launch_together, limits
+from .parameters import BACKWARD_SEQUENCES, BACKWARD_STEP, FORWARD_SEQUENCES
+
+if TYPE_CHECKING:
+    from .engine import Pass
+
+ROWS = 8  # of the batch that a warp takes at a time, where there are so many
+_FEWEST_UNITS = 4  # of a block: a warp takes four columns of w_hh at a time
+
+
+class Plan(NamedTuple):
+    """How a layer is divided among blocks."""
+
+    directions: int  # in one launch
+    units: int  # of a block
+    rows: int  # of a block
+    unit_blocks: int
+    row_blocks: int
+    shared: int  # bytes of a block
+    warp_rows: int
+
+
+def plan(
+    spec: Spec, dtype: np.dtype[Any], hidden: int, batch: int, directions: int, on: Limits
+) -> Plan | None:
+    """None where w_hh does not fit into the shared memory of the device.
+
+    Both directions in one launch where they fit, each with half of the multiprocessors; else one
+    after the other.
+    """
+    warp_rows = 1 if batch == 1 else ROWS
+    for together in (directions, 1):
+        blocks = on.blocks // together
+        if blocks == 0:
+            continue
+        units = min(hidden, max(_FEWEST_UNITS, _divided(hidden, blocks)))
+        unit_blocks = _divided(hidden, units)
+        shared = units * len(spec.info.gates) * hidden * dtype.itemsize
+        if shared > on.shared:
+            continue
+        rows = _divided(_divided(batch, blocks // unit_blocks), warp_rows) * warp_rows
+        row_blocks = _divided(batch, rows)
+        return Plan(together, units, rows, unit_blocks, row_blocks, shared, warp_rows)
+    return None
+
+
+def _divided(count: int, parts: int) -> int:
+    return -(-count // parts)
+
+
+def plan_of(passes: Sequence[Pass]) -> Plan | None:
+    """That of a layer, or None where the alternating engine runs it."""
+    engine, one = choice.forced(), passes[0]
+    spec, dtype, hidden, batch = one.spec, one.dtype, one.hidden, one.steps.batch
+    if one.steps.rows == 0 or engine == "alternating":
+        return None
+    able = not spec.layer_norm and not spec.projection
+    found = plan(spec, dtype, hidden, batch, len(passes), limits()) if able else None
+    if engine == "persistent":
+        if not able:
+            raise UnsupportedError(
+                "RNNFAST_CUDA_ENGINE=persistent: that engine has no layer normalisation and no "
+                "projection; alternating has"
+            )
+        if found is None:
+            raise UnsupportedError(
+                f"RNNFAST_CUDA_ENGINE=persistent: w_hh of {hidden} units in {dtype} does not fit "
+                f"into the shared memory of {limits().blocks} multiprocessors with "
+                f"{limits().shared} bytes each; alternating takes any size"
+            )
+        return found
+    return found if batch <= choice.most_rows(spec.cell, dtype.name, hidden) else None
+
+
+def run(passes: Sequence[Pass], plan: Plan) -> None:
+    for first in range(0, len(passes), plan.directions):
+        _launch(passes[first : first + plan.directions], plan)
+
+
+def _launch(passes: Sequence[Pass], plan: Plan) -> None:
+    one = passes[0]
+    backward = one.struct == BACKWARD_STEP
+    parameters = np.zeros((), BACKWARD_SEQUENCES if backward else FORWARD_SEQUENCES)
+    arrived = cupy.zeros((len(passes), plan.row_blocks), np.uint64)
+    kept = []  # until the launch
+    for k, p in enumerate(passes):
+        arrays = {"arrived": arrived[k], "visits": cupy.asarray(np.stack(p.visited))}
+        w_hh, extra = p.arrays["w_hh"], p.arrays.get("extra")
+        assert w_hh is not None
+        arrays["w_hh"] = w_hh
+        if not backward:
+            arrays["exchange"] = cupy.empty((2, p.steps.batch, p.hidden), p.dtype)
+            arrays["exchange"][...] = p.arrays.get("operand", p.arrays["h"])
+        numbers = {name: int(a.data.ptr) for name, a in arrays.items()} | {
+            "visit_count": arrays["visits"].shape[1],
+            "batch": p.steps.batch,
+            "w_stride": w_hh.strides[0] // w_hh.itemsize,
+            "units": plan.units,
+            "rows": plan.rows,
+            "extra_stride": p.hidden if extra is not None and len(extra) == p.steps.rows else 0,
+        }
+        for name, number in numbers.items():
+            parameters["of"]["of"][name][k] = number
+        parameters["of"]["step"][k] = p.origin()
+        kept.append(arrays)
+    grid = plan.unit_blocks, plan.row_blocks, len(passes)
+    name = "backward_steps" if backward else "forward_steps"
+    launch_together(one.spec, one.dtype, plan.warp_rows, name, grid, plan.shared, parameters)

@@ -1,0 +1,300 @@
+// All steps of a layer in one cooperative launch: the persistent engine. A block keeps its units'
+// part of w_hh in shared memory, for all of their gates, and a grid barrier separates the steps.
+// rnnfast/backends/cuda/persistent.py launches it; no layer normalisation and no projection.
+//
+// Blocks: x is a slice of the units, y a slice of the rows of the batch, z the direction. Rows do
+// not depend on one another, so that only the blocks of one y and z wait for each other. All blocks
+// must be on the device at once, which a cooperative launch makes sure of.
+//
+// Sums are added in an order that depends on no other block and no timing.
+#include "units.cuh"
+
+#ifdef __CUDACC__
+#define RNNFAST_PAUSE()
+#endif
+
+namespace rnnfast {
+
+typedef unsigned long long Count;
+
+// What both ways have in common. Rows of y count from rows * blockIdx.y on.
+template <class T>
+struct Sequence {
+  const T* w_hh;        // (G*H, H)
+  const Index* visits;  // (3, visit_count) the first packed row, the number of rows, those cut
+  Count* arrived;       // (gridDim.y,) blocks at barriers so far; 0 at launch
+  T* exchange;          // (2, B, H) forward: what the next product reads; both h_0 at launch
+  Index visit_count, batch, w_stride;
+  Index units, rows;   // of a block at most
+  Index extra_stride;  // between the packed rows of `extra`; 0 where they are rows of the batch
+};
+
+// The step has pointers to the numbers of packed row 0.
+template <class T>
+struct ForwardSequence {
+  Sequence<T> of;
+  ForwardStep<T> step;
+};
+
+template <class T>
+struct BackwardSequence {
+  Sequence<T> of;
+  BackwardStep<T> step;
+};
+
+template <class Parameters>
+struct Directions {
+  Parameters of[2];
+};
+
+template <class T>
+__device__ T* advanced(T* pointer, Index count) {
+  return pointer ? pointer + count : pointer;
+}
+
+// The step whose first packed row is `first`.
+template <class Cell, class T>
+__device__ ForwardStep<T> at_row(ForwardStep<T> p, Index first, Index extra_stride) {
+  const Index H = p.hidden, unit = first * H, gate = unit * Cell::kGates;
+  p.gx += gate;
+  p.gates = advanced(p.gates, gate);
+  p.y += first * p.y_stride;
+  p.keep_h = advanced(p.keep_h, first * p.keep_h_stride);
+  p.h_before = advanced(p.h_before, unit);
+  p.extra = advanced(p.extra, first * extra_stride);
+  if (Cell::kHasC) {
+    p.keep_c = advanced(p.keep_c, first * p.keep_c_stride);
+    p.c_before = advanced(p.c_before, unit);
+    p.c_step = advanced(p.c_step, unit);
+    p.value = advanced(p.value, unit);
+  }
+  return p;
+}
+
+template <class Cell, class T>
+__device__ BackwardStep<T> at_row(BackwardStep<T> p, Index first, Index extra_stride) {
+  const Index H = p.hidden, unit = first * H, gate = unit * Cell::kGates;
+  p.gates += gate;
+  p.d += gate;
+  p.d_h += gate;
+  p.dy = advanced(p.dy, first * p.dy_stride);
+  p.keep_h = advanced(p.keep_h, first * p.keep_h_stride);
+  p.h_before += unit;
+  p.extra = advanced(p.extra, first * extra_stride);
+  if (Cell::kHasC) {
+    p.keep_c = advanced(p.keep_c, first * p.keep_c_stride);
+    p.c_before += unit;
+    p.value += unit;
+  }
+  return p;
+}
+
+// What a block works on.
+struct Share {
+  Index unit, unit_count, row, row_count;
+
+  template <class T>
+  __device__ Share(const Sequence<T>& s, Index hidden)
+      : unit(blockIdx.x * s.units),
+        unit_count(smaller(s.units, hidden - unit)),
+        row(blockIdx.y * s.rows),
+        row_count(smaller(s.rows, s.batch - row)) {}
+
+  __device__ static Index smaller(Index a, Index b) { return a < b ? a : b; }
+
+  // Its rows of a step that has n.
+  __device__ Index rows_of(Index n) const { return smaller(row_count, n - row); }
+};
+
+// Between blocks of one y and z: what was written before it can be read after it, by ordinary
+// loads. The counter only grows. Thread 0's fences order the accesses of its whole block:
+// __syncthreads stands between it and the other threads, before and after.
+struct GridBarrier {
+  Count* arrived;
+  Count target;
+
+  __device__ explicit GridBarrier(Count* counters) : arrived(counters + blockIdx.y), target(0) {}
+
+  __device__ void wait() {
+    target += gridDim.x;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(arrived, Count(1));
+      while (*(volatile Count*)arrived < target) RNNFAST_PAUSE();
+      __threadfence();
+    }
+    __syncthreads();
+  }
+};
+
+// ------------------------------------------------------------------------------ the products
+
+// The sums over the lanes of a warp of kPlaces * kSums numbers a lane. Halving the places while
+// halving the lanes that hold each, lane l gets all sums of place l / (32 / kPlaces) in
+// a[0..kSums).
+template <int kPlaces, int kSums, int kLanes, class T>
+__device__ void warp_sums(T* a) {
+  if constexpr (kPlaces > 1) {
+    constexpr int half = kPlaces / 2 * kSums;
+    const bool upper = threadIdx.x & kLanes;
+    for (int i = 0; i < half; i++) {
+      const T kept = upper ? a[half + i] : a[i], given = upper ? a[i] : a[half + i];
+      a[i] = kept + __shfl_xor_sync(0xffffffffu, given, kLanes);
+    }
+    warp_sums<kPlaces / 2, kSums, kLanes / 2>(a);
+  } else if constexpr (kLanes > 0) {
+    for (int i = 0; i < kSums; i++) a[i] += __shfl_xor_sync(0xffffffffu, a[i], kLanes);
+    warp_sums<1, kSums, kLanes / 2>(a);
+  }
+}
+
+// then(row, unit, sums) for all rows of x, 0 <= unit < unit_count: sums[s] is the scalar product of
+// `length` numbers of the row, and of those at w[unit * unit_stride + s * sum_stride].
+//
+// A warp makes kRows * kUnits * kSums of them at a time, each lane with every 32nd number.
+template <int kRows, int kUnits, int kSums, class T, class Then>
+__device__ void products(const T* w, Index unit_stride, Index sum_stride, Index unit_count,
+                         const T* x, Index x_stride, Index row_count, Index length, Then then) {
+  constexpr int kPlaces = kRows * kUnits;
+  static_assert(kPlaces <= 32, "a lane for each");
+  const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
+  const Index slices = (unit_count + kUnits - 1) / kUnits;
+  const Index tasks = slices * ((row_count + kRows - 1) / kRows);
+  for (Index task = threadIdx.x / 32; task < tasks; task += warps) {
+    const Index unit = task % slices * kUnits, row = task / slices * kRows;
+    T sums[kPlaces * kSums];
+    for (int i = 0; i < kPlaces * kSums; i++) sums[i] = 0;
+    // Where there are fewer, the last one stands in for them.
+    const T *rows[kRows], *columns[kUnits];
+    for (int r = 0; r < kRows; r++) rows[r] = x + Share::smaller(row + r, row_count - 1) * x_stride;
+    for (int u = 0; u < kUnits; u++)
+      columns[u] = w + Share::smaller(unit + u, unit_count - 1) * unit_stride;
+    for (Index k = lane; k < length; k += 32) {
+      T numbers[kRows];
+      for (int r = 0; r < kRows; r++) numbers[r] = rows[r][k];
+      for (int u = 0; u < kUnits; u++)
+        for (int s = 0; s < kSums; s++) {
+          const T weight = columns[u][s * sum_stride + k];
+          for (int r = 0; r < kRows; r++) sums[(u * kRows + r) * kSums + s] += weight * numbers[r];
+        }
+    }
+    warp_sums<kPlaces, kSums, 16>(sums);
+    constexpr int kSharers = 32 / kPlaces;
+    const int place = lane / kSharers;
+    const Index r = row + place % kRows, u = unit + place / kRows;
+    if (lane % kSharers == 0 && r < row_count && u < unit_count) then(r, u, sums);
+  }
+}
+
+// Units that a warp takes at a time: together with the gates about four columns of w.
+template <int kSums>
+constexpr int kUnitsOf = kSums == 1 ? 4 : 1;
+
+// ----------------------------------------------------------------------------------- kernels
+
+// memory: (units, G, H), the rows of w_hh of each unit.
+template <class Cell, class T, int kRows>
+__device__ void forward_sequence(const ForwardSequence<T>& sequence, T* memory) {
+  const Sequence<T>& s = sequence.of;
+  const Index H = sequence.step.hidden, width = Cell::kGates * H;
+  const Share share(s, H);
+  for (Index i = threadIdx.x; i < share.unit_count * width; i += blockDim.x)
+    memory[i] = s.w_hh[(i / H % Cell::kGates * H + share.unit + i / width) * s.w_stride + i % H];
+  GridBarrier barrier(s.arrived);
+  __syncthreads();
+  for (Index k = 0; k < s.visit_count; k++) {
+    const Index n = share.rows_of(s.visits[s.visit_count + k]);
+    if (n <= 0) continue;  // as for every block that it would wait for
+    ForwardStep<T> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
+    const T* operand = s.exchange + k % 2 * s.batch * H;
+    p.operand = s.exchange + (k + 1) % 2 * s.batch * H;
+    products<kRows, kUnitsOf<Cell::kSums>, Cell::kSums>(
+        memory, width, H, share.unit_count, operand + share.row * H, H, n, H,
+        [&](Index b, Index u, const T* sums) {
+          Cell::template forward<false>(p, share.row + b, share.unit + u, sums);
+        });
+    barrier.wait();
+    if constexpr (Cell::kSecondProduct) {
+      products<kRows, kUnitsOf<1>, 1>(
+          memory + Cell::kSums * H, width, H, share.unit_count, p.extra + share.row * H, H, n, H,
+          [&](Index b, Index u, const T* sums) {
+            Cell::forward_second(p, share.row + b, share.unit + u, sums[0]);
+          });
+      barrier.wait();
+    }
+  }
+}
+
+// memory: (units, G*H), the columns of w_hh of each unit.
+template <class Cell, class T, int kRows>
+__device__ void backward_sequence(const BackwardSequence<T>& sequence, T* memory) {
+  const Sequence<T>& s = sequence.of;
+  const Index H = sequence.step.hidden, width = Cell::kGates * H, first = Cell::kSums * H;
+  const Share share(s, H);
+  for (Index i = threadIdx.x; i < share.unit_count * width; i += blockDim.x)
+    memory[i % share.unit_count * width + i / share.unit_count] =
+        s.w_hh[i / share.unit_count * s.w_stride + share.unit + i % share.unit_count];
+  GridBarrier barrier(s.arrived);
+  for (Index k = s.visit_count - 1; k >= 0; k--) {
+    const Index n = share.rows_of(s.visits[s.visit_count + k]);
+    if (n <= 0) continue;
+    BackwardStep<T> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
+    p.cut = s.visits[2 * s.visit_count + k];
+    const int units = int(share.unit_count), count = int(n) * units;
+    for (int i = threadIdx.x; i < count; i += blockDim.x)
+      Cell::template backward<false>(p, share.row + i / units, share.unit + i % units);
+    barrier.wait();
+    const T* d = p.d_h + share.row * width;
+    if constexpr (Cell::kSecondProduct) {
+      products<kRows, kUnitsOf<1>, 1>(
+          memory + first, width, width, share.unit_count, d + first, width, n, width - first,
+          [&](Index b, Index u, const T* sums) {
+            Cell::backward_second(p, share.row + b, share.unit + u, sums[0]);
+          });
+      barrier.wait();
+    }
+    products<kRows, kUnitsOf<1>, 1>(memory, width, width, share.unit_count, d, width, n, first,
+                                    [&](Index b, Index u, const T* sums) {
+                                      pass_on(p, share.row + b, share.unit + u, sums[0]);
+                                    });
+    __syncthreads();
+  }
+}
+
+}  // namespace rnnfast
+
+// ------------------------------------------------------------------------------- entry points
+
+// RNNFAST_CELL, RNNFAST_REAL and RNNFAST_ROWS name the instantiation; RNNFAST_GATE, _CANDIDATE and
+// _OUTPUT the functions.
+#ifdef RNNFAST_CELL
+
+#define RNNFAST_KERNEL __global__ void __launch_bounds__(256, 1)
+
+namespace {
+using Cell = rnnfast::RNNFAST_CELL;
+using Real = RNNFAST_REAL;
+
+template <class Sequences>
+__device__ __forceinline__ auto own(const Sequences& p) {
+  auto found = p.of[blockIdx.z];
+  rnnfast::specialise(found.step.options);
+  return found;
+}
+}  // namespace
+
+extern "C" {
+RNNFAST_KERNEL forward_steps(
+    const __grid_constant__ rnnfast::Directions<rnnfast::ForwardSequence<Real>> p) {
+  extern __shared__ double memory[];
+  rnnfast::forward_sequence<Cell, Real, RNNFAST_ROWS>(own(p), (Real*)memory);
+}
+RNNFAST_KERNEL backward_steps(
+    const __grid_constant__ rnnfast::Directions<rnnfast::BackwardSequence<Real>> p) {
+  extern __shared__ double memory[];
+  rnnfast::backward_sequence<Cell, Real, RNNFAST_ROWS>(own(p), (Real*)memory);
+}
+}
+
+#endif
