@@ -23,7 +23,6 @@ import rnnfast
 import rnnfast.torch
 from rnnfast.torch import calls, ops
 
-
 # PyTorch 2.4 says these of its own code.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{words}")
