@@ -42,7 +42,7 @@ class Prepared:
         """The outputs as ONNX has them; None for one without a name."""
         done = None
         if self._shortcut is not None and lengths is None and type(x) is np.ndarray and x.ndim == 3:
-            done = self._shortcut(x, (h, c) if self._pairs else h, None)
+            done = self._shortcut(x, (h, c) if self._pairs else h, None, None)
             if done is not None and self._usual:  # as below, with nothing to find out
                 y, states = done
                 return (y[:, None], *states) if self._pairs else (y[:, None], states)
