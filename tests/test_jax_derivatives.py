@@ -79,9 +79,9 @@ def test_against_a_scan(spec: Spec) -> None:
 
 def check_by_differences(scalar: Callable[..., Any], arguments: Any) -> None:
     """Forward mode of the scalar; forward and reverse mode of its gradient."""
-    check_grads(jax.jit(scalar), arguments, order=1, modes=["fwd"], eps=1e-4, rtol=1e-6)
+    check_grads(jax.jit(scalar), arguments, order=1, modes=["fwd"], eps=1e-5, rtol=1e-6)
     gradient = jax.jit(jax.grad(scalar, argnums=(0, 1, 2)))
-    check_grads(gradient, arguments, order=1, modes=["fwd", "rev"], eps=1e-4, rtol=1e-6)
+    check_grads(gradient, arguments, order=1, modes=["fwd", "rev"], eps=1e-5, rtol=1e-6)
 
 
 def test_against_differences(spec: Spec) -> None:

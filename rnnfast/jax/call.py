@@ -29,7 +29,7 @@ def run(
     rng: Any,
     save: str,
     options: Any,
-    transposed: bool,
+    transposed: bool = False,
     reset_after: bool = True,
     nonlinearity: Any = "tanh",
 ) -> tuple[Any, Any]:
