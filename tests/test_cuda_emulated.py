@@ -28,7 +28,7 @@ from helpers import (
     problem,
     run,
 )
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tolerance import allowed, assert_agrees, assert_close, truth
 
@@ -246,7 +246,10 @@ def check_options(cell: str, data: Any, H: int, plain: bool) -> None:
     p.dy = p.dy.reshape(T, B, directions * P)
     save = data.draw(st.sampled_from(["all", "recompute"]))
     wanted_weights, found_weights = (problem_weights(p, weights, f) for f in (np.copy, on_device))
-    wanted = results(cell, "reference", p, wanted_weights, **options)
+    with np.errstate(all="ignore"):
+        wanted = results(cell, "reference", p, wanted_weights, **options)
+    # Some functions let c grow without bounds, until no two ways to round agree.
+    assume(all(np.abs(wanted[name]).max(initial=0) < 1e3 for name in ("y", "dx")))
     device = p.map(fake_cupy.asarray)
     found = on_host(results(cell, "cuda", device, found_weights, save=save, **options))
     assert_close(found, wanted, 1e-9)

@@ -98,7 +98,7 @@ def test_plain_cells(spec: Spec, dtype: str, H: int, B: int) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=25)
+@settings(max_examples=20)
 def test_anything(spec: Spec, data: Any) -> None:
     case = Case(
         spec,
@@ -138,7 +138,7 @@ def test_division_among_blocks_does_not_matter(spec: Spec) -> None:
 
 @pytest.mark.parametrize("cell", list(CELLS))
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_options(cell: str, data: Any) -> None:
     """Any combination of those that the engine has."""
     with device(data.draw(st.sampled_from([3, 8]), "multiprocessors")):
