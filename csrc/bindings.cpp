@@ -10,17 +10,24 @@ namespace {
 template <class T, class AnyLayer, class PyAnyLayer>
 void register_stack(py::module_& m, const char* name) {
   using Stack = PyStack<T, AnyLayer, PyAnyLayer>;
-  py::class_<Stack>(m, name).def(py::init<const py::tuple&>()).def("forward", &Stack::forward);
+  py::class_<Stack>(m, name)
+      .def(py::init<const py::tuple&>())
+      .def("forward", [](const Stack& stack, const py::object& x, const py::object& state,
+                         const py::object& out, const py::object& lengths) {
+        return stack.forward(x, state, out, lengths);
+      });
 }
 
 template <class T>
-void register_dtype(py::module_& m, const char* layer, const char* saved, const char* stack) {
+void register_dtype(py::module_& m, const char* layer, const char* saved, const char* stack,
+                    const char* tape) {
   py::class_<PySaved<T>>(m, saved);
   py::class_<PyLayer<T>>(m, layer)
       .def(py::init<const std::string&, std::vector<Direction>, bool, const std::string&>())
       .def_static("forward", &PyLayer<T>::forward)
       .def_static("backward", &PyLayer<T>::backward);
   register_stack<T, Layer<T>, PyLayer<T>>(m, stack);
+  py::class_<PyTape<T>>(m, tape).def("backward", &PyTape<T>::backward);
 }
 
 template <class T>
@@ -64,8 +71,8 @@ PYBIND11_MODULE(_native, m) {
   m.attr("version") = RNNFAST_VERSION;
   active_set();
   set_thread_count(default_thread_count());
-  register_dtype<float>(m, "LayerF32", "SavedF32", "StackF32");
-  register_dtype<double>(m, "LayerF64", "SavedF64", "StackF64");
+  register_dtype<float>(m, "LayerF32", "SavedF32", "StackF32", "TapeF32");
+  register_dtype<double>(m, "LayerF64", "SavedF64", "StackF64", "TapeF64");
   register_flexible<float>(m, "FlexibleF32", "FlexibleSavedF32");
   register_flexible<double>(m, "FlexibleF64", "FlexibleSavedF64");
   register_stack<float, FlexibleLayer<float>, PyFlexible<float>>(m, "FlexibleStackF32");
@@ -76,6 +83,13 @@ PYBIND11_MODULE(_native, m) {
     const CellKind kind = cell_kind(cell);
     if (is_plain<float>(x)) return call<float>(kind, x, weights, state, lengths);
     if (is_plain<double>(x)) return call<double>(kind, x, weights, state, lengths);
+    return py::object(py::none());
+  });
+  m.def("call_vjp", [](const std::string& cell, const py::object& x, const py::object& weights,
+                       const py::object& state, const py::object& lengths) {
+    const CellKind kind = cell_kind(cell);
+    if (is_plain<float>(x)) return PyTape<float>::call(kind, x, weights, state, lengths);
+    if (is_plain<double>(x)) return PyTape<double>::call(kind, x, weights, state, lengths);
     return py::object(py::none());
   });
   m.def("set_num_threads", &set_thread_count);

@@ -112,6 +112,69 @@ struct PySaved {
   py::array x;  // kept alive for its pointer
 };
 
+// Clears the steps of a padded array that no row reaches.
+template <class T>
+void clear_rest(T* array, int64_t rows, int64_t all, int64_t width) {
+  std::fill_n(array + rows * width, (all - rows) * width, T(0));
+}
+
+// dx [rows, I], the gradients of every direction of every layer in order, dh_0 and dc_0. `rows` are
+// those of x and dy, packed or padded as `saved` has it; dy, dh_n and dc_n may be null.
+template <class T>
+py::tuple back_through(const std::vector<const Layer<T>*>& layers,
+                       const std::vector<const Saved<T>*>& saved, int64_t rows, const T* dy,
+                       const T* dh_n, const T* dc_n) {
+  const Layer<T>& first = *layers[0];
+  const Saved<T>& bottom = *saved[0];
+  const int64_t D = first.directions(), H = first.hidden(), G = first.cell().gates;
+  const int64_t B = bottom.batch, N = bottom.offset[bottom.steps], L = int64_t(layers.size());
+  const int64_t state = D * B * H;
+  const auto make = [](std::vector<py::ssize_t> shape, T** pointer) {
+    py::array_t<T> array(std::move(shape));
+    *pointer = array.mutable_data();
+    return array;
+  };
+  BackwardArrays<T> a{};
+  a.dh_n = dh_n;
+  a.dc_n = dc_n;
+  py::array_t<T> dh_0 = make({L * D, B, H}, &a.dh_0);
+  py::object dc_0 = py::none();
+  if (first.cell().has_c) dc_0 = make({L * D, B, H}, &a.dc_0);
+  py::array_t<T> dx = make({rows, first.input()}, &a.dx);
+  if (!bottom.x_order.empty()) clear_rest(a.dx, bottom.steps * B, rows, first.input());
+  py::list dweights;
+  std::vector<BackwardArrays<T>> arrays;
+  std::vector<Buffer<T>> between;  // the gradients of what layers hand on
+  for (size_t k = 0; k < layers.size(); k++) {
+    if (k > 0) {
+      between.emplace_back(N * D * H);
+      a.dx = between.back().get();
+      arrays.back().dy = a.dx;
+    }
+    a.dy = dy;
+    for (int d = 0; d < D; d++) {
+      auto& w = a.dweights[d];
+      w = {};
+      py::object b_ih = py::none(), b_hh = py::none();
+      py::array_t<T> w_ih = make({G * H, layers[k]->input()}, &w.w_ih);
+      py::array_t<T> w_hh = make({G * H, H}, &w.w_hh);
+      if (layers[k]->weights(d).b_ih) b_ih = make({G * H}, &w.b_ih);
+      if (layers[k]->weights(d).b_hh) b_hh = make({G * H}, &w.b_hh);
+      dweights.append(py::make_tuple(w_ih, w_hh, b_ih, b_hh));
+    }
+    arrays.push_back(a);
+    for (const T** array : {&a.dh_n, &a.dc_n})
+      if (*array) *array += state;
+    a.dh_0 += state;
+    if (a.dc_0) a.dc_0 += state;
+  }
+  {
+    const Released released;
+    rnnfast::backward(layers, saved, arrays);
+  }
+  return py::make_tuple(dx, dweights, dh_0, dc_0);
+}
+
 template <class T>
 class PyLayer {
  public:
@@ -173,68 +236,24 @@ class PyLayer {
     return kept;
   }
 
-  // dx, the gradients of every direction of every layer in order, dh_0 and dc_0.
+  // As `back_through`.
   static py::tuple backward(const Stack& layers, const std::vector<const PySaved<T>*>& kept,
                             const std::optional<py::array>& dy,
                             const std::optional<py::array>& dh_n,
                             const std::optional<py::array>& dc_n) {
     const size_t count = layers.size();
     if (count == 0 || kept.size() != count) throw std::invalid_argument("saved: one a layer");
-    const auto& first = layers[0]->layer_;
-    const Saved<T>& bottom = *kept[0]->saved;
-    const int64_t D = first.directions(), H = first.hidden(), G = first.cell().gates;
-    const int64_t B = bottom.batch, N = bottom.offset[bottom.steps], L = int64_t(count);
-    const bool in_order = !bottom.x_order.empty();
-    const int64_t padded = in_order ? kept[0]->x.shape(0) : N;  // rows of dx and dy
-    const int64_t state = D * B * H;
-    const auto make = [](std::vector<py::ssize_t> shape, T** pointer) {
-      py::array_t<T> array(std::move(shape));
-      *pointer = array.mutable_data();
-      return array;
-    };
-    BackwardArrays<T> a{};
-    const T* top = pointer<const T>(dy, padded * D * H, "dy");
-    a.dh_n = pointer<const T>(dh_n, L * state, "dh_n");
-    a.dc_n = pointer<const T>(dc_n, L * state, "dc_n");
-    py::array_t<T> dh_0 = make({L * D, B, H}, &a.dh_0);
-    py::object dc_0 = py::none();
-    if (first.cell().has_c) dc_0 = make({L * D, B, H}, &a.dc_0);
-    py::array_t<T> dx = make({padded, first.input()}, &a.dx);
-    if (in_order) clear_rest(a.dx, bottom.steps * B, padded, first.input());
-    py::list dweights;
-    std::vector<BackwardArrays<T>> arrays;
-    std::vector<Buffer<T>> between;  // the gradients of what layers hand on
     std::vector<const Saved<T>*> saved;
-    for (size_t k = 0; k < count; k++) {
-      const Layer<T>& layer = layers[k]->layer_;
-      saved.push_back(kept[k]->saved.get());
-      if (k > 0) {
-        between.emplace_back(N * D * H);
-        a.dx = between.back().get();
-        arrays.back().dy = a.dx;
-      }
-      a.dy = top;
-      for (int d = 0; d < D; d++) {
-        auto& w = a.dweights[d];
-        w = {};
-        py::object b_ih = py::none(), b_hh = py::none();
-        py::array_t<T> w_ih = make({G * H, layer.input()}, &w.w_ih);
-        py::array_t<T> w_hh = make({G * H, H}, &w.w_hh);
-        if (layer.weights(d).b_ih) b_ih = make({G * H}, &w.b_ih);
-        if (layer.weights(d).b_hh) b_hh = make({G * H}, &w.b_hh);
-        dweights.append(py::make_tuple(w_ih, w_hh, b_ih, b_hh));
-      }
-      arrays.push_back(a);
-      for (const T** array : {&a.dh_n, &a.dc_n})
-        if (*array) *array += state;
-      a.dh_0 += state;
-      if (a.dc_0) a.dc_0 += state;
-    }
-    {
-      const Released released;
-      rnnfast::backward(plain(layers), saved, arrays);
-    }
-    return py::make_tuple(dx, dweights, dh_0, dc_0);
+    for (const PySaved<T>* one : kept) saved.push_back(one->saved.get());
+    const Saved<T>& bottom = *saved[0];
+    const bool in_order = !bottom.x_order.empty();
+    const int64_t rows = in_order ? kept[0]->x.shape(0) : bottom.offset[bottom.steps];
+    const Layer<T>& first = layers[0]->layer_;
+    const int64_t width = first.directions() * first.hidden();
+    const int64_t states = int64_t(count) * bottom.batch * width;
+    return back_through<T>(plain(layers), saved, rows, pointer<const T>(dy, rows * width, "dy"),
+                           pointer<const T>(dh_n, states, "dh_n"),
+                           pointer<const T>(dc_n, states, "dc_n"));
   }
 
   const Layer<T>& layer() const { return layer_; }
@@ -253,11 +272,6 @@ class PyLayer {
       if (rows[b] < 0 || rows[b] >= batch) throw std::invalid_argument("order: unexpected row");
     return rows;
   }
-  // Steps of a padded array that no row reaches.
-  static void clear_rest(T* array, int64_t rows, int64_t all, int64_t width) {
-    std::fill_n(array + rows * width, (all - rows) * width, T(0));
-  }
-
   static std::vector<const Layer<T>*> plain(const Stack& layers) {
     std::vector<const Layer<T>*> found;
     for (const PyLayer* layer : layers) found.push_back(&layer->layer_);

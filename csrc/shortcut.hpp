@@ -13,17 +13,21 @@ namespace rnnfast {
 namespace {
 
 template <class T>
-void run_layers(const std::vector<const Layer<T>*>& layers, const Batch& batch,
-                const std::vector<ForwardArrays<T>>& arrays) {
-  forward(layers, batch, arrays, Save::kNothing);
+std::vector<std::unique_ptr<Saved<T>>> run_layers(const std::vector<const Layer<T>*>& layers,
+                                                  const Batch& batch,
+                                                  const std::vector<ForwardArrays<T>>& arrays,
+                                                  Save save) {
+  return forward(layers, batch, arrays, save);
 }
 template <class T>
-void run_layers(const std::vector<const FlexibleLayer<T>*>& layers, const Batch& batch,
-                const std::vector<ForwardArrays<T>>& arrays) {
+std::vector<std::unique_ptr<Saved<T>>> run_layers(
+    const std::vector<const FlexibleLayer<T>*>& layers, const Batch& batch,
+    const std::vector<ForwardArrays<T>>& arrays, Save) {
   for (size_t k = 0; k < layers.size(); k++) {
     const ForwardArrays<T>& a = arrays[k];
     layers[k]->forward(batch, {a.x, a.h_0, a.c_0, a.y, a.h_n, a.c_n, {}}, false);
   }
+  return {};
 }
 
 // A batch of rows of several lengths: its steps, and where the rows, longest first, come from.
@@ -81,6 +85,33 @@ struct Ragged {
   }
 };
 
+using Shape = std::vector<py::ssize_t>;
+
+template <class T>
+bool fits(const py::object& value, const Shape& shape, bool writeable = false) {
+  if (!is_plain<T>(value)) return false;
+  const auto array = py::reinterpret_borrow<py::array>(value);
+  return array.ndim() == int(shape.size()) &&
+         std::equal(shape.begin(), shape.end(), array.shape()) && (!writeable || array.writeable());
+}
+bool split(const py::object& pair, py::object& first, py::object& second) {
+  if (!PyTuple_CheckExact(pair.ptr()) || PyTuple_GET_SIZE(pair.ptr()) != 2) return false;
+  PyObject* items[] = {PyTuple_GET_ITEM(pair.ptr(), 0), PyTuple_GET_ITEM(pair.ptr(), 1)};
+  first = py::reinterpret_borrow<py::object>(items[0]);
+  second = py::reinterpret_borrow<py::object>(items[1]);
+  return true;
+}
+
+// What a call of the short way leaves for its backward pass.
+template <class T>
+struct Kept {
+  bool batched = true;
+  int64_t steps = 0, batch = 0;
+  Ragged ragged;
+  std::vector<Buffer<T>> between;  // what layers hand on, which `saved` points to
+  std::vector<std::unique_ptr<Saved<T>>> saved;
+};
+
 // Packed layers, called in one go where every argument already is as the kernels read it. The
 // checks of the API cost more than the kernels of a small step; here they are a few comparisons,
 // and what does not pass them takes the long way, where it is converted or named in an error.
@@ -93,9 +124,10 @@ class PyStack {
       layers_.push_back(&layer.cast<const PyAnyLayer&>().layer());
   }
 
-  // (y, state_n) as the API returns them, or None where it has to be the long way.
+  // (y, state_n) as the API returns them, or None where it has to be the long way. Saves what a
+  // backward pass needs where it is told where.
   py::object forward(const py::object& x, const py::object& state, const py::object& out,
-                     const py::object& lengths) const {
+                     const py::object& lengths, Kept<T>* kept = nullptr) const {
     const AnyLayer& first = *layers_.front();
     const int64_t I = first.input(), H = first.hidden(), P = first.outputs();
     const int64_t D = first.directions(), L = int64_t(layers_.size());
@@ -129,34 +161,24 @@ class PyStack {
         state_n = py::make_tuple(h_n, c_n);
       }
     }
-    if ((!h_0.is_none() && !fits(h_0, h_shape)) || (!c_0.is_none() && !fits(c_0, c_shape)))
+    if ((!h_0.is_none() && !fits<T>(h_0, h_shape)) || (!c_0.is_none() && !fits<T>(c_0, c_shape)))
       return py::none();
     if (!out.is_none()) {
-      if (!fits(y, y_shape, true) || !fits(h_n, h_shape, true) ||
-          (has_c && !fits(c_n, c_shape, true)) || overlap({x, h_0, c_0}, {y, h_n, c_n}))
+      if (!fits<T>(y, y_shape, true) || !fits<T>(h_n, h_shape, true) ||
+          (has_c && !fits<T>(c_n, c_shape, true)) || overlap({x, h_0, c_0}, {y, h_n, c_n}))
         return py::none();
     }
-    run(x, h_0, c_0, y, h_n, c_n, steps, batch, ragged);
+    Kept<T> unused;
+    Kept<T>& to = kept ? *kept : unused;
+    to.batched = batched;
+    to.steps = steps;
+    to.batch = batch;
+    to.ragged = std::move(ragged);
+    run(x, h_0, c_0, y, h_n, c_n, kept ? Save::kAll : Save::kNothing, to);
     return py::make_tuple(y, state_n);
   }
 
  private:
-  using Shape = std::vector<py::ssize_t>;
-
-  static bool fits(const py::object& value, const Shape& shape, bool writeable = false) {
-    if (!is_plain<T>(value)) return false;
-    const auto array = py::reinterpret_borrow<py::array>(value);
-    return array.ndim() == int(shape.size()) &&
-           std::equal(shape.begin(), shape.end(), array.shape()) &&
-           (!writeable || array.writeable());
-  }
-  static bool split(const py::object& pair, py::object& first, py::object& second) {
-    if (!PyTuple_CheckExact(pair.ptr()) || PyTuple_GET_SIZE(pair.ptr()) != 2) return false;
-    PyObject* items[] = {PyTuple_GET_ITEM(pair.ptr(), 0), PyTuple_GET_ITEM(pair.ptr(), 1)};
-    first = py::reinterpret_borrow<py::object>(items[0]);
-    second = py::reinterpret_borrow<py::object>(items[1]);
-    return true;
-  }
   static T* data(const py::object& array) {
     if (array.is_none()) return nullptr;
     return static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(array).data()));
@@ -179,9 +201,10 @@ class PyStack {
   }
 
   void run(const py::object& x, const py::object& h_0, const py::object& c_0, const py::object& y,
-           const py::object& h_n, const py::object& c_n, int64_t steps, int64_t batch,
-           const Ragged& ragged) const {
+           const py::object& h_n, const py::object& c_n, Save save, Kept<T>& kept) const {
     const AnyLayer& first = *layers_.front();
+    const Ragged& ragged = kept.ragged;
+    const int64_t steps = kept.steps, batch = kept.batch;
     const int64_t D = first.directions(), P = first.outputs(), H = first.hidden();
     const int64_t states = D * int64_t(layers_.size());  // rows of h and c, for each of the batch
     ForwardArrays<T> a{data(x), data(h_0), data(c_0), nullptr, data(h_n), data(c_n)};
@@ -197,18 +220,17 @@ class PyStack {
       a.h_n = sorted[2].grow(states * batch * P);
       if (a.c_n) a.c_n = sorted[3].grow(states * batch * H);
     }
-    std::vector<Buffer<T>> between;
     std::vector<ForwardArrays<T>> arrays;
     for (size_t k = 0; k < layers_.size(); k++) {
       const bool top = k + 1 == layers_.size();
-      if (!top) between.emplace_back(steps * batch * D * P);
-      a.y = top ? last : between.back().get();
+      if (!top) kept.between.emplace_back(steps * batch * D * P);
+      a.y = top ? last : kept.between.back().get();
       a.x_order = k == 0 ? ragged.row_order() : nullptr;
       a.y_order = top ? ragged.row_order() : nullptr;
       arrays.push_back(a);
       next_layer(a, D * batch * P, D * batch * H);
     }
-    run_layers(layers_, b, arrays);
+    kept.saved = run_layers(layers_, b, arrays, save);
     if (ragged.is_ragged()) {
       ragged.unsort(sorted[2].get(), states, P, data(h_n));
       if (sorted[3].get()) ragged.unsort(sorted[3].get(), states, H, data(c_n));
@@ -219,49 +241,136 @@ class PyStack {
   std::vector<const AnyLayer*> layers_;
 };
 
-// The same for weights that are not packed, one direction a layer. None where they have to be
-// checked the long way.
+// Layers of weights that are not packed, one direction each; none where they have to be checked the
+// long way. The arrays must outlive the layers.
 template <class T>
-py::object call(CellKind cell, const py::object& x, const py::object& weights,
-                const py::object& state, const py::object& lengths) {
+std::vector<std::unique_ptr<Layer<T>>> layers_of(CellKind cell, const py::object& weights) {
   const int64_t G = kernels<T>(active_set()).cells[cell]->gates;
   const bool listed = PyList_CheckExact(weights.ptr());
   const py::ssize_t count = listed ? PyList_GET_SIZE(weights.ptr()) : 1;
   std::vector<std::unique_ptr<Layer<T>>> layers;
-  std::vector<const Layer<T>*> stack;
   for (py::ssize_t k = 0; k < count; k++) {
     PyObject* entry = listed ? PyList_GET_ITEM(weights.ptr(), k) : weights.ptr();
-    if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) < 4) return py::none();
+    if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) < 4) return {};
     const auto item = [&](py::ssize_t i) {
       return py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(entry, i));
     };
     for (py::ssize_t i = 4; i < PyTuple_GET_SIZE(entry); i++)
-      if (!item(i).is_none()) return py::none();
-    if (!is_plain<T>(item(0)) || !is_plain<T>(item(1))) return py::none();
+      if (!item(i).is_none()) return {};
+    if (!is_plain<T>(item(0)) || !is_plain<T>(item(1))) return {};
     const auto w_ih = py::reinterpret_borrow<py::array>(item(0));
     const auto w_hh = py::reinterpret_borrow<py::array>(item(1));
-    if (w_ih.ndim() != 2 || w_hh.ndim() != 2) return py::none();
+    if (w_ih.ndim() != 2 || w_hh.ndim() != 2) return {};
     const int64_t rows = w_hh.shape(0), H = w_hh.shape(1), I = w_ih.shape(1);
     if (H < 1 || I < 1 || rows != G * H || w_ih.shape(0) != rows ||
-        (k > 0 && (I != stack[0]->hidden() || H != I)))
-      return py::none();
+        (k > 0 && (I != layers[0]->hidden() || H != I)))
+      return {};
     const T* biases[2] = {};
     for (int i = 0; i < 2; i++) {
       const py::object bias = item(2 + i);
       if (bias.is_none()) continue;
-      if (!is_plain<T>(bias)) return py::none();
-      const auto array = py::reinterpret_borrow<py::array>(bias);
-      if (array.ndim() != 1 || array.shape(0) != rows) return py::none();
-      biases[i] = static_cast<const T*>(array.data());
+      if (!fits<T>(bias, {rows})) return {};
+      biases[i] = static_cast<const T*>(py::reinterpret_borrow<py::array>(bias).data());
     }
     const Weights<T> w{static_cast<const T*>(w_ih.data()), static_cast<const T*>(w_hh.data()),
                        biases[0], biases[1]};
     layers.emplace_back(new Layer<T>(cell, {w}, I, H, false));
-    stack.push_back(layers.back().get());
   }
-  if (stack.empty()) return py::none();
-  return PyStack<T>(std::move(stack)).forward(x, state, py::none(), lengths);
+  return layers;
 }
+
+template <class T>
+std::vector<const Layer<T>*> borrowed(const std::vector<std::unique_ptr<Layer<T>>>& layers) {
+  std::vector<const Layer<T>*> stack;
+  for (const auto& layer : layers) stack.push_back(layer.get());
+  return stack;
+}
+
+// As PyStack::forward, for such weights.
+template <class T>
+py::object call(CellKind cell, const py::object& x, const py::object& weights,
+                const py::object& state, const py::object& lengths) {
+  const auto layers = layers_of<T>(cell, weights);
+  if (layers.empty()) return py::none();
+  return PyStack<T>(borrowed(layers)).forward(x, state, py::none(), lengths);
+}
+
+// A forward pass of the short way, and the way back through it.
+template <class T>
+class PyTape {
+ public:
+  // (y, state_n, tape), or None where it has to be the long way.
+  static py::object call(CellKind cell, const py::object& x, const py::object& weights,
+                         const py::object& state, const py::object& lengths) {
+    std::unique_ptr<PyTape> tape(new PyTape);
+    tape->layers_ = layers_of<T>(cell, weights);
+    if (tape->layers_.empty()) return py::none();
+    tape->x_ = x;
+    // The arrays, not the list, which the caller may change.
+    tape->weights_ = PyList_CheckExact(weights.ptr()) ? py::tuple(weights) : weights;
+    const py::object done =
+        PyStack<T>(borrowed(tape->layers_)).forward(x, state, py::none(), lengths, &tape->kept_);
+    if (done.is_none()) return done;
+    const auto results = py::reinterpret_borrow<py::tuple>(done);
+    return py::make_tuple(results[0], results[1], std::move(tape));
+  }
+
+  // (dx, [the gradients of each layer], dstate_0) as the API returns them. `checked` tells that dy
+  // and dstate_n have been, and are batched. None where that has to be done first.
+  py::object backward(const py::object& dy, const py::object& dstate_n, bool checked) const {
+    const Layer<T>& first = *layers_[0];
+    const int64_t H = first.hidden(), L = int64_t(layers_.size()), B = kept_.batch;
+    const bool batched = kept_.batched, has_c = first.has_c();
+    const Shape y_shape = batched || checked ? Shape{kept_.steps, B, H} : Shape{kept_.steps, H};
+    const Shape state_shape = batched || checked ? Shape{L, B, H} : Shape{L, H};
+    py::object dh_n = dstate_n, dc_n = py::none();
+    if (has_c && !dstate_n.is_none() && !split(dstate_n, dh_n, dc_n)) return py::none();
+    if (!dy.is_none() && !fits<T>(dy, y_shape)) return py::none();
+    for (const py::object& d : {dh_n, dc_n})
+      if (!d.is_none() && !fits<T>(d, state_shape)) return py::none();
+
+    const Ragged& ragged = kept_.ragged;
+    const T *dh = data(dh_n), *dc = data(dc_n);
+    Buffer<T> sorted[2];
+    if (ragged.is_ragged()) {
+      dh = ragged.sort(dh, L, H, sorted[0]);
+      dc = ragged.sort(dc, L, H, sorted[1]);
+    }
+    std::vector<const Saved<T>*> saved;
+    for (const auto& one : kept_.saved) saved.push_back(one.get());
+    const py::tuple found =
+        back_through<T>(borrowed(layers_), saved, kept_.steps * B, data(dy), dh, dc);
+    const auto x = py::reinterpret_borrow<py::array>(x_);
+    const py::object dx =
+        py::reinterpret_borrow<py::array>(found[0]).reshape(Shape(x.shape(), x.shape() + x.ndim()));
+    const py::object dh_0 = state_out(found[2]);
+    if (!has_c) return py::make_tuple(dx, found[1], dh_0);
+    return py::make_tuple(dx, found[1], py::make_tuple(dh_0, state_out(found[3])));
+  }
+
+ private:
+  static const T* data(const py::object& array) {
+    if (array.is_none()) return nullptr;
+    return static_cast<const T*>(py::reinterpret_borrow<py::array>(array).data());
+  }
+
+  // The gradient of a state [L, B, H] in the caller's order and shape.
+  py::object state_out(const py::object& state) const {
+    const int64_t L = int64_t(layers_.size()), H = layers_[0]->hidden();
+    auto array = py::reinterpret_borrow<py::array_t<T>>(state);
+    if (kept_.ragged.is_ragged()) {
+      py::array_t<T> unsorted(Shape{L, kept_.batch, H});
+      kept_.ragged.unsort(array.data(), L, H, unsorted.mutable_data());
+      array = unsorted;
+    }
+    if (kept_.batched) return std::move(array);
+    return array.reshape(Shape{L, H});
+  }
+
+  std::vector<std::unique_ptr<Layer<T>>> layers_;
+  py::object x_, weights_;  // kept alive for their pointers
+  Kept<T> kept_;
+};
 
 }  // namespace
 }  // namespace rnnfast

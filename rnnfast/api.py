@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import arrays, batchnorm, checks, layers
-from .backends import Backend, get
+from .backends import Backend, ShortTape, get
 from .errors import UnsupportedError
 from .noise import Between, DropConnect, OnState
 from .options import QUIET, Options, activation, with_weights
 from .options import parse as parse_options
 from .spec import CELLS, Spec, Steps
-from .weights import RUNNING, Layer, Weights, matching, parse, rebuild
+from .weights import RUNNING, Checked, Layer, Weights, matching, parse, rebuild
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -280,7 +280,7 @@ def lstm_vjp(
         As `rnnfast.lstm` does; `backward` too.
     """
     rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
-    return _Call(_LSTM, x, weights, state, *rest).vjp()
+    return _vjp(_LSTM, x, weights, state, *rest)
 
 
 def gru(
@@ -346,7 +346,7 @@ def gru_vjp(
     """`gru`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _GRU[checks.flag("reset_after", reset_after)]
     rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
-    return _Call(spec, x, weights, h_0, *rest).vjp()
+    return _vjp(spec, x, weights, h_0, *rest)
 
 
 def rnn(
@@ -411,7 +411,7 @@ def rnn_vjp(
     """`rnn`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _spec("rnn", True, nonlinearity)
     rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
-    return _Call(spec, x, weights, h_0, *rest).vjp()
+    return _vjp(spec, x, weights, h_0, *rest)
 
 
 def gated(
@@ -470,7 +470,7 @@ def gated_vjp(
     """`gated`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
     spec = _GATED
     rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
-    return _Call(spec, x, weights, h_0, *rest).vjp()
+    return _vjp(spec, x, weights, h_0, *rest)
 
 
 def _forward(
@@ -512,6 +512,48 @@ def _forward(
     rest = (lengths, batch_first, dropout, rng, backend, out, options)
     call = _Call(spec, x, weights, state, *rest)
     return call.forward()
+
+
+def _vjp(
+    spec: Spec,
+    x: Any,
+    weights: Any,
+    state: Any,
+    lengths: Any,
+    batch_first: bool,
+    dropout: float,
+    rng: Any,
+    backend: str,
+    out: Any,
+    options: Any,
+    save: str,
+    checkpoint: int | None,
+) -> tuple[Any, Any, Backward]:
+    # As in `_forward`.
+    rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
+    given = weights.single if type(weights) is Checked else weights
+    if (
+        type(x) is np.ndarray
+        and (type(given) is list or type(given) is Weights)
+        and batch_first is False
+        and type(dropout) is float
+        and dropout == 0.0
+        and rng is None
+        and out is None
+        and not options
+        and type(save) is str
+        and save == "all"
+        and checkpoint is None
+    ):
+        done = get(backend, spec).call_vjp(spec, x, given, state, lengths)
+        if done is not None:
+            y, state_n, tape = done
+            # What the caller may change before `backward`.
+            kept = list(weights) if type(weights) is list else weights
+            if lengths is not None:
+                rest = (lengths.copy(), *rest[1:])
+            return y, state_n, _ShortBackward(tape, (spec, x, kept, state, *rest))
+    return _Call(spec, x, weights, state, *rest).vjp()
 
 
 class _Call:
@@ -1046,6 +1088,39 @@ class Backward:
             return self._call.second(self._tape, dy, dstate_n, ddx, ddweights, ddstate_0)
 
         return results, double_backward
+
+
+class _ShortBackward(Backward):
+    """The same, through what `Backend.call_vjp` left. The arguments are checked when needed."""
+
+    _call: _Call | None  # type: ignore[assignment]
+
+    def __init__(self, tape: ShortTape, arguments: tuple[Any, ...]) -> None:
+        self._short = tape
+        self._arguments = arguments
+        self._call = None
+
+    def __call__(self, dy: Any = None, dstate_n: Any = None) -> tuple[Any, Any, Any]:
+        """See `Backward`."""
+        done = self._short.backward(dy, dstate_n, False)
+        if done is None:
+            call = self._checked()
+            h, c = call._dstate(dstate_n)
+            given = (h, c) if call.spec.info.has_c else h
+            done = self._short.backward(call._dy("dy", dy), given, True)
+            assert done is not None
+        dx, dweights, dstate = done
+        return dx, rebuild(self._arguments[2], (Weights(*w) for w in dweights)), dstate
+
+    def vjp(self, dy: Any = None, dstate_n: Any = None) -> tuple[tuple[Any, Any, Any], Any]:
+        """See `Backward`."""
+        self._tape = self._checked().vjp()[2]._tape
+        return super().vjp(dy, dstate_n)
+
+    def _checked(self) -> _Call:
+        if self._call is None:
+            self._call = _Call(*self._arguments)
+        return self._call
 
 
 def _dual(value: Array | None, derivative: Array | None) -> Array | None:

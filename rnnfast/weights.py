@@ -68,12 +68,15 @@ class Checked:
     Accepted in place of `weights`; gradients then have the structure that was checked.
     """
 
-    __slots__ = ("cell", "layers", "template")
+    __slots__ = ("cell", "layers", "single", "template")
 
     def __init__(self, weights: Any, cell: Cell) -> None:
         self.cell = cell
         self.template = weights
         self.layers = parse(weights, cell, None)
+        # One `Weights` a layer, where there is one direction.
+        one = len(self.layers[0]) == 1
+        self.single = [w for (w,) in self.layers] if one else None
 
     def fitting(self, cell: Cell, dtype: np.dtype[Any] | None) -> list[Layer]:
         """The layers, where they are for this cell and of the dtype of x."""

@@ -283,7 +283,8 @@ def statistics(weights: Any) -> dict[str, Any]:
 
 def gradients(p: Problem, backward: Any) -> dict[str, Any]:
     """dx, dh_0, dc_0 and the gradient of each weight, by name."""
-    p = placed(p, backward._call.backend.name)
+    if backward._call is not None:  # as after a short call, which is for NumPy's arrays alone
+        p = placed(p, backward._call.backend.name)
     dx, dweights, dstate = backward(p.dy, p.dstate)
     return fetched(
         {

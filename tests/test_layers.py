@@ -65,15 +65,20 @@ def test_the_protocol(
         assert len(sizes) == steps.num_steps
         assert all(B >= a >= b >= 1 for a, b in pairwise(sizes))
         features = 2 if len(calls) == 0 else D * H
-        assert_plain(x, (steps.rows, features), dtype)
+        assert_plain(x, (outer_rows(steps), features), dtype)
         assert len(prepared) == len(ys) == together
-        for y in ys:
-            assert_plain(y, (steps.rows, D * H), dtype)
+        for k, y in enumerate(ys):
+            rows = outer_rows(steps) if k + 1 == together else steps.rows
+            assert_plain(y, (rows, D * H), dtype)
             assert y.flags.writeable
         assert_states(h_0, c_0)
         assert_states(h_n, c_n)
         if steps.batch_sizes is not None:
             assert_plain(steps.batch_sizes, (steps.num_steps,), "int64")
+        if steps.order is not None:
+            assert not dropout
+            assert_plain(steps.order, (B,), "int64")
+            assert get(backend, spec).pads(spec, np.dtype(dtype))
         calls.append(steps)
         return forward(self, spec, prepared, x, steps, h_0, c_0, ys, h_n, c_n, save, masks)
 
@@ -89,13 +94,17 @@ def test_the_protocol(
     ) -> Any:
         assert masks is None
         steps = calls.pop()
-        assert_plain(dy, (steps.rows, D * H), dtype)
+        assert_plain(dy, (outer_rows(steps), D * H), dtype)
         assert_states(dh_n, dc_n)
         dx, dweights, dh_0, dc_0 = backward(self, spec, prepared, saved, dy, dh_n, dc_n, masks)
-        assert_plain(dx, (steps.rows, 2 if len(calls) == 0 else D * H), dtype)
+        assert_plain(dx, (outer_rows(steps), 2 if len(calls) == 0 else D * H), dtype)
         assert len(dweights) == together * D
         assert_states(dh_0, dc_0)
         return dx, dweights, dh_0, dc_0
+
+    def outer_rows(steps: Steps) -> int:
+        """Rows of x, of the last y and of their gradients."""
+        return steps.rows if steps.order is None else B * B
 
     def assert_states(h: Array, c: Array | None) -> None:
         assert_plain(h, (together * D, B, H), dtype)

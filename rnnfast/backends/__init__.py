@@ -24,6 +24,19 @@ Array = NDArray[Any]
 Shortcut = Callable[[Any, Any, Any, Any], "tuple[Any, Any] | None"]
 
 
+class ShortTape(Protocol):
+    """What `Backend.call_vjp` leaves."""
+
+    def backward(
+        self, dy: Any, dstate_n: Any, checked: bool
+    ) -> tuple[Any, list[tuple[Any, ...]], Any] | None:
+        """dx, the gradients of each layer's weights, and those of the initial state.
+
+        None, as by a `Shortcut`. With `checked`, dy and dstate_n have been made as the kernels
+        read them, with a batch axis.
+        """
+
+
 class Backend(Protocol):
     """One object that passes layers, in one or two directions, over a packed batch.
 
@@ -65,6 +78,11 @@ class Backend(Protocol):
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
     ) -> tuple[Any, Any] | None:
         """As a `Shortcut`, for weights that are not prepared; None also where it has none."""
+
+    def call_vjp(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+    ) -> tuple[Any, Any, ShortTape] | None:
+        """As `call`, with what goes back."""
 
     def forward(
         self,

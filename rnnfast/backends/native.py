@@ -10,7 +10,7 @@ from .. import __version__, _native
 from ..errors import UnsupportedError
 from ..spec import ACTIVATIONS, Activation, Masks, Spec, Steps
 from ..weights import Layer, Weights
-from . import Array, Shortcut
+from . import Array, Shortcut, ShortTape
 
 if _native.version != __version__:
     raise ImportError(
@@ -101,6 +101,13 @@ class Native:
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
     ) -> tuple[Any, Any] | None:
         return _native.call(_kernel(spec), x, weights, state, lengths) if spec.plain else None
+
+    def call_vjp(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+    ) -> tuple[Any, Any, ShortTape] | None:
+        if not spec.plain:
+            return None
+        return _native.call_vjp(_kernel(spec), x, weights, state, lengths)
 
     def forward(
         self,

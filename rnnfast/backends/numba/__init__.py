@@ -203,6 +203,9 @@ class Numba:
     def call(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
         return None
 
+    def call_vjp(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
+        return None
+
     def forward(
         self,
         spec: Spec,
