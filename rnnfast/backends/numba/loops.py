@@ -15,14 +15,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import units
 from .compiled import entry, jit
 from .functions import activate, activate_back
 from .lanes import arrive, arrived, give_way
 from .norms import normalise, normalise_back, scale_and_shift
-from .products import multiply, panel_width
+from .plans import (
+    BACK,
+    BEGIN,
+    FIRST_ROW,
+    GATED,
+    GRADIENTS,
+    GRU_AFTER,
+    GRU_BEFORE,
+    INPUTS,
+    LSTM,
+    RNN,
+    ROWS,
+    RUNNING,
+    TAPE,
+    WEIGHTS,
+    WHOLE,
+)
+from .products import add_rows, aligned, multiply, pack_all, panel_width, product_rows
 
-LSTM, GRU_AFTER, GRU_BEFORE, RNN, GATED = range(5)
 _UNITS = np.intp(16)  # a member's share is a multiple of this
+_NO_FLOATS = (0.0,) * 8
 _0, _1, _2 = map(np.intp, range(3))  # a Python int would have a type, and a compilation, of its own
 
 
@@ -40,6 +58,7 @@ class Options(NamedTuple):
     input_forget: int
     norm: int
     projection: int
+    plain: int  # none of the options: one pass over the units of a row
 
 
 class Sizes(NamedTuple):
@@ -60,12 +79,11 @@ class Team(NamedTuple):
     counter: Any  # (1,) arrivals at the barrier
 
 
-class Steps(NamedTuple):
-    """The visits of one direction, in its order."""
+class Visits(NamedTuple):
+    """The steps of one direction, in its order."""
 
     row: Any  # of the first row, in the arrays below
     count: Any  # rows
-    cut: Any  # whether gradients stop on the way to the visit before
 
 
 class Recurrent(NamedTuple):
@@ -122,6 +140,72 @@ class Gradients(NamedTuple):
     d: Any  # (N, G or G + 1, H) of the arguments of the gates; GRU_AFTER: then of q
     d_norm: Any  # (N, G, H) of the recurrent part before its normalisation
     du: Any  # (N, H) of the normalised c
+
+
+@jit
+def _options(plan: Any, floats: Any) -> Any:
+    return Options(
+        plan[0],
+        plan[1],
+        plan[2],
+        (plan[3], floats[0], floats[1]),
+        (plan[4], floats[2], floats[3]),
+        (plan[5], floats[4], floats[5]),
+        floats[6],
+        floats[7],
+        plan[6],
+        plan[7],
+        plan[8],
+        plan[9],
+    )
+
+
+@jit
+def _sizes(plan: Any) -> Any:
+    return Sizes(plan[10], plan[11], plan[13], plan[14])
+
+
+@jit
+def _team(plan: Any, counter: Any) -> Any:
+    return Team(
+        plan[BEGIN], plan[BEGIN + 1], plan[BEGIN + 2], plan[BEGIN + 3], plan[BEGIN + 4], counter
+    )
+
+
+@jit
+def _part(a: Any, plan: Any, at: int, k: int) -> Any:
+    return a[plan[at + 2 * k] : plan[at + 2 * k + 1]]
+
+
+@jit
+def _recurrent(a: Any, plan: Any, first: Any, second: Any) -> Any:
+    at = WEIGHTS
+    return Recurrent(
+        first,
+        second,
+        _part(a, plan, at, 4),
+        _part(a, plan, at, 5),
+        _part(a, plan, at, 6),
+        _part(a, plan, at, 7),
+        _part(a, plan, at, 8),
+        _part(a, plan, at, 9),
+    )
+
+
+@jit
+def _tape(a: Any, plan: Any) -> Any:
+    at = TAPE
+    return Tape(
+        _part(a, plan, at, 0),
+        _part(a, plan, at, 1),
+        _part(a, plan, at, 2),
+        _part(a, plan, at, 3),
+        _part(a, plan, at, 4),
+        _part(a, plan, at, 5),
+        _part(a, plan, at, 6),
+        _part(a, plan, at, 7),
+        _part(a, plan, at, 8),
+    )
 
 
 @jit
@@ -194,8 +278,9 @@ def _keep(k: Any, k_at: int, before: Any, before_at: int, after: Any, at: int, c
     a = after[at : at + count]
     b = before[before_at : before_at + count]
     share = k[k_at : k_at + count]
+    one = type(k[0])(1)
     for j in range(count):
-        a[j] = share[j] * b[j] + (1 - share[j]) * a[j]
+        a[j] = share[j] * b[j] + (one - share[j]) * a[j]
 
 
 @jit
@@ -216,6 +301,52 @@ def _mask_at(mask: Any, row: int, width: int) -> int:
 def _panels(columns: int, panels: Any) -> Any:
     width = panel_width(panels)
     return (columns + width - 1) // width
+
+
+# ------------------------------------------------------------------------------------ weights
+
+
+@entry
+def pack_forward(
+    plan: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, w_hr: Any, to: Any
+) -> None:
+    """The panels and biases of the forward pass; empty arrays for what there is not."""
+    to = aligned(to)
+    o, z = _options(plan, _NO_FLOATS), _sizes(plan)
+    H, P, I, rows = z.hidden, z.outputs, plan[INPUTS], o.gates * z.hidden  # noqa: E741
+    split = o.first * H
+    pack_all(w_ih, _1, I, I, rows, _part(to, plan, WEIGHTS, 0))
+    pack_all(w_hh, _1, P, P, split, _part(to, plan, WEIGHTS, 2))
+    if o.projection:
+        pack_all(w_hr, _1, H, H, P, _part(to, plan, WEIGHTS, 3))
+    elif split < rows:
+        pack_all(w_hh[split * P :], _1, P, P, rows - split, _part(to, plan, WEIGHTS, 3))
+    bias = _part(to, plan, WEIGHTS, 1)
+    if bias.size:
+        if b_ih.size:
+            _copy(bias, _0, b_ih, _0, rows)
+        else:
+            _clear(bias, _0, _0, _1, _0, rows)
+        if b_hh.size:
+            _add(bias, _0, b_hh, _0, split if o.cell == GRU_AFTER else rows)
+    bias = _part(to, plan, WEIGHTS, 4)
+    if bias.size:
+        _copy(bias, _0, b_hh, split, H)
+
+
+@entry
+def pack_backward(plan: Any, w_ih: Any, w_hh: Any, w_hr: Any, to: Any) -> None:
+    """The panels of BPTT."""
+    to = aligned(to)
+    o, z = _options(plan, _NO_FLOATS), _sizes(plan)
+    H, P, I, rows = z.hidden, z.outputs, plan[INPUTS], o.gates * z.hidden  # noqa: E741
+    split = o.first * H
+    pack_all(w_hh, P, _1, split, P, _part(to, plan, BACK, 0))
+    if o.projection:
+        pack_all(w_hr, H, _1, P, H, _part(to, plan, BACK, 1))
+    elif split < rows:
+        pack_all(w_hh[split * P :], P, _1, rows - split, P, _part(to, plan, BACK, 1))
+    pack_all(w_ih, I, _1, rows, I, _part(to, plan, BACK, 2))
 
 
 # ------------------------------------------------------------------------------------ forward
@@ -241,8 +372,9 @@ def _lstm_gates(
     activate(o.candidate, o.clip, a, at + 2 * H, n)
     i, f = a[at : at + n], a[at + H : at + H + n]
     if o.input_forget:
+        one = type(i[0])(1)
         for j in range(n):
-            f[j] = 1 - i[j]
+            f[j] = one - i[j]
     g = a[at + 2 * H : at + 2 * H + n]
     c = s.c[c_at : c_at + n]
     c_next = s.work[c_at : c_at + n]
@@ -288,8 +420,9 @@ def _gru_candidate(o: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: in
     activate(o.candidate, o.clip, t.gates, at + 2 * H, n)
     z, new = t.gates[at + H : at + H + n], t.gates[at + 2 * H : at + 2 * H + n]
     h, step = s.h[b * H + u : b * H + u + n], s.step[b * H + u : b * H + u + n]
+    one = type(z[0])(1)
     for j in range(n):
-        step[j] = (1 - z[j]) * new[j] + z[j] * h[j]
+        step[j] = (one - z[j]) * new[j] + z[j] * h[j]
 
 
 @jit
@@ -340,8 +473,58 @@ def _begin(steps: Any, m: Any, t: Any, s: Any, P: int, i: int, b: int, u: int, n
         _copy_times(t.operand, at, s.h, b * P + u, m.recurrent, b * P + u, n)
 
 
+@jit
+def _plain_units(
+    o: Any, z: Any, t: Any, s: Any, y: Any, y_at: int, r: int, b: int, u: int, n: int
+) -> None:
+    """A step of some units of a row, after the product; of the GRU before: r alone."""
+    H, a = z.hidden, t.gates
+    at, one, h_at = r * o.gates * H + u, r * H + u, b * H + u
+    y_at += (r * z.directions + z.direction) * H + u
+    if o.cell == LSTM:
+        units.lstm(
+            n, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H, s.c, h_at, s.h, h_at, y, y_at,
+            t.extra, one, t.c_before, one, t.h_before, one,
+        )  # fmt: skip
+    elif o.cell == GRU_AFTER:
+        units.gru_after(
+            n, a, at, a, at + H, a, at + 2 * H, t.extra, one, s.h, h_at, y, y_at, t.h_before, one
+        )
+    elif o.cell == GRU_BEFORE:
+        units.gru_reset(n, a, at, t.extra, one, s.h, h_at)
+    elif o.cell == RNN:
+        units.rnn(n, a, at, s.h, h_at, y, y_at, t.h_before, one)
+    else:
+        units.gated(n, a, at, a, at + H, a, at + 2 * H, s.h, h_at, y, y_at, t.h_before, one)
+
+
 @entry
 def forward(
+    plan: Any, floats: Any, counter: Any, visits_row: Any, visits_count: Any, x: Any, weights: Any,
+    recurrent_mask: Any, keep_h: Any, keep_c: Any, tape: Any, h: Any, c: Any, y: Any,
+) -> None:  # fmt: skip
+    """Run the steps of a plan."""
+    o, z, team = _options(plan, floats), _sizes(plan), _team(plan, counter)
+    steps = Visits(visits_row, visits_count)
+    weights, tape = aligned(weights), aligned(tape)
+    first, second = _part(weights, plan, WEIGHTS, 2), _part(weights, plan, WEIGHTS, 3)
+    w, t = _recurrent(weights, plan, first, second), _tape(tape, plan)
+    m = Masks(recurrent_mask, keep_h, keep_c)
+    s = Running(
+        h, c, _part(tape, plan, RUNNING, 0), _part(tape, plan, RUNNING, 1),
+        _part(tape, plan, RUNNING, 2),
+    )  # fmt: skip
+    H, P, G = z.hidden, z.outputs, o.gates
+    if plan[WHOLE]:
+        product_rows(
+            t.gates, G * H, G * H, _part(weights, plan, WEIGHTS, 1), x, plan[FIRST_ROW] * plan[INPUTS],
+            plan[INPUTS], _1, _part(weights, plan, WEIGHTS, 0), plan[INPUTS], _0, plan[ROWS],
+        )  # fmt: skip
+    _run(o, z, team, steps, w, m, t, s, y, plan[FIRST_ROW] * z.directions * P)
+
+
+@jit
+def _run(
     o: Any, z: Any, team: Any, steps: Any, w: Any, m: Any, t: Any, s: Any, y: Any, y_at: int
 ) -> None:
     """Run `steps`. y_at is where y has the first of the rows."""
@@ -353,7 +536,7 @@ def forward(
     s0, s1 = _share(team, _panels(second_columns, w.second), _1)
     width = panel_width(w.first)
     visits = len(steps.row)
-    if visits:
+    if visits and not o.plain:
         for b in range(team.begin, min(team.end, steps.count[0])):
             _begin(steps, m, t, s, P, _0, b, v0, v1 - v0)
         _meet(team)
@@ -362,7 +545,12 @@ def forward(
         begin = team.begin
         r = row + begin
         if rows > 0:
-            if o.norm:
+            if o.plain:
+                multiply(
+                    t.gates, r * G * H, G * H, o.first * H, rows,
+                    s.h, begin * P, P, _1, w.first, P, q0, q1,
+                )  # fmt: skip
+            elif o.norm:
                 _clear(s.raw, begin * G * H, G * H, rows, _0, o.first * H)
                 multiply(
                     s.raw,
@@ -401,10 +589,20 @@ def forward(
                     if w.bias.size:
                         columns = min(H, s1 * width) - s0 * width
                         _add(t.extra, k * H + s0 * width, w.bias, s0 * width, columns)
-                multiply(t.extra, r * H, H, H, rows, t.operand, r * P, P, _1, w.second, P, s0, s1)
+                if o.plain:
+                    multiply(
+                        t.extra, r * H, H, H, rows, s.h, begin * P, P, _1, w.second, P, s0, s1
+                    )
+                else:
+                    multiply(
+                        t.extra, r * H, H, H, rows, t.operand, r * P, P, _1, w.second, P, s0, s1
+                    )
         _meet(team)
         for b in range(begin, begin + rows):
             r = row + b
+            if o.plain:
+                _plain_units(o, z, t, s, y, y_at, r, b, u0, u1 - u0)
+                continue
             if o.norm:
                 _add_normed(o, w, t, s.raw, b * G * H, H, r, _0, o.first, _0)
                 if o.cell == GRU_AFTER:
@@ -458,6 +656,14 @@ def forward(
                 )
             _meet(team)
             for b in range(begin, begin + rows):
+                if o.plain:
+                    at, one, h_at = (row + b) * G * H + u0, (row + b) * H + u0, b * H + u0
+                    to = y_at + ((row + b) * z.directions + z.direction) * H + u0
+                    units.gru_before(
+                        u1 - u0, t.gates, at + H, t.gates, at + 2 * H, s.h, h_at, y, to,
+                        t.h_before, one,
+                    )  # fmt: skip
+                    continue
                 if o.norm:
                     _add_normed(o, w, t, s.raw, b * G * H + 2 * H, H, row + b, _2, _1, _1)
                 _gru_candidate(o, t, s, H, row + b, b, u0, u1 - u0)
@@ -469,9 +675,9 @@ def forward(
                     s.step, begin * P, P, P, rows, s.work, begin * H, H, _1, w.second, H, s0, s1
                 )
             _meet(team)
-        for b in range(begin, begin + rows):
+        for b in range(begin, begin + (0 if o.plain else rows)):
             _finish(z, steps, m, t, s, y, y_at, i, b, v0, v1 - v0)
-        if i + 1 < visits:
+        if i + 1 < visits and not o.plain:
             for b in range(begin, min(team.end, steps.count[i + 1])):
                 _begin(steps, m, t, s, P, i + 1, b, v0, v1 - v0)
         _meet(team)
@@ -554,8 +760,9 @@ def _gru_back(o: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int) ->
     dz, dn = d[at + H : at + H + n], d[at + 2 * H : at + 2 * H + n]
     for j in range(n):
         dz[j] = dh[j] * (h[j] - new[j])
+    whole = type(z[0])(1)
     for j in range(n):
-        dn[j] = dh[j] * (1 - z[j])
+        dn[j] = dh[j] * (whole - z[j])
     _add_times(g.dh, h_at, g.step, h_at, t.gates, a_at + H, n)
     activate_back(o.gate, o.clip, most, t.gates, a_at + H, d, at + H, n)
     activate_back(o.candidate, o.clip, most, t.gates, a_at + 2 * H, d, at + 2 * H, n)
@@ -600,9 +807,106 @@ def _normed_back(
     normalise_back(g.d_norm, at, t.hats, at, t.scales, r * 3 + group, count)
 
 
+@jit
+def _plain_back(
+    o: Any, z: Any, t: Any, g: Any, dy: Any, r: int, b: int, u: int, n: int
+) -> None:
+    """The gradients of some units' arguments; of the GRU before: all but r's."""
+    H, a, d = z.hidden, t.gates, g.d
+    at, one, h_at = r * o.gates * H + u, r * H + u, b * H + u
+    y_at = (r * z.directions + z.direction) * H + u
+    if o.cell == LSTM:
+        units.lstm_back(
+            n, g.dh, h_at, dy, y_at, g.dc, h_at, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H,
+            t.extra, one, t.c_before, one, d, at, d, at + H, d, at + 2 * H, d, at + 3 * H,
+        )  # fmt: skip
+    elif o.cell == GRU_AFTER:
+        to = r * 4 * H + u
+        units.gru_after_back(
+            n, g.dh, h_at, dy, y_at, a, at, a, at + H, a, at + 2 * H, t.extra, one,
+            t.h_before, one, d, to, d, to + H, d, to + 2 * H, d, to + 3 * H,
+        )  # fmt: skip
+    elif o.cell == GRU_BEFORE:
+        units.gru_before_back(
+            n, g.dh, h_at, dy, y_at, a, at + H, a, at + 2 * H, t.h_before, one,
+            d, at + H, d, at + 2 * H,
+        )  # fmt: skip
+    elif o.cell == RNN:
+        units.rnn_back(n, g.dh, h_at, dy, y_at, a, at, d, at)
+    else:
+        units.gated_back(
+            n, g.dh, h_at, dy, y_at, a, at, a, at + H, a, at + 2 * H, t.h_before, one,
+            d, at, d, at + H, d, at + 2 * H,
+        )  # fmt: skip
+
+
+@jit
+def _gradients(plan: Any, z: Any, o: Any, t: Any, g: Any, room: Any, x: Any, w_back: Any, dx: Any,
+               dw_ih: Any, dw_hh: Any, db_ih: Any, db_hh: Any) -> None:
+    """Those of x and of the weights of a plain cell, all in one thread."""
+    H, G, I, N = z.hidden, o.gates, plan[INPUTS], plan[ROWS]  # noqa: E741
+    slots = G + 1 if o.cell == GRU_AFTER else G
+    d, d_row, none = g.d, slots * H, x[:0]
+    product_rows(
+        dx, I, I, none, d, _0, d_row, _1, _part(w_back, plan, BACK, 2), G * H, _0, N
+    )
+    panels = _part(room, plan, GRADIENTS, 8)
+    pack_all(x, I, _1, N, I, panels)
+    product_rows(dw_ih, I, I, none, d, _0, _1, d_row, panels, N, _0, G * H)
+    pack_all(t.h_before, H, _1, N, H, panels)
+    split = o.first * H
+    product_rows(dw_hh, H, H, none, d, _0, _1, d_row, panels, N, _0, split)
+    if split < G * H:
+        slot = 3 if o.cell == GRU_AFTER else 2
+        if o.cell == GRU_BEFORE:
+            pack_all(t.extra, H, _1, N, H, panels)
+        product_rows(
+            dw_hh[split * H :], H, H, none, d, slot * H, _1, d_row, panels, N, _0, H
+        )
+    if db_ih.size:
+        add_rows(db_ih, d, _0, d_row, G * H, N)
+    if db_hh.size:
+        add_rows(db_hh, d, _0, d_row, split, N)
+        if split < G * H:
+            add_rows(db_hh[split:], d, (slots - 1) * H, d_row, H, N)
+
+
 @entry
 def backward(
-    o: Any, z: Any, team: Any, steps: Any, w: Any, m: Any, t: Any, g: Any, dy: Any
+    plan: Any, floats: Any, counter: Any, visits_row: Any, visits_count: Any, cut: Any,
+    weights: Any, w_back: Any, recurrent_mask: Any, keep_h: Any, keep_c: Any, tape: Any, dy: Any,
+    dh: Any, dc: Any, room: Any, x: Any, dx: Any, dw_ih: Any, dw_hh: Any, db_ih: Any, db_hh: Any,
+) -> None:  # fmt: skip
+    """BPTT through the steps of a plan; with WHOLE the gradients of x and the weights too."""
+    o, z, team = _options(plan, floats), _sizes(plan), _team(plan, counter)
+    weights, w_back = aligned(weights), aligned(w_back)
+    tape, room = aligned(tape), aligned(room)
+    first, second = _part(w_back, plan, BACK, 0), _part(w_back, plan, BACK, 1)
+    at = GRADIENTS
+    g = Gradients(
+        dh,
+        dc,
+        _part(room, plan, at, 0),
+        _part(room, plan, at, 1),
+        _part(room, plan, at, 2),
+        _part(room, plan, at, 3),
+        _part(room, plan, at, 4),
+        _part(room, plan, at, 5),
+        _part(room, plan, at, 6),
+        _part(room, plan, at, 7),
+    )
+    t = _tape(tape, plan)
+    _run_back(
+        o, z, team, Visits(visits_row, visits_count), cut, _recurrent(weights, plan, first, second),
+        Masks(recurrent_mask, keep_h, keep_c), t, g, dy,
+    )  # fmt: skip
+    if plan[WHOLE]:
+        _gradients(plan, z, o, t, g, room, x, w_back, dx, dw_ih, dw_hh, db_ih, db_hh)
+
+
+@jit
+def _run_back(
+    o: Any, z: Any, team: Any, steps: Any, cut: Any, w: Any, m: Any, t: Any, g: Any, dy: Any
 ) -> None:
     """BPTT through `steps`; w has the panels of its products."""
     H, P, G = z.hidden, z.outputs, o.gates
@@ -617,7 +921,7 @@ def backward(
     for i in range(len(steps.row) - 1, -1, -1):
         row, rows = steps.row[i], min(team.end, steps.count[i]) - begin
         r = row + begin
-        for b in range(begin, begin + rows):
+        for b in range(begin, begin + (0 if o.plain else rows)):
             at = (row + b) * P if o.projection else b * P
             _gather(z, m, g, dy, row + b, b, at, v0, v1 - v0)
         if o.projection:
@@ -628,7 +932,9 @@ def backward(
             _meet(team)
         for b in range(begin, begin + rows):
             r = row + b
-            if o.cell == LSTM:
+            if o.plain:
+                _plain_back(o, z, t, g, dy, r, b, u0, n)
+            elif o.cell == LSTM:
                 _lstm_back(o, w, m, t, g, H, r, b, u0, n)
             elif o.cell == RNN:
                 _copy(g.d, r * H + u0, g.step, b * H + u0, n)
@@ -658,6 +964,12 @@ def backward(
                 )  # fmt: skip
             _meet(team)
             for b in range(begin, begin + rows):
+                if o.plain:
+                    at, one, h_at = (row + b) * D * H + u0, (row + b) * H + u0, b * H + u0
+                    units.gru_reset_back(
+                        n, g.dh, h_at, g.work, h_at, t.gates, at, t.h_before, one, d, at
+                    )
+                    continue
                 _gru_reset_back(o, m, t, g, H, row + b, b, u0, n)
                 if o.norm:
                     _normed_back(o, w, t, g, H, row + b, (row + b) * D * H, _0, _2, _0)
@@ -680,7 +992,7 @@ def backward(
             for b in range(begin, begin + rows):
                 at = b * P + v0
                 _add_times(g.dh, at, g.product, at, m.recurrent, at, v1 - v0)
-        if steps.cut[i]:
+        if cut[i]:
             for b in range(begin, min(begin + rows, steps.count[i - 1])):
                 _clear(g.dh, b * P, _0, _1, v0, v1)
                 if o.cell == LSTM:

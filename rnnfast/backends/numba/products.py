@@ -21,6 +21,7 @@ from .lanes import (
     tile6,
 )
 
+ALIGNED = 64  # bytes
 _K_BLOCK = 512
 _ROW_BLOCK = 96
 
@@ -30,8 +31,14 @@ def panel_width(a: Any) -> Any:
     return PANEL_BYTES // a.itemsize
 
 
-@entry
-def pack(
+@jit
+def aligned(a: Any) -> Any:
+    """An array from where no vector crosses a cache line."""
+    return a[-a.ctypes.data % ALIGNED // a.itemsize :]
+
+
+@jit
+def pack_rows(
     w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any, begin: int, end: int
 ) -> None:
     """Matrix (rows, columns), one of whose strides is 1, to panels begin to end - 1.
@@ -60,6 +67,45 @@ def pack(
                     row[j] = w[first + k * w_row + j * w_column]
             for j in range(used, width):
                 row[j] = 0
+
+
+def panel_size(rows: int, columns: int, itemsize: int) -> int:
+    """How many numbers the panels of a matrix are."""
+    width = PANEL_BYTES // itemsize
+    return -(-columns // width) * width * rows
+
+
+@jit
+def pack_all(w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any) -> None:
+    """The whole of a matrix."""
+    width = panel_width(panels)
+    pack_rows(w, w_row, w_column, rows, columns, panels, np.intp(0), (columns + width - 1) // width)
+
+
+@entry
+def pack(w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any) -> None:
+    """Matrix (rows, columns) to panels, as `pack_rows`."""
+    pack_all(w, w_row, w_column, rows, columns, panels)
+
+
+@jit
+def add_rows(to: Any, a: Any, at: int, row: int, columns: int, rows: int) -> None:
+    """to = the sum of some columns of a over the rows, in their order."""
+    stay_apart()
+    for r in range(rows):
+        part = a[at + r * row : at + r * row + columns]
+        if r == 0:
+            for j in range(columns):
+                to[j] = part[j]
+        else:
+            for j in range(columns):
+                to[j] += part[j]
+
+
+@entry
+def sums(to: Any, a: Any, at: int, row: int, columns: int, rows: int) -> None:
+    """As `add_rows`."""
+    add_rows(to, a, at, row, columns, rows)
 
 
 @jit
@@ -123,8 +169,8 @@ def multiply(
                     r += size
 
 
-@entry
-def product(
+@jit
+def product_rows(
     c: Any,
     c_row: int,
     columns: int,
@@ -139,6 +185,7 @@ def product(
     end: int,
 ) -> None:
     """Rows begin to end - 1 of c = a w + bias, where an empty bias is zero."""
+    stay_apart()
     for r in range(begin, end):
         row = c[r * c_row : r * c_row + columns]
         if bias.size:
@@ -163,3 +210,12 @@ def product(
         np.intp(0),
         (columns + width - 1) // width,
     )
+
+
+@entry
+def product(
+    c: Any, c_row: int, columns: int, bias: Any, a: Any, a_at: int, a_row: int, a_k: int,
+    panels: Any, count: int, begin: int, end: int,
+) -> None:  # fmt: skip
+    """As `product_rows`."""
+    product_rows(c, c_row, columns, bias, a, a_at, a_row, a_k, panels, count, begin, end)

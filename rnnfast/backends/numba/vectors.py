@@ -1,0 +1,205 @@
+"""Formulas of floats, or of vectors of them, written as LLVM where Numba's loops are too slow.
+
+A `Number` stands for a value of code that is being written; Python's operators write instructions.
+`update` makes of a formula a function that goes over rows in vectors, all of its loads and stores
+in one loop: LLVM would make of Numba's loop scalar code, or checks for overlaps before it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from .compiled import intrinsic
+from .lanes import VECTOR_BYTES, fmuladd, type_name
+
+_INTP = ir.IntType(types.intp.bitwidth)
+_BOUND = ir.IntType(32)
+
+
+class Number:
+    """A float or a vector of floats, of `kind`."""
+
+    def __init__(self, builder: Any, kind: Any, value: Any) -> None:
+        self.builder, self.kind, self.value = builder, kind, value
+        of = value.type
+        self.lanes = of.count if isinstance(of, ir.VectorType) else 1
+
+    def _with(self, value: Any) -> Number:
+        return Number(self.builder, self.kind, value)
+
+    def _repeated(self, of: Any, value: Any) -> Any:
+        if self.lanes == 1:
+            return ir.Constant(of, value)
+        return ir.Constant(ir.VectorType(of, self.lanes), [value] * self.lanes)
+
+    def number(self, value: float) -> Number:
+        """A constant of the same type."""
+        single = self.kind == types.float32
+        of = ir.FloatType() if single else ir.DoubleType()
+        return self._with(self._repeated(of, float(np.float32(value)) if single else float(value)))
+
+    def _other(self, other: Any) -> Any:
+        return other.value if isinstance(other, Number) else self.number(other).value
+
+    def __add__(self, other: Any) -> Number:
+        return self._with(self.builder.fadd(self.value, self._other(other)))
+
+    def __sub__(self, other: Any) -> Number:
+        return self._with(self.builder.fsub(self.value, self._other(other)))
+
+    def __rsub__(self, other: Any) -> Number:
+        return self._with(self.builder.fsub(self._other(other), self.value))
+
+    def __mul__(self, other: Any) -> Number:
+        return self._with(self.builder.fmul(self.value, self._other(other)))
+
+    def __truediv__(self, other: Any) -> Number:
+        return self._with(self.builder.fdiv(self.value, self._other(other)))
+
+    def __neg__(self) -> Number:
+        return self._with(self.builder.fneg(self.value))
+
+    def fma(self, by: Any, plus: Any) -> Number:
+        """self * by + plus, rounded once where the machine can."""
+        by, plus = self._other(by), self._other(plus)
+        return self._with(fmuladd(self.builder, self.kind, self.lanes, self.value, by, plus))
+
+    def where(self, comparison: str, other: Any, yes: Any, no: Any) -> Number:
+        """`yes` where the comparison, which is false for NaN, holds."""
+        holds = self.builder.fcmp_ordered(comparison, self.value, self._other(other))
+        return self._with(self.builder.select(holds, self._other(yes), self._other(no)))
+
+    def bits(self) -> Any:
+        of = ir.IntType(self.kind.bitwidth)
+        return self.builder.bitcast(
+            self.value, of if self.lanes == 1 else ir.VectorType(of, self.lanes)
+        )
+
+    def integer(self, value: int) -> Any:
+        """A constant of the type of `bits`."""
+        return self._repeated(ir.IntType(self.kind.bitwidth), value)
+
+    def of_bits(self, bits: Any) -> Number:
+        return self._with(self.builder.bitcast(bits, self.value.type))
+
+    def _sign(self) -> tuple[Any, Any]:
+        most = 1 << self.kind.bitwidth - 1
+        bits = self.bits()
+        return (
+            self.builder.and_(bits, self.integer(most)),
+            self.builder.and_(bits, self.integer(most - 1)),
+        )
+
+    def magnitude(self) -> Number:
+        return self.of_bits(self._sign()[1])
+
+    def signed_like(self, other: Number) -> Number:
+        """self, which is not negative, with the sign of the other."""
+        return self.of_bits(self.builder.or_(self.bits(), other._sign()[0]))
+
+
+def scalar(formula: Callable[[Number], Number]) -> Any:
+    """The formula for a float, to be called by compiled functions."""
+
+    @intrinsic
+    def function(typingctx: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return formula(Number(builder, x, arguments[0])).value
+
+        return x(x), generate
+
+    return function
+
+
+class Place:
+    """Part of a row: as many numbers as a vector has or, at its end, as are left.
+
+    Of an empty array it is nothing: zeros come from it, and nothing goes to it.
+    """
+
+    def __init__(self, builder: Any, kind: Any, pointer: Any, mask: Any, there: Any) -> None:
+        self._builder, self._kind = builder, kind
+        self._mask, self._there = mask, there
+        self._vector = ir.VectorType(pointer.type.pointee, mask.type.count)
+        self._pointer = builder.bitcast(pointer, self._vector.as_pointer())
+        self._align = ir.Constant(_BOUND, kind.bitwidth // 8)
+
+    def _function(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        name = f"llvm.masked.{name}.v{self._vector.count}{type_name(self._kind)}.p0"
+        signature = ir.FunctionType(result, arguments)
+        return cgutils.get_or_insert_function(self._builder.module, signature, name)
+
+    def _within(self, there: Any) -> Any:
+        no = ir.Constant(self._mask.type, [0] * self._mask.type.count)
+        return self._builder.select(there, self._mask, no)
+
+    def load(self) -> Number:
+        mask = self._within(self._there)
+        arguments = [self._pointer.type, _BOUND, mask.type, self._vector]
+        f = self._function("load", self._vector, arguments)
+        nothing = ir.Constant(self._vector, None)
+        value = self._builder.call(f, [self._pointer, self._align, mask, nothing])
+        return Number(self._builder, self._kind, value)
+
+    def store(self, number: Number, beside: Place | None = None) -> None:
+        """Store a number, unless the other array is empty."""
+        mask = self._within((beside or self)._there)
+        arguments = [self._vector, self._pointer.type, _BOUND, mask.type]
+        f = self._function("store", ir.VoidType(), arguments)
+        self._builder.call(f, [number.value, self._pointer, self._align, mask])
+
+
+def update(formula: Callable[..., None]) -> Any:
+    """formula(place, place, ...) as a function (n, array, at, array, at, ...) of compiled ones.
+
+    It goes over n numbers of rows that begin at `at`, which do not overlap or are the same.
+    """
+    names = list(inspect.signature(formula).parameters)
+
+    def function(typingctx: Any, n: Any, *arguments: Any) -> Any:
+        arrays = arguments[::2]
+        kind = arrays[0].dtype
+        lanes = VECTOR_BYTES * 8 // kind.bitwidth
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            count = values[0]
+            rows, there = [], []
+            for array, value, at in zip(arrays, values[1::2], values[2::2], strict=True):
+                made = context.make_array(array)(context, builder, value)
+                rows.append(builder.gep(made.data, [at]))
+                there.append(builder.icmp_signed("!=", made.nitems, ir.Constant(_INTP, 0)))
+            of = ir.VectorType(_BOUND, lanes)
+            lane = ir.Constant(of, list(range(lanes)))
+            undefined = ir.Constant(of, ir.Undefined)
+            with cgutils.for_range_slice(
+                builder, ir.Constant(_INTP, 0), count, ir.Constant(_INTP, lanes), _INTP
+            ) as (at, _):
+                left = builder.trunc(builder.sub(count, at), _BOUND)
+                left = builder.insert_element(undefined, left, ir.Constant(_BOUND, 0))
+                left = builder.shuffle_vector(left, undefined, ir.Constant(of, [0] * lanes))
+                mask = builder.icmp_signed("<", lane, left)
+                formula(
+                    *(
+                        Place(builder, kind, builder.gep(row, [at]), mask, one)
+                        for row, one in zip(rows, there, strict=True)
+                    )
+                )
+            return context.get_dummy_value()
+
+        pairs = [kind for array in arrays for kind in (array, types.intp)]
+        return types.void(types.intp, *pairs), generate
+
+    each = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    given = ["typingctx", "how_many", *(part for name in names for part in (name, f"{name}_at"))]
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, each) for name in given]
+    )
+    function.__name__ = formula.__name__
+    return intrinsic(function)
