@@ -94,7 +94,7 @@ class Direction:
         to = np.empty(plan.weights, self.dtype)
         matrices = _flat(w.w_ih), _flat(w.w_hh)
         biases = self._or_empty(w.b_ih), self._or_empty(w.b_hh)
-        loops.pack_forward(plan.numbers, *matrices, *biases, self._or_empty(w.w_hr), to)
+        loops.pack_forward(plan.numbers, plan.floats, *matrices, *biases, self._or_empty(w.w_hr), to)
         if not self.spec.plain:
             shift = w.b_hh if self.spec.layer_norm else None
             for k, a in enumerate((w.w_peep, w.ln_hh, shift, w.ln_c, w.ln_c_shift)):
@@ -108,7 +108,7 @@ class Direction:
         w, plan = self.w, self.plan(_NOTHING)
         to = np.empty(plan.back, self.dtype)
         matrices = _flat(w.w_ih), _flat(w.w_hh), self._or_empty(w.w_hr)
-        loops.pack_backward(plan.numbers, *matrices, to)
+        loops.pack_backward(plan.numbers, plan.floats, *matrices, to)
         return to
 
 
@@ -287,6 +287,34 @@ def _plain(a: Any) -> bool:
     return flags.c_contiguous and flags.aligned
 
 
+class _Known(NamedTuple):
+    """What follows from the shape of x."""
+
+    x_shape: tuple[int, ...]
+    y_shape: tuple[int, ...]
+    state_shapes: list[tuple[int, ...]]
+    steps: Steps
+    plan: Plan
+    visits: _Visits | None  # of a call of one layer in one direction that is for one thread
+
+    @classmethod
+    def of(cls, call: _Shortcut, x_shape: tuple[int, ...]) -> _Known:
+        num_steps, batch, _ = x_shape
+        w, rows = call.prepared[0][0], num_steps * batch
+        shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.spec.info.has_c]]
+        plan = w.plan(_extent(rows, batch, False, None, 0))
+        steps = Steps(num_steps, batch)
+        alone = call.count == 1 and rows * w.w.w_hh.size <= _SMALL and plan.numbers[plans.WHOLE]
+        return cls(
+            x_shape,
+            (num_steps, batch, call.directions * call.sizes[0]),
+            shapes,
+            steps,
+            plan,
+            _visits(steps, False, None) if alone else None,
+        )
+
+
 class _Shortcut:
     """Calls that need no conversion, without buffers of the caller's."""
 
@@ -298,35 +326,48 @@ class _Shortcut:
         self.input_size = one.shape.inputs
         self.directions, self.count = len(prepared[0]), len(prepared[0]) * len(prepared)
         self.sizes = one.shape.outputs, one.shape.hidden
+        self.known: _Known | None = None  # of the last call
 
     def __call__(self, x: Any, state: Any, out: Any) -> tuple[Any, Any] | None:
         if out is not None or not self._fits(x) or x.ndim != 3:
             return None
-        num_steps, batch, inputs = x.shape
-        if inputs != self.input_size or num_steps == 0:
-            return None
-        sizes = self.sizes if self.spec.info.has_c else self.sizes[:1]
-        shapes = [(self.count, batch, size) for size in sizes]
-        if state is None:
-            running = [np.zeros(shape, self.dtype) for shape in shapes]
-        else:
-            given = state if len(sizes) == 2 else (state,)
-            if type(given) is not tuple or len(given) != len(sizes):
+        known = self.known
+        if known is None or x.shape != known.x_shape:
+            if x.shape[2] != self.input_size or x.shape[0] == 0:
                 return None
-            for a, shape in zip(given, shapes, strict=True):
+            known = self.known = _Known.of(self, x.shape)
+        if state is None:
+            running = [np.zeros(shape, self.dtype) for shape in known.state_shapes]
+        else:
+            given = state if len(known.state_shapes) == 2 else (state,)
+            if type(given) is not tuple or len(given) != len(known.state_shapes):
+                return None
+            for a, shape in zip(given, known.state_shapes, strict=True):
                 if not self._fits(a) or a.shape != shape:
                     return None
             running = [a.copy() for a in given]
-        y = np.empty((num_steps, batch, self.directions * sizes[0]), self.dtype)
-        rows = num_steps * batch
-        ys = [np.empty((rows, y.shape[2]), self.dtype) for _ in self.prepared[1:]]
-        ys.append(y.reshape(rows, y.shape[2]))
+        y = np.empty(known.y_shape, self.dtype)
         h_n, c_n = running[0], running[1] if len(running) == 2 else None
-        x = x.reshape(rows, inputs)
-        BACKEND.run(
-            self.spec, self.prepared, x, Steps(num_steps, batch), ys, (h_n, c_n), None, None
-        )
+        if known.visits is not None:
+            self._alone(known, x, h_n, c_n, y)
+        else:
+            steps, width = known.steps, y.shape[2]
+            ys = [np.empty((steps.rows, width), self.dtype) for _ in self.prepared[1:]]
+            ys.append(y.reshape(steps.rows, width))
+            x = x.reshape(steps.rows, self.input_size)
+            BACKEND.run(self.spec, self.prepared, x, steps, ys, (h_n, c_n), None, None)
         return y, h_n if c_n is None else (h_n, c_n)
+
+    def _alone(self, known: _Known, x: Array, h: Array, c: Array | None, y: Array) -> None:
+        """One layer in one direction, in one thread."""
+        w = self.prepared[0][0]
+        plan, empty = known.plan, w.empty
+        row, size, _ = known.visits
+        loops.forward(
+            plan.numbers, plan.floats, _NOBODY, row, size, _flat(x), w.panels,
+            empty, empty, empty, np.empty(plan.tape, self.dtype), h.reshape(-1),
+            empty if c is None else c.reshape(-1), y.reshape(-1),
+        )  # fmt: skip
 
     def _fits(self, a: Any) -> bool:
         return _plain(a) and a.dtype == self.dtype

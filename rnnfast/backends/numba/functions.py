@@ -17,7 +17,7 @@ from numba import types
 
 from ...spec import ACTIVATIONS
 from .compiled import jit
-from .lanes import stay_apart
+from .lanes import part, stay_apart
 from .vectors import Number, scalar
 
 NAMES = list(ACTIVATIONS)
@@ -108,7 +108,7 @@ exp, sigmoid, tanh = map(scalar, (exp_of, sigmoid_of, tanh_of))
 @jit
 def limit(a: Any, at: int, count: int, bound: float) -> None:
     """Numbers limited to [-bound, bound]."""
-    row = a[at : at + count]
+    row = part(a, at, at + count)
     most = type(a[0])(bound)
     for j in range(count):
         x = row[j]
@@ -125,7 +125,7 @@ def activate(f: Any, clip: float, a: Any, at: int, count: int) -> None:
     stay_apart()
     if clip > 0:
         limit(a, at, count, clip)
-    row = a[at : at + count]
+    row = part(a, at, at + count)
     kind = type(a[0])
     code, alpha, beta = f[0], kind(f[1]), kind(f[2])
     zero, one = kind(0), kind(1)
@@ -170,8 +170,8 @@ def activate(f: Any, clip: float, a: Any, at: int, count: int) -> None:
 
 @jit
 def _times_slope(f: Any, y: Any, y_at: int, d: Any, d_at: int, count: int) -> None:
-    y_row = y[y_at : y_at + count]
-    row = d[d_at : d_at + count]
+    y_row = part(y, y_at, y_at + count)
+    row = part(d, d_at, d_at + count)
     kind = type(d[0])
     code, alpha, beta = f[0], kind(f[1]), kind(f[2])
     zero, one = kind(0), kind(1)
@@ -228,8 +228,8 @@ def activate_back(
         ends[0], ends[1] = -clip, clip
         activate(f, 0.0, ends, np.intp(0), np.intp(2))
         low, high = ends[0], ends[1]
-        y_row = y[y_at : y_at + count]
-        row = d[d_at : d_at + count]
+        y_row = part(y, y_at, y_at + count)
+        row = part(d, d_at, d_at + count)
         for j in range(count):
             if y_row[j] == low or y_row[j] == high:
                 row[j] = type(low)(0)

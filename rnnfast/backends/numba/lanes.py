@@ -203,6 +203,31 @@ def square(typingctx: Any, w: Any, w_at: Any, w_row: Any, to: Any, to_at: Any) -
 
 
 @intrinsic
+def part(typingctx: Any, a: Any, begin: Any, end: Any) -> Any:
+    """a[begin:end] of an array of one axis, both within it, that does not keep its memory.
+
+    Who calls from Python does; Numba's own slices count references at each step of a loop.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.make_array(a)(context, builder, arguments[0])
+        made = context.make_array(a)(context, builder)
+        count = builder.sub(arguments[2], arguments[1])
+        size = ir.Constant(_INTP, context.get_abi_sizeof(whole.data.type.pointee))
+        context.populate_array(
+            made,
+            data=builder.gep(whole.data, [arguments[1]]),
+            shape=cgutils.pack_array(builder, [count]),
+            strides=cgutils.pack_array(builder, [size]),
+            itemsize=size,
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return a(a, types.intp, types.intp), generate
+
+
+@intrinsic
 def arrive(typingctx: Any, counter: Any) -> Any:
     """Add 1 to counter[0]; return what it was."""
 

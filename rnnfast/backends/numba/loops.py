@@ -18,7 +18,7 @@ import numpy as np
 from . import units
 from .compiled import entry, jit
 from .functions import activate, activate_back
-from .lanes import arrive, arrived, give_way
+from .lanes import arrive, arrived, give_way, part
 from .norms import normalise, normalise_back, scale_and_shift
 from .plans import (
     BACK,
@@ -40,8 +40,9 @@ from .plans import (
 from .products import add_rows, aligned, multiply, pack_all, panel_width, product_rows
 
 _UNITS = np.intp(16)  # a member's share is a multiple of this
-_NO_FLOATS = (0.0,) * 8
-_0, _1, _2 = map(np.intp, range(3))  # a Python int would have a type, and a compilation, of its own
+# A Python int would have a type, and a compilation, of its own.
+_K = tuple(map(np.intp, range(11)))
+_0, _1, _2 = _K[:3]
 
 
 class Options(NamedTuple):
@@ -168,13 +169,19 @@ def _sizes(plan: Any) -> Any:
 @jit
 def _team(plan: Any, counter: Any) -> Any:
     return Team(
-        plan[BEGIN], plan[BEGIN + 1], plan[BEGIN + 2], plan[BEGIN + 3], plan[BEGIN + 4], counter
+        plan[BEGIN], plan[BEGIN + 1], plan[BEGIN + 2], plan[BEGIN + 3], plan[BEGIN + 4], _held(counter)
     )
 
 
 @jit
+def _held(a: Any) -> Any:
+    """An array of the caller's, as `part` has it."""
+    return part(a, _0, a.size)
+
+
+@jit
 def _part(a: Any, plan: Any, at: int, k: int) -> Any:
-    return a[plan[at + 2 * k] : plan[at + 2 * k + 1]]
+    return part(a, plan[at + 2 * k], plan[at + 2 * k + 1])
 
 
 @jit
@@ -183,12 +190,12 @@ def _recurrent(a: Any, plan: Any, first: Any, second: Any) -> Any:
     return Recurrent(
         first,
         second,
-        _part(a, plan, at, 4),
-        _part(a, plan, at, 5),
-        _part(a, plan, at, 6),
-        _part(a, plan, at, 7),
-        _part(a, plan, at, 8),
-        _part(a, plan, at, 9),
+        _part(a, plan, at, _K[4]),
+        _part(a, plan, at, _K[5]),
+        _part(a, plan, at, _K[6]),
+        _part(a, plan, at, _K[7]),
+        _part(a, plan, at, _K[8]),
+        _part(a, plan, at, _K[9]),
     )
 
 
@@ -196,15 +203,15 @@ def _recurrent(a: Any, plan: Any, first: Any, second: Any) -> Any:
 def _tape(a: Any, plan: Any) -> Any:
     at = TAPE
     return Tape(
-        _part(a, plan, at, 0),
-        _part(a, plan, at, 1),
-        _part(a, plan, at, 2),
-        _part(a, plan, at, 3),
-        _part(a, plan, at, 4),
-        _part(a, plan, at, 5),
-        _part(a, plan, at, 6),
-        _part(a, plan, at, 7),
-        _part(a, plan, at, 8),
+        _part(a, plan, at, _K[0]),
+        _part(a, plan, at, _K[1]),
+        _part(a, plan, at, _K[2]),
+        _part(a, plan, at, _K[3]),
+        _part(a, plan, at, _K[4]),
+        _part(a, plan, at, _K[5]),
+        _part(a, plan, at, _K[6]),
+        _part(a, plan, at, _K[7]),
+        _part(a, plan, at, _K[8]),
     )
 
 
@@ -232,42 +239,42 @@ def _share(team: Any, count: int, multiple: int) -> Any:
 
 @jit
 def _copy(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
+    a = part(to, to_at, to_at + count)
+    b = part(source, at, at + count)
     for j in range(count):
         a[j] = b[j]
 
 
 @jit
 def _copy_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
-    c = by[by_at : by_at + count]
+    a = part(to, to_at, to_at + count)
+    b = part(source, at, at + count)
+    c = part(by, by_at, by_at + count)
     for j in range(count):
         a[j] = b[j] * c[j]
 
 
 @jit
 def _add(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
+    a = part(to, to_at, to_at + count)
+    b = part(source, at, at + count)
     for j in range(count):
         a[j] += b[j]
 
 
 @jit
 def _subtract(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
+    a = part(to, to_at, to_at + count)
+    b = part(source, at, at + count)
     for j in range(count):
         a[j] -= b[j]
 
 
 @jit
 def _add_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
-    c = by[by_at : by_at + count]
+    a = part(to, to_at, to_at + count)
+    b = part(source, at, at + count)
+    c = part(by, by_at, by_at + count)
     for j in range(count):
         a[j] += b[j] * c[j]
 
@@ -275,9 +282,9 @@ def _add_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, c
 @jit
 def _keep(k: Any, k_at: int, before: Any, before_at: int, after: Any, at: int, count: int) -> None:
     """after = k before + (1 - k) after: exactly one of them where k is 0 or 1"""
-    a = after[at : at + count]
-    b = before[before_at : before_at + count]
-    share = k[k_at : k_at + count]
+    a = part(after, at, at + count)
+    b = part(before, before_at, before_at + count)
+    share = part(k, k_at, k_at + count)
     one = type(k[0])(1)
     for j in range(count):
         a[j] = share[j] * b[j] + (one - share[j]) * a[j]
@@ -286,9 +293,9 @@ def _keep(k: Any, k_at: int, before: Any, before_at: int, after: Any, at: int, c
 @jit
 def _clear(c: Any, at: int, row: int, rows: int, begin: int, end: int) -> None:
     for r in range(rows):
-        part = c[at + r * row + begin : at + r * row + end]
+        numbers = part(c, at + r * row + begin, at + r * row + end)
         for j in range(end - begin):
-            part[j] = 0
+            numbers[j] = 0
 
 
 @jit
@@ -308,20 +315,20 @@ def _panels(columns: int, panels: Any) -> Any:
 
 @entry
 def pack_forward(
-    plan: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, w_hr: Any, to: Any
+    plan: Any, floats: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, w_hr: Any, to: Any
 ) -> None:
     """The panels and biases of the forward pass; empty arrays for what there is not."""
     to = aligned(to)
-    o, z = _options(plan, _NO_FLOATS), _sizes(plan)
+    o, z = _options(plan, floats), _sizes(plan)
     H, P, I, rows = z.hidden, z.outputs, plan[INPUTS], o.gates * z.hidden  # noqa: E741
     split = o.first * H
-    pack_all(w_ih, _1, I, I, rows, _part(to, plan, WEIGHTS, 0))
-    pack_all(w_hh, _1, P, P, split, _part(to, plan, WEIGHTS, 2))
+    pack_all(w_ih, _1, I, I, rows, _part(to, plan, WEIGHTS, _K[0]))
+    pack_all(w_hh, _1, P, P, split, _part(to, plan, WEIGHTS, _K[2]))
     if o.projection:
-        pack_all(w_hr, _1, H, H, P, _part(to, plan, WEIGHTS, 3))
+        pack_all(w_hr, _1, H, H, P, _part(to, plan, WEIGHTS, _K[3]))
     elif split < rows:
-        pack_all(w_hh[split * P :], _1, P, P, rows - split, _part(to, plan, WEIGHTS, 3))
-    bias = _part(to, plan, WEIGHTS, 1)
+        pack_all(part(w_hh, split * P, w_hh.size), _1, P, P, rows - split, _part(to, plan, WEIGHTS, _K[3]))
+    bias = _part(to, plan, WEIGHTS, _K[1])
     if bias.size:
         if b_ih.size:
             _copy(bias, _0, b_ih, _0, rows)
@@ -329,24 +336,24 @@ def pack_forward(
             _clear(bias, _0, _0, _1, _0, rows)
         if b_hh.size:
             _add(bias, _0, b_hh, _0, split if o.cell == GRU_AFTER else rows)
-    bias = _part(to, plan, WEIGHTS, 4)
+    bias = _part(to, plan, WEIGHTS, _K[4])
     if bias.size:
         _copy(bias, _0, b_hh, split, H)
 
 
 @entry
-def pack_backward(plan: Any, w_ih: Any, w_hh: Any, w_hr: Any, to: Any) -> None:
+def pack_backward(plan: Any, floats: Any, w_ih: Any, w_hh: Any, w_hr: Any, to: Any) -> None:
     """The panels of BPTT."""
     to = aligned(to)
-    o, z = _options(plan, _NO_FLOATS), _sizes(plan)
+    o, z = _options(plan, floats), _sizes(plan)
     H, P, I, rows = z.hidden, z.outputs, plan[INPUTS], o.gates * z.hidden  # noqa: E741
     split = o.first * H
-    pack_all(w_hh, P, _1, split, P, _part(to, plan, BACK, 0))
+    pack_all(w_hh, P, _1, split, P, _part(to, plan, BACK, _K[0]))
     if o.projection:
-        pack_all(w_hr, H, _1, P, H, _part(to, plan, BACK, 1))
+        pack_all(w_hr, H, _1, P, H, _part(to, plan, BACK, _K[1]))
     elif split < rows:
-        pack_all(w_hh[split * P :], P, _1, rows - split, P, _part(to, plan, BACK, 1))
-    pack_all(w_ih, I, _1, rows, I, _part(to, plan, BACK, 2))
+        pack_all(part(w_hh, split * P, w_hh.size), P, _1, rows - split, P, _part(to, plan, BACK, _K[1]))
+    pack_all(w_ih, I, _1, rows, I, _part(to, plan, BACK, _K[2]))
 
 
 # ------------------------------------------------------------------------------------ forward
@@ -370,14 +377,14 @@ def _lstm_gates(
         if not o.input_forget:
             activate(o.gate, o.clip, a, at + H, n)
     activate(o.candidate, o.clip, a, at + 2 * H, n)
-    i, f = a[at : at + n], a[at + H : at + H + n]
+    i, f = part(a, at, at + n), part(a, at + H, at + H + n)
     if o.input_forget:
         one = type(i[0])(1)
         for j in range(n):
             f[j] = one - i[j]
-    g = a[at + 2 * H : at + 2 * H + n]
-    c = s.c[c_at : c_at + n]
-    c_next = s.work[c_at : c_at + n]
+    g = part(a, at + 2 * H, at + 2 * H + n)
+    c = part(s.c, c_at, c_at + n)
+    c_next = part(s.work, c_at, c_at + n)
     for j in range(n):
         c_next[j] = f[j] * c[j] + i[j] * g[j]
     if w.w_peep.size:
@@ -418,8 +425,8 @@ def _gru_candidate(o: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: in
     if o.cell == GRU_AFTER:
         _add_times(t.gates, at + 2 * H, t.gates, at, t.extra, r * H + u, n)
     activate(o.candidate, o.clip, t.gates, at + 2 * H, n)
-    z, new = t.gates[at + H : at + H + n], t.gates[at + 2 * H : at + 2 * H + n]
-    h, step = s.h[b * H + u : b * H + u + n], s.step[b * H + u : b * H + u + n]
+    z, new = part(t.gates, at + H, at + H + n), part(t.gates, at + 2 * H, at + 2 * H + n)
+    h, step = part(s.h, b * H + u, b * H + u + n), part(s.step, b * H + u, b * H + u + n)
     one = type(z[0])(1)
     for j in range(n):
         step[j] = (one - z[j]) * new[j] + z[j] * h[j]
@@ -431,9 +438,9 @@ def _gated_step(o: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: int) 
     activate(o.gate, o.clip, t.gates, at, n)
     activate(o.gate, o.clip, t.gates, at + H, n)
     activate(o.candidate, o.clip, t.gates, at + 2 * H, n)
-    i, f = t.gates[at : at + n], t.gates[at + H : at + H + n]
-    v = t.gates[at + 2 * H : at + 2 * H + n]
-    h, step = s.h[b * H + u : b * H + u + n], s.step[b * H + u : b * H + u + n]
+    i, f = part(t.gates, at, at + n), part(t.gates, at + H, at + H + n)
+    v = part(t.gates, at + 2 * H, at + 2 * H + n)
+    h, step = part(s.h, b * H + u, b * H + u + n), part(s.step, b * H + u, b * H + u + n)
     for j in range(n):
         step[j] = f[j] * h[j] + i[j] * v[j]
 
@@ -505,30 +512,23 @@ def forward(
 ) -> None:  # fmt: skip
     """Run the steps of a plan."""
     o, z, team = _options(plan, floats), _sizes(plan), _team(plan, counter)
-    steps = Visits(visits_row, visits_count)
+    steps = Visits(_held(visits_row), _held(visits_count))
     weights, tape = aligned(weights), aligned(tape)
-    first, second = _part(weights, plan, WEIGHTS, 2), _part(weights, plan, WEIGHTS, 3)
+    first, second = _part(weights, plan, WEIGHTS, _K[2]), _part(weights, plan, WEIGHTS, _K[3])
     w, t = _recurrent(weights, plan, first, second), _tape(tape, plan)
-    m = Masks(recurrent_mask, keep_h, keep_c)
+    m = Masks(_held(recurrent_mask), _held(keep_h), _held(keep_c))
     s = Running(
-        h, c, _part(tape, plan, RUNNING, 0), _part(tape, plan, RUNNING, 1),
-        _part(tape, plan, RUNNING, 2),
+        _held(h), _held(c), _part(tape, plan, RUNNING, _K[0]), _part(tape, plan, RUNNING, _K[1]),
+        _part(tape, plan, RUNNING, _K[2]),
     )  # fmt: skip
     H, P, G = z.hidden, z.outputs, o.gates
     if plan[WHOLE]:
         product_rows(
-            t.gates, G * H, G * H, _part(weights, plan, WEIGHTS, 1), x, plan[FIRST_ROW] * plan[INPUTS],
-            plan[INPUTS], _1, _part(weights, plan, WEIGHTS, 0), plan[INPUTS], _0, plan[ROWS],
+            t.gates, G * H, G * H, _part(weights, plan, WEIGHTS, _K[1]), _held(x),
+            plan[FIRST_ROW] * plan[INPUTS],
+            plan[INPUTS], _1, _part(weights, plan, WEIGHTS, _K[0]), plan[INPUTS], _0, plan[ROWS],
         )  # fmt: skip
-    _run(o, z, team, steps, w, m, t, s, y, plan[FIRST_ROW] * z.directions * P)
-
-
-@jit
-def _run(
-    o: Any, z: Any, team: Any, steps: Any, w: Any, m: Any, t: Any, s: Any, y: Any, y_at: int
-) -> None:
-    """Run `steps`. y_at is where y has the first of the rows."""
-    H, P, G = z.hidden, z.outputs, o.gates
+    y, y_at = _held(y), plan[FIRST_ROW] * z.directions * P
     u0, u1 = _share(team, H, _UNITS)
     v0, v1 = _share(team, P, _UNITS)
     q0, q1 = _share(team, _panels(o.first * H, w.first), _1)
@@ -690,11 +690,11 @@ def _run(
 def _gather(z: Any, m: Any, g: Any, dy: Any, r: int, b: int, at: int, u: int, n: int) -> None:
     """The gradient of h as the cell made it, and in g.dh what zoneout passes on."""
     P = z.outputs
-    dh = g.dh[b * P + u : b * P + u + n]
-    step = g.step[at + u : at + u + n]
+    dh = part(g.dh, b * P + u, b * P + u + n)
+    step = part(g.step, at + u, at + u + n)
     if dy.size:
         dy_at = (r * z.directions + z.direction) * P + u
-        d = dy[dy_at : dy_at + n]
+        d = part(dy, dy_at, dy_at + n)
         for j in range(n):
             step[j] = dh[j] + d[j]
     else:
@@ -702,7 +702,7 @@ def _gather(z: Any, m: Any, g: Any, dy: Any, r: int, b: int, at: int, u: int, n:
             step[j] = dh[j]
     if m.keep_h.size:
         k_at = _mask_at(m.keep_h, r, P) + u
-        k = m.keep_h[k_at : k_at + n]
+        k = part(m.keep_h, k_at, k_at + n)
         for j in range(n):
             dh[j] = step[j] * k[j]
             step[j] -= dh[j]
@@ -755,9 +755,9 @@ def _gru_back(o: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int) ->
     row = 4 * H if o.cell == GRU_AFTER else 3 * H
     at, a_at, h_at, one = r * row + u, r * 3 * H + u, b * H + u, r * H + u
     d, most = g.d, o.grad_clip
-    dh, h = g.step[h_at : h_at + n], t.h_before[one : one + n]
-    z, new = t.gates[a_at + H : a_at + H + n], t.gates[a_at + 2 * H : a_at + 2 * H + n]
-    dz, dn = d[at + H : at + H + n], d[at + 2 * H : at + 2 * H + n]
+    dh, h = part(g.step, h_at, h_at + n), part(t.h_before, one, one + n)
+    z, new = part(t.gates, a_at + H, a_at + H + n), part(t.gates, a_at + 2 * H, a_at + 2 * H + n)
+    dz, dn = part(d, at + H, at + H + n), part(d, at + 2 * H, at + 2 * H + n)
     for j in range(n):
         dz[j] = dh[j] * (h[j] - new[j])
     whole = type(z[0])(1)
@@ -846,11 +846,11 @@ def _gradients(plan: Any, z: Any, o: Any, t: Any, g: Any, room: Any, x: Any, w_b
     """Those of x and of the weights of a plain cell, all in one thread."""
     H, G, I, N = z.hidden, o.gates, plan[INPUTS], plan[ROWS]  # noqa: E741
     slots = G + 1 if o.cell == GRU_AFTER else G
-    d, d_row, none = g.d, slots * H, x[:0]
+    d, d_row, none = g.d, slots * H, part(x, _0, _0)
     product_rows(
-        dx, I, I, none, d, _0, d_row, _1, _part(w_back, plan, BACK, 2), G * H, _0, N
+        dx, I, I, none, d, _0, d_row, _1, _part(w_back, plan, BACK, _K[2]), G * H, _0, N
     )
-    panels = _part(room, plan, GRADIENTS, 8)
+    panels = _part(room, plan, GRADIENTS, _K[8])
     pack_all(x, I, _1, N, I, panels)
     product_rows(dw_ih, I, I, none, d, _0, _1, d_row, panels, N, _0, G * H)
     pack_all(t.h_before, H, _1, N, H, panels)
@@ -861,14 +861,14 @@ def _gradients(plan: Any, z: Any, o: Any, t: Any, g: Any, room: Any, x: Any, w_b
         if o.cell == GRU_BEFORE:
             pack_all(t.extra, H, _1, N, H, panels)
         product_rows(
-            dw_hh[split * H :], H, H, none, d, slot * H, _1, d_row, panels, N, _0, H
+            part(dw_hh, split * H, dw_hh.size), H, H, none, d, slot * H, _1, d_row, panels, N, _0, H
         )
     if db_ih.size:
         add_rows(db_ih, d, _0, d_row, G * H, N)
     if db_hh.size:
         add_rows(db_hh, d, _0, d_row, split, N)
         if split < G * H:
-            add_rows(db_hh[split:], d, (slots - 1) * H, d_row, H, N)
+            add_rows(part(db_hh, split, db_hh.size), d, (slots - 1) * H, d_row, H, N)
 
 
 @entry
@@ -881,34 +881,23 @@ def backward(
     o, z, team = _options(plan, floats), _sizes(plan), _team(plan, counter)
     weights, w_back = aligned(weights), aligned(w_back)
     tape, room = aligned(tape), aligned(room)
-    first, second = _part(w_back, plan, BACK, 0), _part(w_back, plan, BACK, 1)
+    first, second = _part(w_back, plan, BACK, _K[0]), _part(w_back, plan, BACK, _K[1])
     at = GRADIENTS
     g = Gradients(
-        dh,
-        dc,
-        _part(room, plan, at, 0),
-        _part(room, plan, at, 1),
-        _part(room, plan, at, 2),
-        _part(room, plan, at, 3),
-        _part(room, plan, at, 4),
-        _part(room, plan, at, 5),
-        _part(room, plan, at, 6),
-        _part(room, plan, at, 7),
+        _held(dh),
+        _held(dc),
+        _part(room, plan, at, _K[0]),
+        _part(room, plan, at, _K[1]),
+        _part(room, plan, at, _K[2]),
+        _part(room, plan, at, _K[3]),
+        _part(room, plan, at, _K[4]),
+        _part(room, plan, at, _K[5]),
+        _part(room, plan, at, _K[6]),
+        _part(room, plan, at, _K[7]),
     )
-    t = _tape(tape, plan)
-    _run_back(
-        o, z, team, Visits(visits_row, visits_count), cut, _recurrent(weights, plan, first, second),
-        Masks(recurrent_mask, keep_h, keep_c), t, g, dy,
-    )  # fmt: skip
-    if plan[WHOLE]:
-        _gradients(plan, z, o, t, g, room, x, w_back, dx, dw_ih, dw_hh, db_ih, db_hh)
-
-
-@jit
-def _run_back(
-    o: Any, z: Any, team: Any, steps: Any, cut: Any, w: Any, m: Any, t: Any, g: Any, dy: Any
-) -> None:
-    """BPTT through `steps`; w has the panels of its products."""
+    t, w = _tape(tape, plan), _recurrent(weights, plan, first, second)
+    m = Masks(_held(recurrent_mask), _held(keep_h), _held(keep_c))
+    steps, cut, dy = Visits(_held(visits_row), _held(visits_count)), _held(cut), _held(dy)
     H, P, G = z.hidden, z.outputs, o.gates
     D = G + 1 if o.cell == GRU_AFTER else G
     u0, u1 = _share(team, H, _UNITS)
@@ -997,6 +986,11 @@ def _run_back(
                 _clear(g.dh, b * P, _0, _1, v0, v1)
                 if o.cell == LSTM:
                     _clear(g.dc, b * H, _0, _1, u0, u1)
+    if plan[WHOLE]:
+        _gradients(
+            plan, z, o, t, g, room, _held(x), w_back, _held(dx), _held(dw_ih), _held(dw_hh),
+            _held(db_ih), _held(db_hh),
+        )  # fmt: skip
 
 
 # ------------------------------------------------------------------- the normalised x part

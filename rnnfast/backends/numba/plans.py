@@ -23,7 +23,7 @@ _NAMES = list(ACTIVATIONS)
 
 # Places in `Plan.numbers`, after the options and sizes; a part has two, begin and end.
 INPUTS, BEGIN, FIRST_ROW, ROWS, WHOLE = 12, 15, 20, 21, 22
-WEIGHTS, BACK, TAPE, RUNNING, GRADIENTS = 23, 43, 49, 71, 77
+WEIGHTS, BACK, TAPE, RUNNING, GRADIENTS = map(np.intp, (23, 43, 49, 71, 77))
 
 
 class Shape(NamedTuple):

@@ -11,6 +11,7 @@ from .lanes import (
     PANEL_BYTES,
     SQUARE_BYTES,
     pair1,
+    part,
     square,
     stay_apart,
     tile1,
@@ -34,7 +35,7 @@ def panel_width(a: Any) -> Any:
 @jit
 def aligned(a: Any) -> Any:
     """An array from where no vector crosses a cache line."""
-    return a[-a.ctypes.data % ALIGNED // a.itemsize :]
+    return part(a, -a.ctypes.data % ALIGNED // a.itemsize, a.size)
 
 
 @jit
@@ -56,10 +57,10 @@ def pack_rows(
                 for k in range(0, squares, side):
                     square(w, first + j * w_column + k, w_column, panels, to + k * width + j)
         for k in range(rows):
-            row = panels[to + k * width : to + (k + 1) * width]
+            row = part(panels, to + k * width, to + (k + 1) * width)
             done = used // side * side if k < squares else 0
             if w_column == 1:
-                source = w[first + k * w_row : first + k * w_row + used]
+                source = part(w, first + k * w_row, first + k * w_row + used)
                 for j in range(used):
                     row[j] = source[j]
             else:
@@ -78,6 +79,7 @@ def panel_size(rows: int, columns: int, itemsize: int) -> int:
 @jit
 def pack_all(w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any) -> None:
     """The whole of a matrix."""
+    stay_apart()
     width = panel_width(panels)
     pack_rows(w, w_row, w_column, rows, columns, panels, np.intp(0), (columns + width - 1) // width)
 
@@ -93,13 +95,13 @@ def add_rows(to: Any, a: Any, at: int, row: int, columns: int, rows: int) -> Non
     """to = the sum of some columns of a over the rows, in their order."""
     stay_apart()
     for r in range(rows):
-        part = a[at + r * row : at + r * row + columns]
+        numbers = part(a, at + r * row, at + r * row + columns)
         if r == 0:
             for j in range(columns):
-                to[j] = part[j]
+                to[j] = numbers[j]
         else:
             for j in range(columns):
-                to[j] += part[j]
+                to[j] += numbers[j]
 
 
 @entry
@@ -142,7 +144,7 @@ def multiply(
                 p += 1
         return
     for k in range(0, count, _K_BLOCK):
-        part = min(_K_BLOCK, count - k)
+        some = min(_K_BLOCK, count - k)
         for begin in range(0, rows, _ROW_BLOCK):
             end = min(rows, begin + _ROW_BLOCK)
             for p in range(first, last):
@@ -155,17 +157,17 @@ def multiply(
                     size = (left + (left + 5) // 6 - 1) // ((left + 5) // 6)
                     to, from_ = c_at + r * c_row + p * width, a_at + r * a_row + k * a_k
                     if size == 6:
-                        tile6(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile6(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     elif size == 5:
-                        tile5(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile5(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     elif size == 4:
-                        tile4(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile4(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     elif size == 3:
-                        tile3(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile3(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     elif size == 2:
-                        tile2(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile2(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     else:
-                        tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     r += size
 
 
@@ -187,7 +189,7 @@ def product_rows(
     """Rows begin to end - 1 of c = a w + bias, where an empty bias is zero."""
     stay_apart()
     for r in range(begin, end):
-        row = c[r * c_row : r * c_row + columns]
+        row = part(c, r * c_row, r * c_row + columns)
         if bias.size:
             for j in range(columns):
                 row[j] = bias[j]

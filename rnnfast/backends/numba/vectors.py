@@ -126,34 +126,42 @@ class Place:
 
     def __init__(self, builder: Any, kind: Any, pointer: Any, mask: Any, there: Any) -> None:
         self._builder, self._kind = builder, kind
-        self._mask, self._there = mask, there
-        self._vector = ir.VectorType(pointer.type.pointee, mask.type.count)
+        self._mask, self._there = mask, there  # no mask: all of the vector
+        lanes = VECTOR_BYTES * 8 // kind.bitwidth
+        self._vector = ir.VectorType(pointer.type.pointee, lanes)
         self._pointer = builder.bitcast(pointer, self._vector.as_pointer())
-        self._align = ir.Constant(_BOUND, kind.bitwidth // 8)
 
-    def _function(self, name: str, result: Any, arguments: list[Any]) -> Any:
+    def _masked(self, name: str, result: Any, *arguments: Any) -> Any:
         name = f"llvm.masked.{name}.v{self._vector.count}{type_name(self._kind)}.p0"
-        signature = ir.FunctionType(result, arguments)
-        return cgutils.get_or_insert_function(self._builder.module, signature, name)
+        signature = ir.FunctionType(result, [a.type for a in arguments])
+        f = cgutils.get_or_insert_function(self._builder.module, signature, name)
+        return self._builder.call(f, arguments)
 
-    def _within(self, there: Any) -> Any:
-        no = ir.Constant(self._mask.type, [0] * self._mask.type.count)
-        return self._builder.select(there, self._mask, no)
+    @property
+    def _size(self) -> int:
+        return int(self._kind.bitwidth // 8)
 
     def load(self) -> Number:
-        mask = self._within(self._there)
-        arguments = [self._pointer.type, _BOUND, mask.type, self._vector]
-        f = self._function("load", self._vector, arguments)
         nothing = ir.Constant(self._vector, None)
-        value = self._builder.call(f, [self._pointer, self._align, mask, nothing])
-        return Number(self._builder, self._kind, value)
+        slot = cgutils.alloca_once_value(self._builder, nothing)
+        with self._builder.if_then(self._there):
+            if self._mask is None:
+                value = self._builder.load(self._pointer, align=self._size)
+            else:
+                align = ir.Constant(_BOUND, self._size)
+                arguments = self._pointer, align, self._mask, nothing
+                value = self._masked("load", self._vector, *arguments)
+            self._builder.store(value, slot)
+        return Number(self._builder, self._kind, self._builder.load(slot))
 
     def store(self, number: Number, beside: Place | None = None) -> None:
         """Store a number, unless the other array is empty."""
-        mask = self._within((beside or self)._there)
-        arguments = [self._vector, self._pointer.type, _BOUND, mask.type]
-        f = self._function("store", ir.VoidType(), arguments)
-        self._builder.call(f, [number.value, self._pointer, self._align, mask])
+        with self._builder.if_then((beside or self)._there):
+            if self._mask is None:
+                self._builder.store(number.value, self._pointer, align=self._size)
+            else:
+                align = ir.Constant(_BOUND, self._size)
+                self._masked("store", ir.VoidType(), number.value, self._pointer, align, self._mask)
 
 
 def update(formula: Callable[..., None]) -> Any:
@@ -175,22 +183,27 @@ def update(formula: Callable[..., None]) -> Any:
                 made = context.make_array(array)(context, builder, value)
                 rows.append(builder.gep(made.data, [at]))
                 there.append(builder.icmp_signed("!=", made.nitems, ir.Constant(_INTP, 0)))
-            of = ir.VectorType(_BOUND, lanes)
-            lane = ir.Constant(of, list(range(lanes)))
-            undefined = ir.Constant(of, ir.Undefined)
-            with cgutils.for_range_slice(
-                builder, ir.Constant(_INTP, 0), count, ir.Constant(_INTP, lanes), _INTP
-            ) as (at, _):
-                left = builder.trunc(builder.sub(count, at), _BOUND)
-                left = builder.insert_element(undefined, left, ir.Constant(_BOUND, 0))
-                left = builder.shuffle_vector(left, undefined, ir.Constant(of, [0] * lanes))
-                mask = builder.icmp_signed("<", lane, left)
+            def write(at: Any, mask: Any) -> None:
                 formula(
                     *(
                         Place(builder, kind, builder.gep(row, [at]), mask, one)
                         for row, one in zip(rows, there, strict=True)
                     )
                 )
+
+            of = ir.VectorType(_BOUND, lanes)
+            undefined, step = ir.Constant(of, ir.Undefined), ir.Constant(_INTP, lanes)
+            whole = builder.and_(count, ir.Constant(_INTP, -lanes))
+            loop = cgutils.for_range_slice(builder, ir.Constant(_INTP, 0), whole, step, _INTP)
+            with loop as (at, _):
+                write(at, None)
+            left = builder.sub(count, whole)
+            with builder.if_then(builder.icmp_signed("!=", left, ir.Constant(_INTP, 0))):
+                left = builder.trunc(left, _BOUND)
+                left = builder.insert_element(undefined, left, ir.Constant(_BOUND, 0))
+                left = builder.shuffle_vector(left, undefined, ir.Constant(of, [0] * lanes))
+                lane = ir.Constant(of, list(range(lanes)))
+                write(whole, builder.icmp_signed("<", lane, left))
             return context.get_dummy_value()
 
         pairs = [kind for array in arrays for kind in (array, types.intp)]
