@@ -15,7 +15,7 @@ except ImportError as error:
     raise ImportError(f"{error}; pip install 'rnnfast[numba]' has it") from error
 
 from ...reference.precision import ROUNDED
-from ...spec import Activation, Masks, Spec, Steps
+from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
 from .. import Array, Shortcut
 from . import loops, plans, threads
@@ -62,12 +62,15 @@ def _packed(w: Array) -> Array:
 class Direction:
     """Weights of one direction of one layer, packed as they are needed."""
 
-    def __init__(self, spec: Spec, w: Weights, directions: int, direction: int) -> None:
+    def __init__(
+        self, spec: Spec, w: Weights, directions: int, direction: int, reuse: bool
+    ) -> None:
         self.w = w
         self.spec = spec
         self.dtype = w.w_hh.dtype
         self.empty = np.empty(0, self.dtype)
         self.direction = direction
+        self.reuse = reuse
         rows, outputs = w.w_hh.shape
         self.shape = Shape(
             rows // len(spec.info.gates),
@@ -81,6 +84,19 @@ class Direction:
             w.ln_c_shift is not None,
         )
 
+    @cached_property
+    def _memory(self) -> tuple[Array, Array]:
+        """For panels, and for those of BPTT.
+
+        One array where both will be freed soon: the C library then keeps the memory of a call for
+        the next, where it would return that of smaller arrays to the system each time.
+        """
+        plan = self.plan(_NOTHING)
+        if self.reuse:
+            return np.empty(plan.weights, self.dtype), np.empty(plan.back, self.dtype)
+        both = np.empty(plan.weights + plan.back, self.dtype)
+        return both[: plan.weights], both[plan.weights :]
+
     def plan(self, extent: Extent) -> Plan:
         return plans.make(self.spec, self.shape, self.direction, extent)
 
@@ -91,10 +107,11 @@ class Direction:
     def panels(self) -> Array:
         """All that the forward pass reads."""
         w, plan = self.w, self.plan(_NOTHING)
-        to = np.empty(plan.weights, self.dtype)
+        to = self._memory[0]
         matrices = _flat(w.w_ih), _flat(w.w_hh)
         biases = self._or_empty(w.b_ih), self._or_empty(w.b_hh)
-        loops.pack_forward(plan.numbers, plan.floats, *matrices, *biases, self._or_empty(w.w_hr), to)
+        w_hr = self._or_empty(w.w_hr)
+        loops.pack_forward(plan.numbers, plan.floats, *matrices, *biases, w_hr, to)
         if not self.spec.plain:
             shift = w.b_hh if self.spec.layer_norm else None
             for k, a in enumerate((w.w_peep, w.ln_hh, shift, w.ln_c, w.ln_c_shift)):
@@ -106,7 +123,7 @@ class Direction:
     def panels_back(self) -> Array:
         """The matrices that BPTT reads."""
         w, plan = self.w, self.plan(_NOTHING)
-        to = np.empty(plan.back, self.dtype)
+        to = self._memory[1]
         matrices = _flat(w.w_ih), _flat(w.w_hh), self._or_empty(w.w_hr)
         loops.pack_backward(plan.numbers, plan.floats, *matrices, to)
         return to
@@ -141,7 +158,7 @@ class Numba:
         if precision is not None:
             rounded = ROUNDED[precision]
             layer = tuple(w._replace(w_ih=rounded(w.w_ih), w_hh=rounded(w.w_hh)) for w in layer)
-        return [Direction(spec, w, len(layer), d) for d, w in enumerate(layer)]
+        return [Direction(spec, w, len(layer), d, reuse) for d, w in enumerate(layer)]
 
     def shortcut(self, prepared: list[list[Direction]]) -> Shortcut:
         return _Shortcut(prepared)
@@ -167,7 +184,7 @@ class Numba:
             for b in biases:
                 if b is not None and not (_plain(b) and b.shape == (rows,) and b.dtype == x.dtype):
                     return None
-            prepared.append([Direction(spec, w, 1, 0)])
+            prepared.append([Direction(spec, w, 1, 0, False)])
             inputs = size
         return _Shortcut(prepared)(x, state, None)
 
@@ -292,7 +309,7 @@ class _Known(NamedTuple):
 
     x_shape: tuple[int, ...]
     y_shape: tuple[int, ...]
-    state_shapes: list[tuple[int, ...]]
+    state_shapes: list[tuple[int, int, int]]
     steps: Steps
     plan: Plan
     visits: _Visits | None  # of a call of one layer in one direction that is for one thread
@@ -349,7 +366,7 @@ class _Shortcut:
         y = np.empty(known.y_shape, self.dtype)
         h_n, c_n = running[0], running[1] if len(running) == 2 else None
         if known.visits is not None:
-            self._alone(known, x, h_n, c_n, y)
+            self._alone(known.plan, known.visits, x, h_n, c_n, y)
         else:
             steps, width = known.steps, y.shape[2]
             ys = [np.empty((steps.rows, width), self.dtype) for _ in self.prepared[1:]]
@@ -358,11 +375,13 @@ class _Shortcut:
             BACKEND.run(self.spec, self.prepared, x, steps, ys, (h_n, c_n), None, None)
         return y, h_n if c_n is None else (h_n, c_n)
 
-    def _alone(self, known: _Known, x: Array, h: Array, c: Array | None, y: Array) -> None:
+    def _alone(
+        self, plan: Plan, visits: _Visits, x: Array, h: Array, c: Array | None, y: Array
+    ) -> None:
         """One layer in one direction, in one thread."""
         w = self.prepared[0][0]
-        plan, empty = known.plan, w.empty
-        row, size, _ = known.visits
+        row, size, _ = visits
+        empty = w.empty
         loops.forward(
             plan.numbers, plan.floats, _NOBODY, row, size, _flat(x), w.panels,
             empty, empty, empty, np.empty(plan.tape, self.dtype), h.reshape(-1),
@@ -381,7 +400,7 @@ class _Visits(NamedTuple):
     """Every step in the order of one direction; rows count from that of the whole batch."""
 
     row: Array
-    count: Array
+    size: Array
     cut: Array  # whether gradients stop on the way to the visit before
 
 
@@ -411,12 +430,12 @@ def _visits_of(count: Array, reverse: bool, truncate: int | None) -> _Visits:
 def _chunks(visits: _Visits, most: int) -> list[tuple[int, int]]:
     """Visits in groups of about so many rows."""
     found, begin, rows = [], 0, 0
-    for i, n in enumerate(visits.count):
+    for i, n in enumerate(visits.size):
         rows += n
         if rows >= most:
             found.append((begin, i + 1))
             begin, rows = i + 1, 0
-    return [*found, (begin, len(visits.count))] if rows else found
+    return [*found, (begin, len(visits.size))] if rows else found
 
 
 class _Member(NamedTuple):
@@ -431,7 +450,7 @@ class _Member(NamedTuple):
 
     def numbers(self, plan: Plan) -> Array:
         """Those of a plan, for this member."""
-        numbers = plan.numbers.copy()
+        numbers: Array = plan.numbers.copy()
         numbers[plans.BEGIN : plans.BEGIN + 5] = self[:5]
         return numbers
 
@@ -483,7 +502,7 @@ def _divided(count: int, work: int, function: Any, arguments: tuple[Any, ...], r
 
 def _of_masks(
     masks: list[Masks] | None, d: int, first: int, last: int, empty: Array
-) -> tuple[Array, ...]:
+) -> tuple[Array, Array, Array]:
     if masks is None:
         return empty, empty, empty
     found = []
@@ -493,15 +512,15 @@ def _of_masks(
         else:
             part = mask if k == 0 or mask.shape[0] == 1 else mask[first:last]
             found.append(np.ascontiguousarray(part).reshape(-1))
-    return tuple(found)
+    recurrent, keep_h, keep_c = found
+    return recurrent, keep_h, keep_c
 
 
-def _extent(
-    rows: int, batch: int, save: bool, masks: list[Masks] | None, d: int
-) -> Extent:
-    return Extent(
-        rows, batch, save, _NO_MASKS if masks is None else tuple(a is not None for a in masks[d])
-    )
+def _extent(rows: int, batch: int, save: bool, masks: list[Masks] | None, d: int) -> Extent:
+    if masks is None:
+        return Extent(rows, batch, save, _NO_MASKS)
+    recurrent, keep_h, keep_c = (a is not None for a in masks[d])
+    return Extent(rows, batch, save, (recurrent, keep_h, keep_c))
 
 
 def _forward(
@@ -528,9 +547,10 @@ def _forward(
             plan = w.plan(_extent(rows, B, save, masks, d))
             tape = np.empty(plan.tape, dtype)
             row, size, _ = _visits(steps, d == 1, None)
+            recurrent, keep_h, keep_c = _of_masks(masks, d, 0, rows, empty)
             loops.forward(
                 plan.numbers, plan.floats, _NOBODY, row, size, flat_x, w.panels,
-                *_of_masks(masks, d, 0, rows, empty), tape, h[d].reshape(-1),
+                recurrent, keep_h, keep_c, tape, h[d].reshape(-1),
                 empty if c is None else c[d].reshape(-1), flat_y,
             )  # fmt: skip
             tapes.append(tape)
@@ -541,7 +561,7 @@ def _forward(
     else:
         chunks = [_chunks(v, most) for v in visits]
         rows = max(
-            int(v.count[i:j].sum()) for v, of in zip(visits, chunks, strict=True) for i, j in of
+            int(v.size[i:j].sum()) for v, of in zip(visits, chunks, strict=True) for i, j in of
         )
     of_direction = [w.plan(_extent(rows, B, save, masks, d)) for d, w in enumerate(layer)]
     tapes = [np.empty(plan.tape, dtype) for plan in of_direction]
@@ -588,7 +608,7 @@ def _forward(
 
 def _again(
     spec: Spec, layer: list[Direction], kept: _Saved, masks: list[Masks] | None, count: int
-) -> list[_Tape]:
+) -> list[Array]:
     """The tapes of a forward pass that kept none."""
     assert kept.h_0 is not None
     h, c = kept.h_0.copy(), None if kept.c_0 is None else kept.c_0.copy()
@@ -600,7 +620,7 @@ def _backward(
     spec: Spec,
     layer: list[Direction],
     kept: _Saved,
-    tapes: list[_Tape],
+    tapes: list[Array],
     dy: Array | None,
     dh: Array,  # (D, B, P) in and out
     dc: Array | None,
@@ -626,14 +646,15 @@ def _backward(
         arguments = (*visits, w.panels, w.panels_back, *own, tapes[d], flat_dy, *state, room)
         of_direction.append(plan)
         rooms.append(room)
-        if count == 1 and plan.numbers[9]:
-            dx, dw_ih, dw_hh = np.empty((N, I), dtype), np.empty_like(w.w.w_ih), np.empty_like(w.w.w_hh)
-            biases = [None if b is None else np.empty_like(b) for b in (w.w.b_ih, w.w.b_hh)]
-            loops.backward(
-                plan.numbers, plan.floats, _NOBODY, *arguments, _flat(kept.x), dx.reshape(-1),
-                dw_ih.reshape(-1), dw_hh.reshape(-1),
-                *(empty if b is None else b for b in biases),
-            )  # fmt: skip
+        if count == 1 and plan.plain:
+            dx = np.empty((N, I), dtype)
+            dw_ih, dw_hh = np.empty(w.w.w_ih.shape, dtype), np.empty(w.w.w_hh.shape, dtype)
+            biases = [None if b is None else np.empty(b.shape, dtype) for b in (w.w.b_ih, w.w.b_hh)]
+            b_ih, b_hh = (empty if b is None else b for b in biases)
+            results = (dx.reshape(-1), dw_ih.reshape(-1), dw_hh.reshape(-1), b_ih, b_hh)
+            numbers = plan.numbers
+            every = (numbers, plan.floats, _NOBODY, *arguments, _flat(kept.x), *results)
+            threads.run([(loops.backward, every)])
             dxs.append(dx)
             dweights.append(Weights(dw_ih, dw_hh, *biases))
             continue
@@ -650,7 +671,8 @@ def _backward(
             part, dw = _weights(spec, w, plan, kept.x, inputs, tape, room, count)
             dxs.append(part)
             dweights.append(dw)
-    return dxs[0] if D == 1 else dxs[0] + dxs[1], dweights
+    total: Array = dxs[0] if D == 1 else dxs[0] + dxs[1]
+    return total, dweights
 
 
 def _weights(
@@ -672,9 +694,7 @@ def _weights(
     (gates, extra, _, operand, c_before, c_step, hats, c_hats, _, x_hats, x_scales) = (
         plan.part(tape, plans.TAPE, k) for k in range(11)
     )
-    step, _, _, _, _, flat_d, d_norm, du = (
-        plan.part(room, plans.GRADIENTS, k) for k in range(8)
-    )
+    step, _, _, _, _, flat_d, d_norm, du = (plan.part(room, plans.GRADIENTS, k) for k in range(8))
     d = flat_d.reshape(N, slots * H)
     by_x, x_row, by_h, h_row = flat_d, slots * H, flat_d, slots * H
     more: dict[str, Array | None] = {}

@@ -1,8 +1,8 @@
 """exp, sigmoid, tanh and the other functions of gates, on rows of numbers.
 
 Algorithms and polynomials are those of csrc/simd/math.hpp: x = n ln 2 + r, and a minimax polynomial
-for expm1(r). Written without branches, as vectors or such that LLVM makes vectors of the loops (Numba's
-own exp and tanh are calls of the C library, one number at a time). Largest error, measured by
+for expm1(r). Written without branches, so that LLVM makes vectors of the loops (Numba's own exp and
+tanh are calls of the C library, one number at a time). Largest error, measured by
 tests/test_numba_backend.py: sigmoid 2.5 and tanh 2.6 ULP in float32, 2.0 and 2.3 in float64.
 NaN gives NaN, infinities the limits.
 """

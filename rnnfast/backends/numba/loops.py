@@ -168,9 +168,8 @@ def _sizes(plan: Any) -> Any:
 
 @jit
 def _team(plan: Any, counter: Any) -> Any:
-    return Team(
-        plan[BEGIN], plan[BEGIN + 1], plan[BEGIN + 2], plan[BEGIN + 3], plan[BEGIN + 4], _held(counter)
-    )
+    at = BEGIN
+    return Team(plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], _held(counter))
 
 
 @jit
@@ -327,7 +326,8 @@ def pack_forward(
     if o.projection:
         pack_all(w_hr, _1, H, H, P, _part(to, plan, WEIGHTS, _K[3]))
     elif split < rows:
-        pack_all(part(w_hh, split * P, w_hh.size), _1, P, P, rows - split, _part(to, plan, WEIGHTS, _K[3]))
+        rest = part(w_hh, split * P, rows * P)
+        pack_all(rest, _1, P, P, rows - split, _part(to, plan, WEIGHTS, _K[3]))
     bias = _part(to, plan, WEIGHTS, _K[1])
     if bias.size:
         if b_ih.size:
@@ -352,7 +352,8 @@ def pack_backward(plan: Any, floats: Any, w_ih: Any, w_hh: Any, w_hr: Any, to: A
     if o.projection:
         pack_all(w_hr, H, _1, P, H, _part(to, plan, BACK, _K[1]))
     elif split < rows:
-        pack_all(part(w_hh, split * P, w_hh.size), P, _1, rows - split, P, _part(to, plan, BACK, _K[1]))
+        rest = part(w_hh, split * P, rows * P)
+        pack_all(rest, P, _1, rows - split, P, _part(to, plan, BACK, _K[1]))
     pack_all(w_ih, I, _1, rows, I, _part(to, plan, BACK, _K[2]))
 
 
@@ -590,9 +591,7 @@ def forward(
                         columns = min(H, s1 * width) - s0 * width
                         _add(t.extra, k * H + s0 * width, w.bias, s0 * width, columns)
                 if o.plain:
-                    multiply(
-                        t.extra, r * H, H, H, rows, s.h, begin * P, P, _1, w.second, P, s0, s1
-                    )
+                    multiply(t.extra, r * H, H, H, rows, s.h, begin * P, P, _1, w.second, P, s0, s1)
                 else:
                     multiply(
                         t.extra, r * H, H, H, rows, t.operand, r * P, P, _1, w.second, P, s0, s1
@@ -808,9 +807,7 @@ def _normed_back(
 
 
 @jit
-def _plain_back(
-    o: Any, z: Any, t: Any, g: Any, dy: Any, r: int, b: int, u: int, n: int
-) -> None:
+def _plain_back(o: Any, z: Any, t: Any, g: Any, dy: Any, r: int, b: int, u: int, n: int) -> None:
     """The gradients of some units' arguments; of the GRU before: all but r's."""
     H, a, d = z.hidden, t.gates, g.d
     at, one, h_at = r * o.gates * H + u, r * H + u, b * H + u
@@ -841,15 +838,26 @@ def _plain_back(
 
 
 @jit
-def _gradients(plan: Any, z: Any, o: Any, t: Any, g: Any, room: Any, x: Any, w_back: Any, dx: Any,
-               dw_ih: Any, dw_hh: Any, db_ih: Any, db_hh: Any) -> None:
+def _gradients(
+    plan: Any,
+    z: Any,
+    o: Any,
+    t: Any,
+    g: Any,
+    room: Any,
+    x: Any,
+    w_back: Any,
+    dx: Any,
+    dw_ih: Any,
+    dw_hh: Any,
+    db_ih: Any,
+    db_hh: Any,
+) -> None:
     """Those of x and of the weights of a plain cell, all in one thread."""
     H, G, I, N = z.hidden, o.gates, plan[INPUTS], plan[ROWS]  # noqa: E741
     slots = G + 1 if o.cell == GRU_AFTER else G
     d, d_row, none = g.d, slots * H, part(x, _0, _0)
-    product_rows(
-        dx, I, I, none, d, _0, d_row, _1, _part(w_back, plan, BACK, _K[2]), G * H, _0, N
-    )
+    product_rows(dx, I, I, none, d, _0, d_row, _1, _part(w_back, plan, BACK, _K[2]), G * H, _0, N)
     panels = _part(room, plan, GRADIENTS, _K[8])
     pack_all(x, I, _1, N, I, panels)
     product_rows(dw_ih, I, I, none, d, _0, _1, d_row, panels, N, _0, G * H)

@@ -56,6 +56,7 @@ class Plan:
     cell: int
     gates: int
     first: int
+    plain: bool
     # How many numbers the arrays have that parts are of.
     weights: int
     back: int
@@ -174,6 +175,7 @@ def make(spec: Spec, shape: Shape, direction: int, extent: Extent) -> Plan:
         cell,
         G,
         first,
+        plain,
         weights.room,
         back.room,
         tape.room,

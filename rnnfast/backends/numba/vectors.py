@@ -183,6 +183,7 @@ def update(formula: Callable[..., None]) -> Any:
                 made = context.make_array(array)(context, builder, value)
                 rows.append(builder.gep(made.data, [at]))
                 there.append(builder.icmp_signed("!=", made.nitems, ir.Constant(_INTP, 0)))
+
             def write(at: Any, mask: Any) -> None:
                 formula(
                     *(
