@@ -14,6 +14,7 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}; pip install 'rnnfast[numba]' has it") from error
 
+from ...arrays import FLOATS
 from ...reference.precision import ROUNDED
 from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
@@ -165,12 +166,12 @@ class Numba:
 
     def call(self, spec: Spec, x: Any, weights: Any, state: Any) -> tuple[Any, Any] | None:
         entries = [weights] if type(weights) is Weights else weights
-        if not (spec.plain and entries and _plain(x) and x.dtype.char in "fd"):
+        if not (spec.plain and entries and _plain(x) and x.dtype in FLOATS):
             return None
         prepared = []
         gates, inputs, hidden = len(spec.info.gates), None, None
         for w in entries:
-            if type(w) is not Weights or w[4:] != _NO_OPTIONS:
+            if type(w) is not Weights or any(a is not None for a in w[4:]):
                 return None
             w_ih, w_hh, *biases = w[:4]
             if not (_plain(w_ih) and _plain(w_hh) and w_ih.dtype == w_hh.dtype == x.dtype):
@@ -179,7 +180,7 @@ class Numba:
             if size == 0 or rows != gates * size or size != (hidden or size):
                 return None
             hidden = size
-            if w_ih.ndim != 2 or w_ih.shape != (rows, inputs or w_ih.shape[1]):
+            if w_ih.ndim != 2 or w_ih.size == 0 or w_ih.shape != (rows, inputs or w_ih.shape[1]):
                 return None
             for b in biases:
                 if b is not None and not (_plain(b) and b.shape == (rows,) and b.dtype == x.dtype):
@@ -291,9 +292,6 @@ class Numba:
                 at = of.start
         assert dy is not None
         return dy, gradients, dh, dc
-
-
-_NO_OPTIONS = (None,) * (len(Weights._fields) - 4)
 
 
 def _plain(a: Any) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from . import units
 from .compiled import entry, jit
 from .functions import activate, activate_back
-from .lanes import arrive, arrived, give_way, part
+from .lanes import arrive, arrived, give_way, part, stay_apart
 from .norms import normalise, normalise_back, scale_and_shift
 from .plans import (
     BACK,
@@ -451,6 +451,7 @@ def _add_normed(
     o: Any, w: Any, t: Any, raw: Any, raw_at: int, H: int, r: int, gate: int, gates: int, group: int
 ) -> None:
     """The recurrent part of some gates of a row, normalised, joins the x part."""
+    stay_apart()
     hat_at = (r * o.gates + gate) * H
     _copy(t.hats, hat_at, raw, raw_at, gates * H)
     normalise(t.hats, hat_at, gates * H, t.scales, r * 3 + group)
@@ -801,6 +802,7 @@ def _normed_back(
     o: Any, w: Any, t: Any, g: Any, H: int, r: int, source: int, gate: int, gates: int, group: int
 ) -> None:
     """The gradient of some gates' recurrent part, from after its normalisation to before."""
+    stay_apart()
     at, count = (r * o.gates + gate) * H, gates * H
     _copy_times(g.d_norm, at, g.d, source, w.gain, gate * H, count)
     normalise_back(g.d_norm, at, t.hats, at, t.scales, r * 3 + group, count)
@@ -814,26 +816,26 @@ def _plain_back(o: Any, z: Any, t: Any, g: Any, dy: Any, r: int, b: int, u: int,
     y_at = (r * z.directions + z.direction) * H + u
     if o.cell == LSTM:
         units.lstm_back(
-            n, g.dh, h_at, dy, y_at, g.dc, h_at, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H,
-            t.extra, one, t.c_before, one, d, at, d, at + H, d, at + 2 * H, d, at + 3 * H,
+            n, g.dh, h_at, g.dc, h_at, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H,
+            t.extra, one, t.c_before, one, d, at, d, at + H, d, at + 2 * H, d, at + 3 * H, dy, y_at,
         )  # fmt: skip
     elif o.cell == GRU_AFTER:
         to = r * 4 * H + u
         units.gru_after_back(
-            n, g.dh, h_at, dy, y_at, a, at, a, at + H, a, at + 2 * H, t.extra, one,
-            t.h_before, one, d, to, d, to + H, d, to + 2 * H, d, to + 3 * H,
+            n, g.dh, h_at, a, at, a, at + H, a, at + 2 * H, t.extra, one,
+            t.h_before, one, d, to, d, to + H, d, to + 2 * H, d, to + 3 * H, dy, y_at,
         )  # fmt: skip
     elif o.cell == GRU_BEFORE:
         units.gru_before_back(
-            n, g.dh, h_at, dy, y_at, a, at + H, a, at + 2 * H, t.h_before, one,
-            d, at + H, d, at + 2 * H,
+            n, g.dh, h_at, a, at + H, a, at + 2 * H, t.h_before, one,
+            d, at + H, d, at + 2 * H, dy, y_at,
         )  # fmt: skip
     elif o.cell == RNN:
-        units.rnn_back(n, g.dh, h_at, dy, y_at, a, at, d, at)
+        units.rnn_back(n, g.dh, h_at, a, at, d, at, dy, y_at)
     else:
         units.gated_back(
-            n, g.dh, h_at, dy, y_at, a, at, a, at + H, a, at + 2 * H, t.h_before, one,
-            d, at, d, at + H, d, at + 2 * H,
+            n, g.dh, h_at, a, at, a, at + H, a, at + 2 * H, t.h_before, one,
+            d, at, d, at + H, d, at + 2 * H, dy, y_at,
         )  # fmt: skip
 
 
@@ -854,6 +856,7 @@ def _gradients(
     db_hh: Any,
 ) -> None:
     """Those of x and of the weights of a plain cell, all in one thread."""
+    stay_apart()
     H, G, I, N = z.hidden, o.gates, plan[INPUTS], plan[ROWS]  # noqa: E741
     slots = G + 1 if o.cell == GRU_AFTER else G
     d, d_row, none = g.d, slots * H, part(x, _0, _0)

@@ -22,7 +22,7 @@ def _tanh_back(d: Number, y: Number) -> Number:
 @update
 def lstm(
     i: Place, f: Place, g: Place, o: Place, c: Place, h: Place, y: Place,
-    v: Place, c_before: Place, h_before: Place,
+    *, v: Place, c_before: Place, h_before: Place,
 ) -> None:  # fmt: skip
     """v = tanh(c)"""
     of_i, of_f, of_o = (sigmoid_of(gate.load()) for gate in (i, f, o))
@@ -41,7 +41,9 @@ def lstm(
 
 
 @update
-def gru_after(r: Place, z: Place, n: Place, q: Place, h: Place, y: Place, h_before: Place) -> None:
+def gru_after(
+    r: Place, z: Place, n: Place, q: Place, h: Place, y: Place, *, h_before: Place
+) -> None:
     """q = U h + b"""
     of_r, of_z, before = sigmoid_of(r.load()), sigmoid_of(z.load()), h.load()
     of_n = tanh_of(n.load() + of_r * q.load())
@@ -62,7 +64,7 @@ def gru_reset(r: Place, rh: Place, h: Place) -> None:
 
 
 @update
-def gru_before(z: Place, n: Place, h: Place, y: Place, h_before: Place) -> None:
+def gru_before(z: Place, n: Place, h: Place, y: Place, *, h_before: Place) -> None:
     of_z, of_n, before = sigmoid_of(z.load()), tanh_of(n.load()), h.load()
     h_before.store(before)
     z.store(of_z, beside=h_before)
@@ -73,7 +75,7 @@ def gru_before(z: Place, n: Place, h: Place, y: Place, h_before: Place) -> None:
 
 
 @update
-def rnn(a: Place, h: Place, y: Place, h_before: Place) -> None:
+def rnn(a: Place, h: Place, y: Place, *, h_before: Place) -> None:
     after = tanh_of(a.load())
     h_before.store(h.load())
     a.store(after, beside=h_before)
@@ -82,7 +84,7 @@ def rnn(a: Place, h: Place, y: Place, h_before: Place) -> None:
 
 
 @update
-def gated(i: Place, f: Place, v: Place, h: Place, y: Place, h_before: Place) -> None:
+def gated(i: Place, f: Place, v: Place, h: Place, y: Place, *, h_before: Place) -> None:
     of_i, of_f, of_v = (sigmoid_of(gate.load()) for gate in (i, f, v))
     before = h.load()
     h_before.store(before)
@@ -98,8 +100,8 @@ def gated(i: Place, f: Place, v: Place, h: Place, y: Place, h_before: Place) -> 
 
 @update
 def lstm_back(
-    dh: Place, dy: Place, dc: Place, i: Place, f: Place, g: Place, o: Place, v: Place,
-    c_before: Place, di: Place, df: Place, dg: Place, do: Place,
+    dh: Place, dc: Place, i: Place, f: Place, g: Place, o: Place, v: Place,
+    c_before: Place, di: Place, df: Place, dg: Place, do: Place, *, dy: Place,
 ) -> None:  # fmt: skip
     d = dh.load() + dy.load()
     of_i, of_f, of_g, of_o, of_v = (gate.load() for gate in (i, f, g, o, v))
@@ -114,8 +116,8 @@ def lstm_back(
 
 @update
 def gru_after_back(
-    dh: Place, dy: Place, r: Place, z: Place, n: Place, q: Place, h_before: Place,
-    dr: Place, dz: Place, dn: Place, dq: Place,
+    dh: Place, r: Place, z: Place, n: Place, q: Place, h_before: Place,
+    dr: Place, dz: Place, dn: Place, dq: Place, *, dy: Place,
 ) -> None:  # fmt: skip
     d = dh.load() + dy.load()
     of_r, of_z, of_n = r.load(), z.load(), n.load()
@@ -129,7 +131,7 @@ def gru_after_back(
 
 @update
 def gru_before_back(
-    dh: Place, dy: Place, z: Place, n: Place, h_before: Place, dz: Place, dn: Place
+    dh: Place, z: Place, n: Place, h_before: Place, dz: Place, dn: Place, *, dy: Place
 ) -> None:
     d = dh.load() + dy.load()
     of_z, of_n = z.load(), n.load()
@@ -146,7 +148,7 @@ def gru_reset_back(dh: Place, drh: Place, r: Place, h_before: Place, dr: Place) 
 
 
 @update
-def rnn_back(dh: Place, dy: Place, a: Place, da: Place) -> None:
+def rnn_back(dh: Place, a: Place, da: Place, *, dy: Place) -> None:
     d = dh.load() + dy.load()
     da.store(_tanh_back(d, a.load()))
     dh.store(d.number(0))
@@ -154,8 +156,8 @@ def rnn_back(dh: Place, dy: Place, a: Place, da: Place) -> None:
 
 @update
 def gated_back(
-    dh: Place, dy: Place, i: Place, f: Place, v: Place, h_before: Place,
-    di: Place, df: Place, dv: Place,
+    dh: Place, i: Place, f: Place, v: Place, h_before: Place,
+    di: Place, df: Place, dv: Place, *, dy: Place,
 ) -> None:  # fmt: skip
     d = dh.load() + dy.load()
     of_i, of_f, of_v = i.load(), f.load(), v.load()

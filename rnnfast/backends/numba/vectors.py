@@ -119,17 +119,23 @@ def scalar(formula: Callable[[Number], Number]) -> Any:
 
 
 class Place:
-    """Part of a row: as many numbers as a vector has or, at its end, as are left.
+    """Part of a row: as many numbers as a vector has or, with a mask, some of them."""
 
-    Of an empty array it is nothing: zeros come from it, and nothing goes to it.
-    """
-
-    def __init__(self, builder: Any, kind: Any, pointer: Any, mask: Any, there: Any) -> None:
+    def __init__(self, builder: Any, kind: Any, pointer: Any, mask: Any, there: Any = None) -> None:
         self._builder, self._kind = builder, kind
-        self._mask, self._there = mask, there  # no mask: all of the vector
+        self._mask, self._there = mask, there  # None for all of the vector, and for certainly
         lanes = VECTOR_BYTES * 8 // kind.bitwidth
         self._vector = ir.VectorType(pointer.type.pointee, lanes)
         self._pointer = builder.bitcast(pointer, self._vector.as_pointer())
+        self._size = kind.bitwidth // 8
+
+    def _with(self, there: Any) -> Any:
+        """The mask of those that are there; None for all."""
+        if there is None:
+            return self._mask
+        of = ir.VectorType(ir.IntType(1), self._vector.count)
+        yes = ir.Constant(of, [1] * of.count) if self._mask is None else self._mask
+        return self._builder.select(there, yes, ir.Constant(of, [0] * of.count))
 
     def _masked(self, name: str, result: Any, *arguments: Any) -> Any:
         name = f"llvm.masked.{name}.v{self._vector.count}{type_name(self._kind)}.p0"
@@ -137,39 +143,35 @@ class Place:
         f = cgutils.get_or_insert_function(self._builder.module, signature, name)
         return self._builder.call(f, arguments)
 
-    @property
-    def _size(self) -> int:
-        return int(self._kind.bitwidth // 8)
-
     def load(self) -> Number:
-        nothing = ir.Constant(self._vector, None)
-        slot = cgutils.alloca_once_value(self._builder, nothing)
-        with self._builder.if_then(self._there):
-            if self._mask is None:
-                value = self._builder.load(self._pointer, align=self._size)
-            else:
-                align = ir.Constant(_BOUND, self._size)
-                arguments = self._pointer, align, self._mask, nothing
-                value = self._masked("load", self._vector, *arguments)
-            self._builder.store(value, slot)
-        return Number(self._builder, self._kind, self._builder.load(slot))
+        """The numbers; zeros where the array is empty."""
+        mask = self._with(self._there)
+        if mask is None:
+            value = self._builder.load(self._pointer, align=self._size)
+        else:
+            align, nothing = ir.Constant(_BOUND, self._size), ir.Constant(self._vector, None)
+            value = self._masked("load", self._vector, self._pointer, align, mask, nothing)
+        return Number(self._builder, self._kind, value)
 
     def store(self, number: Number, beside: Place | None = None) -> None:
-        """Store a number, unless the other array is empty."""
-        with self._builder.if_then((beside or self)._there):
-            if self._mask is None:
-                self._builder.store(number.value, self._pointer, align=self._size)
-            else:
-                align = ir.Constant(_BOUND, self._size)
-                self._masked("store", ir.VoidType(), number.value, self._pointer, align, self._mask)
+        """Store numbers, unless the array is empty, or the one beside it."""
+        mask = self._with((beside or self)._there)
+        if mask is None:
+            self._builder.store(number.value, self._pointer, align=self._size)
+        else:
+            align = ir.Constant(_BOUND, self._size)
+            self._masked("store", ir.VoidType(), number.value, self._pointer, align, mask)
 
 
 def update(formula: Callable[..., None]) -> Any:
-    """formula(place, place, ...) as a function (n, array, at, array, at, ...) of compiled ones.
+    """formula(place, ...) as a function (n, array, at, array, at, ...) of compiled ones.
 
-    It goes over n numbers of rows that begin at `at`, which do not overlap or are the same.
+    It goes over n numbers of rows that begin at `at`, which do not overlap or are the same. Arrays
+    of the formula's keyword-only arguments may be empty.
     """
-    names = list(inspect.signature(formula).parameters)
+    parameters = inspect.signature(formula).parameters
+    names = list(parameters)
+    optional = [p.kind == inspect.Parameter.KEYWORD_ONLY for p in parameters.values()]
 
     def function(typingctx: Any, n: Any, *arguments: Any) -> Any:
         arrays = arguments[::2]
@@ -179,18 +181,19 @@ def update(formula: Callable[..., None]) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             count = values[0]
             rows, there = [], []
-            for array, value, at in zip(arrays, values[1::2], values[2::2], strict=True):
-                made = context.make_array(array)(context, builder, value)
-                rows.append(builder.gep(made.data, [at]))
-                there.append(builder.icmp_signed("!=", made.nitems, ir.Constant(_INTP, 0)))
+            for k, array in enumerate(arrays):
+                made = context.make_array(array)(context, builder, values[1 + 2 * k])
+                rows.append(builder.gep(made.data, [values[2 + 2 * k]]))
+                zero = ir.Constant(_INTP, 0)
+                some = builder.icmp_signed("!=", made.nitems, zero) if optional[k] else None
+                there.append(some)
 
             def write(at: Any, mask: Any) -> None:
-                formula(
-                    *(
-                        Place(builder, kind, builder.gep(row, [at]), mask, one)
-                        for row, one in zip(rows, there, strict=True)
-                    )
-                )
+                places = {
+                    name: Place(builder, kind, builder.gep(row, [at]), mask, some)
+                    for name, row, some in zip(names, rows, there, strict=True)
+                }
+                formula(**places)
 
             of = ir.VectorType(_BOUND, lanes)
             undefined, step = ir.Constant(of, ir.Undefined), ir.Constant(_INTP, lanes)
