@@ -19,7 +19,7 @@ from ...reference.precision import ROUNDED
 from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
 from .. import Array, Shortcut
-from . import loops, plans, threads
+from . import loops, packing, plain, plans, threads
 from .plans import GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
 from .products import pack, panel_size, product, sums
 
@@ -112,7 +112,7 @@ class Direction:
         matrices = _flat(w.w_ih), _flat(w.w_hh)
         biases = self._or_empty(w.b_ih), self._or_empty(w.b_hh)
         w_hr = self._or_empty(w.w_hr)
-        loops.pack_forward(plan.numbers, plan.floats, *matrices, *biases, w_hr, to)
+        packing.pack_forward(plan.numbers, *matrices, *biases, w_hr, to)
         if not self.spec.plain:
             shift = w.b_hh if self.spec.layer_norm else None
             for k, a in enumerate((w.w_peep, w.ln_hh, shift, w.ln_c, w.ln_c_shift)):
@@ -126,7 +126,7 @@ class Direction:
         w, plan = self.w, self.plan(_NOTHING)
         to = self._memory[1]
         matrices = _flat(w.w_ih), _flat(w.w_hh), self._or_empty(w.w_hr)
-        loops.pack_backward(plan.numbers, plan.floats, *matrices, to)
+        packing.pack_backward(plan.numbers, *matrices, to)
         return to
 
 
@@ -310,7 +310,7 @@ class _Known(NamedTuple):
     state_shapes: list[tuple[int, int, int]]
     steps: Steps
     plan: Plan
-    visits: _Visits | None  # of a call of one layer in one direction that is for one thread
+    visits: _Visits | None  # of a plain call of one layer and direction that is for one thread
 
     @classmethod
     def of(cls, call: _Shortcut, x_shape: tuple[int, ...]) -> _Known:
@@ -319,7 +319,7 @@ class _Known(NamedTuple):
         shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.spec.info.has_c]]
         plan = w.plan(_extent(rows, batch, False, None, 0))
         steps = Steps(num_steps, batch)
-        alone = call.count == 1 and rows * w.w.w_hh.size <= _SMALL and plan.numbers[plans.WHOLE]
+        alone = call.count == 1 and rows * w.w.w_hh.size <= _SMALL and plan.plain
         return cls(
             x_shape,
             (num_steps, batch, call.directions * call.sizes[0]),
@@ -379,11 +379,10 @@ class _Shortcut:
         """One layer in one direction, in one thread."""
         w = self.prepared[0][0]
         row, size, _ = visits
-        empty = w.empty
-        loops.forward(
-            plan.numbers, plan.floats, _NOBODY, row, size, _flat(x), w.panels,
-            empty, empty, empty, np.empty(plan.tape, self.dtype), h.reshape(-1),
-            empty if c is None else c.reshape(-1), y.reshape(-1),
+        plain.forward(
+            plan.numbers, _NOBODY, row, size, _flat(x), w.panels,
+            np.empty(plan.tape, self.dtype), h.reshape(-1),
+            w.empty if c is None else c.reshape(-1), y.reshape(-1),
         )  # fmt: skip
 
     def _fits(self, a: Any) -> bool:
@@ -521,6 +520,26 @@ def _extent(rows: int, batch: int, save: bool, masks: list[Masks] | None, d: int
     return Extent(rows, batch, save, (recurrent, keep_h, keep_c))
 
 
+def _forward_task(
+    plan: Plan,
+    numbers: Array,
+    counter: Array,
+    row: Array,
+    size: Array,
+    x: Array,
+    panels: Array,
+    masks: tuple[Array, Array, Array],
+    tape: Array,
+    h: Array,
+    c: Array,
+    y: Array,
+) -> threads.Task:
+    if plan.plain:
+        return plain.forward, (numbers, counter, row, size, x, panels, tape, h, c, y)
+    steps = counter, row, size
+    return loops.forward, (numbers, plan.floats, *steps, x, panels, *masks, tape, h, c, y)
+
+
 def _forward(
     spec: Spec,
     layer: list[Direction],
@@ -545,12 +564,10 @@ def _forward(
             plan = w.plan(_extent(rows, B, save, masks, d))
             tape = np.empty(plan.tape, dtype)
             row, size, _ = _visits(steps, d == 1, None)
-            recurrent, keep_h, keep_c = _of_masks(masks, d, 0, rows, empty)
-            loops.forward(
-                plan.numbers, plan.floats, _NOBODY, row, size, flat_x, w.panels,
-                recurrent, keep_h, keep_c, tape, h[d].reshape(-1),
-                empty if c is None else c[d].reshape(-1), flat_y,
-            )  # fmt: skip
+            own = _of_masks(masks, d, 0, rows, empty)
+            state = h[d].reshape(-1), empty if c is None else c[d].reshape(-1)
+            arguments = _NOBODY, row, size, flat_x, w.panels, own, tape, *state, flat_y
+            threads.run([_forward_task(plan, plan.numbers, *arguments)])
             tapes.append(tape)
         return tapes
     visits = [_visits(steps, d == 1, None) for d in range(D)]
@@ -598,8 +615,8 @@ def _forward(
             for member in teams[d]:
                 numbers = member.numbers(plan)
                 numbers[[plans.WHOLE, plans.FIRST_ROW, plans.ROWS]] = 0, first, n
-                arguments = numbers, plan.floats, member.counter, row, size, flat_x, w.panels
-                tasks[-1].append((loops.forward, (*arguments, *own, tape, *state, flat_y)))
+                arguments = member.counter, row, size, flat_x, w.panels, own, tape, *state, flat_y
+                tasks[-1].append(_forward_task(plan, numbers, *arguments))
         _together(count, teams, work, tasks)
     return tapes
 
@@ -638,10 +655,9 @@ def _backward(
     for d, w in enumerate(layer):
         plan = w.plan(_extent(N, B, True, masks, d))
         room = np.empty(plan.room, dtype)
-        visits = _visits(kept.steps, d == 1, spec.truncate)
+        row, size, cut = _visits(kept.steps, d == 1, spec.truncate)
         state = dh[d].reshape(-1), empty if dc is None else dc[d].reshape(-1)
         own = _of_masks(masks, d, 0, N, empty)
-        arguments = (*visits, w.panels, w.panels_back, *own, tapes[d], flat_dy, *state, room)
         of_direction.append(plan)
         rooms.append(room)
         if count == 1 and plan.plain:
@@ -650,9 +666,10 @@ def _backward(
             biases = [None if b is None else np.empty(b.shape, dtype) for b in (w.w.b_ih, w.w.b_hh)]
             b_ih, b_hh = (empty if b is None else b for b in biases)
             results = (dx.reshape(-1), dw_ih.reshape(-1), dw_hh.reshape(-1), b_ih, b_hh)
-            numbers = plan.numbers
-            every = (numbers, plan.floats, _NOBODY, *arguments, _flat(kept.x), *results)
-            threads.run([(loops.backward, every)])
+            plain.backward(
+                plan.numbers, _NOBODY, row, size, w.panels_back, tapes[d], flat_dy, *state, room,
+                _flat(kept.x), *results,
+            )  # fmt: skip
             dxs.append(dx)
             dweights.append(Weights(dw_ih, dw_hh, *biases))
             continue
@@ -660,8 +677,15 @@ def _backward(
         for member in teams[d]:
             numbers = member.numbers(plan)
             numbers[plans.WHOLE] = 0
-            every = (numbers, plan.floats, member.counter, *arguments, *[empty] * 6)
-            tasks[-1].append((loops.backward, every))
+            visits = numbers, member.counter, row, size
+            arrays = tapes[d], flat_dy, *state, room
+            task: threads.Task
+            if plan.plain:
+                task = plain.backward, (*visits, w.panels_back, *arrays, *[empty] * 6)
+            else:
+                given = plan.floats, cut, w.panels, w.panels_back, *own
+                task = loops.backward, (*visits, *given, *arrays)
+            tasks[-1].append(task)
     if tasks:
         _together(count, teams, G * H * P * N * D, tasks)
         inputs = _packed(kept.x)

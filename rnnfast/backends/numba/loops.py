@@ -1,28 +1,19 @@
-"""The time loops: one function for a forward pass of one direction over some steps, one for BPTT.
+"""The time loops of cells with options: a forward pass of one direction over some steps, and BPTT.
 
 Every cell and option goes through them; what differs is chosen row by row, outside the loops over
-units. Equations: rnnfast/reference/<cell>.py. All arrays are flat. Rows of the batch that fall to
-other members of a team are independent of this one's; with `team.units` a member has all rows but
-some units of each, and the members meet at a barrier.
-
-The state runs in place: h and c begin as the initial state, rows that have not started keep it,
-and rows that have ended keep theirs.
+units. Equations: rnnfast/reference/<cell>.py. For the rest see `shared.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from . import units
 from .compiled import entry, jit
 from .functions import activate, activate_back
-from .lanes import arrive, arrived, give_way, part, stay_apart
+from .lanes import part, stay_apart
 from .norms import normalise, normalise_back, scale_and_shift
 from .plans import (
     BACK,
-    BEGIN,
     FIRST_ROW,
     GATED,
     GRADIENTS,
@@ -37,12 +28,24 @@ from .plans import (
     WEIGHTS,
     WHOLE,
 )
-from .products import add_rows, aligned, multiply, pack_all, panel_width, product_rows
-
-_UNITS = np.intp(16)  # a member's share is a multiple of this
-# A Python int would have a type, and a compilation, of its own.
-_K = tuple(map(np.intp, range(11)))
-_0, _1, _2 = _K[:3]
+from .products import aligned, multiply, panel_width, product_rows
+from .shared import (
+    ONE,
+    TWO,
+    UNITS,
+    ZERO,
+    K,
+    Visits,
+    add,
+    clear,
+    copy,
+    held,
+    meet,
+    panel_count,
+    read_team,
+    section,
+    share,
+)
 
 
 class Options(NamedTuple):
@@ -59,7 +62,6 @@ class Options(NamedTuple):
     input_forget: int
     norm: int
     projection: int
-    plain: int  # none of the options: one pass over the units of a row
 
 
 class Sizes(NamedTuple):
@@ -67,24 +69,6 @@ class Sizes(NamedTuple):
     outputs: int  # P
     directions: int
     direction: int
-
-
-class Team(NamedTuple):
-    """One member's part: rows begin to end - 1 or, with `units`, a share of the units."""
-
-    begin: int
-    end: int
-    units: int
-    member: int
-    members: int
-    counter: Any  # (1,) arrivals at the barrier
-
-
-class Visits(NamedTuple):
-    """The steps of one direction, in its order."""
-
-    row: Any  # of the first row, in the arrays below
-    count: Any  # rows
 
 
 class Recurrent(NamedTuple):
@@ -157,7 +141,6 @@ def _options(plan: Any, floats: Any) -> Any:
         plan[6],
         plan[7],
         plan[8],
-        plan[9],
     )
 
 
@@ -167,34 +150,17 @@ def _sizes(plan: Any) -> Any:
 
 
 @jit
-def _team(plan: Any, counter: Any) -> Any:
-    at = BEGIN
-    return Team(plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], _held(counter))
-
-
-@jit
-def _held(a: Any) -> Any:
-    """An array of the caller's, as `part` has it."""
-    return part(a, _0, a.size)
-
-
-@jit
-def _part(a: Any, plan: Any, at: int, k: int) -> Any:
-    return part(a, plan[at + 2 * k], plan[at + 2 * k + 1])
-
-
-@jit
 def _recurrent(a: Any, plan: Any, first: Any, second: Any) -> Any:
     at = WEIGHTS
     return Recurrent(
         first,
         second,
-        _part(a, plan, at, _K[4]),
-        _part(a, plan, at, _K[5]),
-        _part(a, plan, at, _K[6]),
-        _part(a, plan, at, _K[7]),
-        _part(a, plan, at, _K[8]),
-        _part(a, plan, at, _K[9]),
+        section(a, plan, at, K[4]),
+        section(a, plan, at, K[5]),
+        section(a, plan, at, K[6]),
+        section(a, plan, at, K[7]),
+        section(a, plan, at, K[8]),
+        section(a, plan, at, K[9]),
     )
 
 
@@ -202,46 +168,16 @@ def _recurrent(a: Any, plan: Any, first: Any, second: Any) -> Any:
 def _tape(a: Any, plan: Any) -> Any:
     at = TAPE
     return Tape(
-        _part(a, plan, at, _K[0]),
-        _part(a, plan, at, _K[1]),
-        _part(a, plan, at, _K[2]),
-        _part(a, plan, at, _K[3]),
-        _part(a, plan, at, _K[4]),
-        _part(a, plan, at, _K[5]),
-        _part(a, plan, at, _K[6]),
-        _part(a, plan, at, _K[7]),
-        _part(a, plan, at, _K[8]),
+        section(a, plan, at, K[0]),
+        section(a, plan, at, K[1]),
+        section(a, plan, at, K[2]),
+        section(a, plan, at, K[3]),
+        section(a, plan, at, K[4]),
+        section(a, plan, at, K[5]),
+        section(a, plan, at, K[6]),
+        section(a, plan, at, K[7]),
+        section(a, plan, at, K[8]),
     )
-
-
-@jit
-def _meet(team: Any) -> None:
-    if team.members > 1 and team.units:
-        target = (arrive(team.counter) // team.members + 1) * team.members
-        spins = 0
-        while arrived(team.counter) < target:
-            spins += 1
-            if spins > 2000:
-                give_way()
-
-
-@jit
-def _share(team: Any, count: int, multiple: int) -> Any:
-    """A member's part of `count` units or panels."""
-    if not team.units:
-        return 0, count
-    blocks = (count + multiple - 1) // multiple
-    begin = blocks * team.member // team.members * multiple
-    end = blocks * (team.member + 1) // team.members * multiple
-    return min(begin, count), min(end, count)
-
-
-@jit
-def _copy(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
-    a = part(to, to_at, to_at + count)
-    b = part(source, at, at + count)
-    for j in range(count):
-        a[j] = b[j]
 
 
 @jit
@@ -251,14 +187,6 @@ def _copy_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, 
     c = part(by, by_at, by_at + count)
     for j in range(count):
         a[j] = b[j] * c[j]
-
-
-@jit
-def _add(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
-    a = part(to, to_at, to_at + count)
-    b = part(source, at, at + count)
-    for j in range(count):
-        a[j] += b[j]
 
 
 @jit
@@ -283,78 +211,16 @@ def _keep(k: Any, k_at: int, before: Any, before_at: int, after: Any, at: int, c
     """after = k before + (1 - k) after: exactly one of them where k is 0 or 1"""
     a = part(after, at, at + count)
     b = part(before, before_at, before_at + count)
-    share = part(k, k_at, k_at + count)
+    kept = part(k, k_at, k_at + count)
     one = type(k[0])(1)
     for j in range(count):
-        a[j] = share[j] * b[j] + (one - share[j]) * a[j]
-
-
-@jit
-def _clear(c: Any, at: int, row: int, rows: int, begin: int, end: int) -> None:
-    for r in range(rows):
-        numbers = part(c, at + r * row + begin, at + r * row + end)
-        for j in range(end - begin):
-            numbers[j] = 0
+        a[j] = kept[j] * b[j] + (one - kept[j]) * a[j]
 
 
 @jit
 def _mask_at(mask: Any, row: int, width: int) -> int:
     """Where a row of a mask begins, which may be one row for all."""
     return 0 if mask.size == width else row * width
-
-
-@jit
-def _panels(columns: int, panels: Any) -> Any:
-    width = panel_width(panels)
-    return (columns + width - 1) // width
-
-
-# ------------------------------------------------------------------------------------ weights
-
-
-@entry
-def pack_forward(
-    plan: Any, floats: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, w_hr: Any, to: Any
-) -> None:
-    """The panels and biases of the forward pass; empty arrays for what there is not."""
-    to = aligned(to)
-    o, z = _options(plan, floats), _sizes(plan)
-    H, P, I, rows = z.hidden, z.outputs, plan[INPUTS], o.gates * z.hidden  # noqa: E741
-    split = o.first * H
-    pack_all(w_ih, _1, I, I, rows, _part(to, plan, WEIGHTS, _K[0]))
-    pack_all(w_hh, _1, P, P, split, _part(to, plan, WEIGHTS, _K[2]))
-    if o.projection:
-        pack_all(w_hr, _1, H, H, P, _part(to, plan, WEIGHTS, _K[3]))
-    elif split < rows:
-        rest = part(w_hh, split * P, rows * P)
-        pack_all(rest, _1, P, P, rows - split, _part(to, plan, WEIGHTS, _K[3]))
-    bias = _part(to, plan, WEIGHTS, _K[1])
-    if bias.size:
-        if b_ih.size:
-            _copy(bias, _0, b_ih, _0, rows)
-        else:
-            _clear(bias, _0, _0, _1, _0, rows)
-        if b_hh.size:
-            _add(bias, _0, b_hh, _0, split if o.cell == GRU_AFTER else rows)
-    bias = _part(to, plan, WEIGHTS, _K[4])
-    if bias.size:
-        _copy(bias, _0, b_hh, split, H)
-
-
-@entry
-def pack_backward(plan: Any, floats: Any, w_ih: Any, w_hh: Any, w_hr: Any, to: Any) -> None:
-    """The panels of BPTT."""
-    to = aligned(to)
-    o, z = _options(plan, floats), _sizes(plan)
-    H, P, I, rows = z.hidden, z.outputs, plan[INPUTS], o.gates * z.hidden  # noqa: E741
-    split = o.first * H
-    pack_all(w_hh, P, _1, split, P, _part(to, plan, BACK, _K[0]))
-    if o.projection:
-        pack_all(w_hr, H, _1, P, H, _part(to, plan, BACK, _K[1]))
-    elif split < rows:
-        rest = part(w_hh, split * P, rows * P)
-        pack_all(rest, P, _1, rows - split, P, _part(to, plan, BACK, _K[1]))
-    pack_all(w_ih, I, _1, rows, I, _part(to, plan, BACK, _K[2]))
 
 
 # ------------------------------------------------------------------------------------ forward
@@ -367,7 +233,7 @@ def _lstm_gates(
     at, c_at = r * 4 * H + u, b * H + u
     a = t.gates
     if t.c_before.size:
-        _copy(t.c_before, r * H + u, s.c, c_at, n)
+        copy(t.c_before, r * H + u, s.c, c_at, n)
     if w.w_peep.size:
         _add_times(a, at, w.w_peep, u, s.c, c_at, n)
         _add_times(a, at + H, w.w_peep, H + u, s.c, c_at, n)
@@ -391,18 +257,18 @@ def _lstm_gates(
     if w.w_peep.size:
         _add_times(a, at + 3 * H, w.w_peep, 2 * H + u, s.work, c_at, n)
         if t.c_step.size:
-            _copy(t.c_step, r * H + u, s.work, c_at, n)
+            copy(t.c_step, r * H + u, s.work, c_at, n)
     activate(o.gate, o.clip, a, at + 3 * H, n)
     if w.c_gain.size:
-        _copy(t.c_hats, r * H, s.work, c_at, H)
+        copy(t.c_hats, r * H, s.work, c_at, H)
         normalise(t.c_hats, r * H, H, t.scales, r * 3 + 2)
-        scale_and_shift(t.c_hats, r * H, w.c_gain, w.c_shift, _0, H, t.extra, r * H)
+        scale_and_shift(t.c_hats, r * H, w.c_gain, w.c_shift, ZERO, H, t.extra, r * H)
     else:
-        _copy(t.extra, r * H + u, s.work, c_at, n)
+        copy(t.extra, r * H + u, s.work, c_at, n)
     activate(o.output, 0.0, t.extra, r * H + u, n)
     if m.keep_c.size:
         _keep(m.keep_c, _mask_at(m.keep_c, r, H) + u, s.c, c_at, s.work, c_at, n)
-    _copy(s.c, c_at, s.work, c_at, n)
+    copy(s.c, c_at, s.work, c_at, n)
     to = s.work if o.projection else s.step
     _copy_times(to, c_at, a, at + 3 * H, t.extra, r * H + u, n)
 
@@ -453,11 +319,11 @@ def _add_normed(
     """The recurrent part of some gates of a row, normalised, joins the x part."""
     stay_apart()
     hat_at = (r * o.gates + gate) * H
-    _copy(t.hats, hat_at, raw, raw_at, gates * H)
+    copy(t.hats, hat_at, raw, raw_at, gates * H)
     normalise(t.hats, hat_at, gates * H, t.scales, r * 3 + group)
     scale_and_shift(t.hats, hat_at, w.gain, w.shift, gate * H, gates * H, raw, raw_at)
     if not (o.cell == GRU_AFTER and group == 1):
-        _add(t.gates, hat_at, raw, raw_at, gates * H)
+        add(t.gates, hat_at, raw, raw_at, gates * H)
 
 
 @jit
@@ -469,42 +335,17 @@ def _finish(
     r, at = steps.row[i] + b, b * P + u
     if m.keep_h.size:
         _keep(m.keep_h, _mask_at(m.keep_h, r, P) + u, s.h, at, s.step, at, n)
-    _copy(s.h, at, s.step, at, n)
-    _copy(y, y_at + (r * z.directions + z.direction) * P + u, s.step, at, n)
+    copy(s.h, at, s.step, at, n)
+    copy(y, y_at + (r * z.directions + z.direction) * P + u, s.step, at, n)
 
 
 @jit
 def _begin(steps: Any, m: Any, t: Any, s: Any, P: int, i: int, b: int, u: int, n: int) -> None:
     """h of a row, as a step is to read it."""
     at = (steps.row[i] + b) * P + u
-    _copy(t.h_before, at, s.h, b * P + u, n)
+    copy(t.h_before, at, s.h, b * P + u, n)
     if m.recurrent.size:
         _copy_times(t.operand, at, s.h, b * P + u, m.recurrent, b * P + u, n)
-
-
-@jit
-def _plain_units(
-    o: Any, z: Any, t: Any, s: Any, y: Any, y_at: int, r: int, b: int, u: int, n: int
-) -> None:
-    """A step of some units of a row, after the product; of the GRU before: r alone."""
-    H, a = z.hidden, t.gates
-    at, one, h_at = r * o.gates * H + u, r * H + u, b * H + u
-    y_at += (r * z.directions + z.direction) * H + u
-    if o.cell == LSTM:
-        units.lstm(
-            n, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H, s.c, h_at, s.h, h_at, y, y_at,
-            t.extra, one, t.c_before, one, t.h_before, one,
-        )  # fmt: skip
-    elif o.cell == GRU_AFTER:
-        units.gru_after(
-            n, a, at, a, at + H, a, at + 2 * H, t.extra, one, s.h, h_at, y, y_at, t.h_before, one
-        )
-    elif o.cell == GRU_BEFORE:
-        units.gru_reset(n, a, at, t.extra, one, s.h, h_at)
-    elif o.cell == RNN:
-        units.rnn(n, a, at, s.h, h_at, y, y_at, t.h_before, one)
-    else:
-        units.gated(n, a, at, a, at + H, a, at + 2 * H, s.h, h_at, y, y_at, t.h_before, one)
 
 
 @entry
@@ -513,47 +354,41 @@ def forward(
     recurrent_mask: Any, keep_h: Any, keep_c: Any, tape: Any, h: Any, c: Any, y: Any,
 ) -> None:  # fmt: skip
     """Run the steps of a plan."""
-    o, z, team = _options(plan, floats), _sizes(plan), _team(plan, counter)
-    steps = Visits(_held(visits_row), _held(visits_count))
+    o, z, team = _options(plan, floats), _sizes(plan), read_team(plan, counter)
+    steps = Visits(held(visits_row), held(visits_count))
     weights, tape = aligned(weights), aligned(tape)
-    first, second = _part(weights, plan, WEIGHTS, _K[2]), _part(weights, plan, WEIGHTS, _K[3])
+    first, second = section(weights, plan, WEIGHTS, K[2]), section(weights, plan, WEIGHTS, K[3])
     w, t = _recurrent(weights, plan, first, second), _tape(tape, plan)
-    m = Masks(_held(recurrent_mask), _held(keep_h), _held(keep_c))
+    m = Masks(held(recurrent_mask), held(keep_h), held(keep_c))
     s = Running(
-        _held(h), _held(c), _part(tape, plan, RUNNING, _K[0]), _part(tape, plan, RUNNING, _K[1]),
-        _part(tape, plan, RUNNING, _K[2]),
+        held(h), held(c), section(tape, plan, RUNNING, K[0]), section(tape, plan, RUNNING, K[1]),
+        section(tape, plan, RUNNING, K[2]),
     )  # fmt: skip
-    H, P, G = z.hidden, z.outputs, o.gates
+    H, P, G, I = z.hidden, z.outputs, o.gates, plan[INPUTS]  # noqa: E741
     if plan[WHOLE]:
         product_rows(
-            t.gates, G * H, G * H, _part(weights, plan, WEIGHTS, _K[1]), _held(x),
-            plan[FIRST_ROW] * plan[INPUTS],
-            plan[INPUTS], _1, _part(weights, plan, WEIGHTS, _K[0]), plan[INPUTS], _0, plan[ROWS],
+            t.gates, G * H, G * H, section(weights, plan, WEIGHTS, K[1]), held(x),
+            plan[FIRST_ROW] * I, I, ONE, section(weights, plan, WEIGHTS, K[0]), I, ZERO, plan[ROWS],
         )  # fmt: skip
-    y, y_at = _held(y), plan[FIRST_ROW] * z.directions * P
-    u0, u1 = _share(team, H, _UNITS)
-    v0, v1 = _share(team, P, _UNITS)
-    q0, q1 = _share(team, _panels(o.first * H, w.first), _1)
+    y, y_at = held(y), plan[FIRST_ROW] * z.directions * P
+    u0, u1 = share(team, H, UNITS)
+    v0, v1 = share(team, P, UNITS)
+    q0, q1 = share(team, panel_count(o.first * H, w.first), ONE)
     second_columns = P if o.projection else H
-    s0, s1 = _share(team, _panels(second_columns, w.second), _1)
+    s0, s1 = share(team, panel_count(second_columns, w.second), ONE)
     width = panel_width(w.first)
     visits = len(steps.row)
-    if visits and not o.plain:
+    if visits:
         for b in range(team.begin, min(team.end, steps.count[0])):
-            _begin(steps, m, t, s, P, _0, b, v0, v1 - v0)
-        _meet(team)
+            _begin(steps, m, t, s, P, ZERO, b, v0, v1 - v0)
+        meet(team)
     for i in range(visits):
         row, rows = steps.row[i], min(team.end, steps.count[i]) - team.begin
         begin = team.begin
         r = row + begin
         if rows > 0:
-            if o.plain:
-                multiply(
-                    t.gates, r * G * H, G * H, o.first * H, rows,
-                    s.h, begin * P, P, _1, w.first, P, q0, q1,
-                )  # fmt: skip
-            elif o.norm:
-                _clear(s.raw, begin * G * H, G * H, rows, _0, o.first * H)
+            if o.norm:
+                clear(s.raw, begin * G * H, G * H, rows, ZERO, o.first * H)
                 multiply(
                     s.raw,
                     begin * G * H,
@@ -563,7 +398,7 @@ def forward(
                     t.operand,
                     r * P,
                     P,
-                    _1,
+                    ONE,
                     w.first,
                     P,
                     q0,
@@ -579,7 +414,7 @@ def forward(
                     t.operand,
                     r * P,
                     P,
-                    _1,
+                    ONE,
                     w.first,
                     P,
                     q0,
@@ -587,31 +422,23 @@ def forward(
                 )
             if o.cell == GRU_AFTER:
                 for k in range(r, r + rows):
-                    _clear(t.extra, k * H, _0, _1, s0 * width, min(H, s1 * width))
+                    clear(t.extra, k * H, ZERO, ONE, s0 * width, min(H, s1 * width))
                     if w.bias.size:
                         columns = min(H, s1 * width) - s0 * width
-                        _add(t.extra, k * H + s0 * width, w.bias, s0 * width, columns)
-                if o.plain:
-                    multiply(t.extra, r * H, H, H, rows, s.h, begin * P, P, _1, w.second, P, s0, s1)
-                else:
-                    multiply(
-                        t.extra, r * H, H, H, rows, t.operand, r * P, P, _1, w.second, P, s0, s1
-                    )
-        _meet(team)
+                        add(t.extra, k * H + s0 * width, w.bias, s0 * width, columns)
+                multiply(t.extra, r * H, H, H, rows, t.operand, r * P, P, ONE, w.second, P, s0, s1)
+        meet(team)
         for b in range(begin, begin + rows):
             r = row + b
-            if o.plain:
-                _plain_units(o, z, t, s, y, y_at, r, b, u0, u1 - u0)
-                continue
             if o.norm:
-                _add_normed(o, w, t, s.raw, b * G * H, H, r, _0, o.first, _0)
+                _add_normed(o, w, t, s.raw, b * G * H, H, r, ZERO, o.first, ZERO)
                 if o.cell == GRU_AFTER:
-                    _add_normed(o, w, t, t.extra, r * H, H, r, _2, _1, _1)
+                    _add_normed(o, w, t, t.extra, r * H, H, r, TWO, ONE, ONE)
             if o.cell == LSTM:
                 _lstm_gates(o, w, m, t, s, H, r, b, u0, u1 - u0)
             elif o.cell == RNN:
                 activate(o.candidate, o.clip, t.gates, r * H + u0, u1 - u0)
-                _copy(s.step, b * H + u0, t.gates, r * H + u0, u1 - u0)
+                copy(s.step, b * H + u0, t.gates, r * H + u0, u1 - u0)
             elif o.cell == GATED:
                 _gated_step(o, t, s, H, r, b, u0, u1 - u0)
             else:
@@ -619,10 +446,10 @@ def forward(
                 if o.cell == GRU_AFTER:
                     _gru_candidate(o, t, s, H, r, b, u0, u1 - u0)
         if o.cell == GRU_BEFORE:
-            _meet(team)
+            meet(team)
             r = row + begin
             if rows > 0 and o.norm:
-                _clear(s.raw, begin * G * H, G * H, rows, 2 * H, 3 * H)
+                clear(s.raw, begin * G * H, G * H, rows, 2 * H, 3 * H)
                 multiply(
                     s.raw,
                     begin * G * H + 2 * H,
@@ -632,7 +459,7 @@ def forward(
                     t.extra,
                     r * H,
                     H,
-                    _1,
+                    ONE,
                     w.second,
                     H,
                     s0,
@@ -648,39 +475,31 @@ def forward(
                     t.extra,
                     r * H,
                     H,
-                    _1,
+                    ONE,
                     w.second,
                     H,
                     s0,
                     s1,
                 )
-            _meet(team)
+            meet(team)
             for b in range(begin, begin + rows):
-                if o.plain:
-                    at, one, h_at = (row + b) * G * H + u0, (row + b) * H + u0, b * H + u0
-                    to = y_at + ((row + b) * z.directions + z.direction) * H + u0
-                    units.gru_before(
-                        u1 - u0, t.gates, at + H, t.gates, at + 2 * H, s.h, h_at, y, to,
-                        t.h_before, one,
-                    )  # fmt: skip
-                    continue
                 if o.norm:
-                    _add_normed(o, w, t, s.raw, b * G * H + 2 * H, H, row + b, _2, _1, _1)
+                    _add_normed(o, w, t, s.raw, b * G * H + 2 * H, H, row + b, TWO, ONE, ONE)
                 _gru_candidate(o, t, s, H, row + b, b, u0, u1 - u0)
         elif o.projection:
-            _meet(team)
+            meet(team)
             if rows > 0:
-                _clear(s.step, begin * P, P, rows, s0 * width, min(P, s1 * width))
+                clear(s.step, begin * P, P, rows, s0 * width, min(P, s1 * width))
                 multiply(
-                    s.step, begin * P, P, P, rows, s.work, begin * H, H, _1, w.second, H, s0, s1
+                    s.step, begin * P, P, P, rows, s.work, begin * H, H, ONE, w.second, H, s0, s1
                 )
-            _meet(team)
-        for b in range(begin, begin + (0 if o.plain else rows)):
+            meet(team)
+        for b in range(begin, begin + rows):
             _finish(z, steps, m, t, s, y, y_at, i, b, v0, v1 - v0)
-        if i + 1 < visits and not o.plain:
+        if i + 1 < visits:
             for b in range(begin, min(team.end, steps.count[i + 1])):
                 _begin(steps, m, t, s, P, i + 1, b, v0, v1 - v0)
-        _meet(team)
+        meet(team)
 
 
 # ----------------------------------------------------------------------------------- backward
@@ -722,20 +541,20 @@ def _lstm_back(
     _copy_times(g.work, c_at, g.of_m, c_at, a, at + 3 * H, n)
     activate_back(o.output, 0.0, 0.0, t.extra, one, g.work, c_at, n)
     if w.c_gain.size:
-        _copy(g.du, r * H, g.work, b * H, H)
-        _copy_times(g.work, b * H, g.du, r * H, w.c_gain, _0, H)
+        copy(g.du, r * H, g.work, b * H, H)
+        _copy_times(g.work, b * H, g.du, r * H, w.c_gain, ZERO, H)
         normalise_back(g.work, b * H, t.c_hats, r * H, t.scales, r * 3 + 2, H)
     if m.keep_c.size:
         _copy_times(g.kept, c_at, g.dc, c_at, m.keep_c, _mask_at(m.keep_c, r, H) + u, n)
         _subtract(g.dc, c_at, g.kept, c_at, n)
-    _add(g.work, c_at, g.dc, c_at, n)
+    add(g.work, c_at, g.dc, c_at, n)
     if w.w_peep.size:
         _add_times(g.work, c_at, d, at + 3 * H, w.w_peep, 2 * H + u, n)
     _copy_times(d, at, g.work, c_at, a, at + 2 * H, n)
     _copy_times(d, at + H, g.work, c_at, t.c_before, one, n)
     if o.input_forget:
         _subtract(d, at, d, at + H, n)
-        _clear(d, at + H, _0, _1, _0, n)
+        clear(d, at + H, ZERO, ONE, ZERO, n)
     else:
         activate_back(o.gate, o.clip, most, a, at + H, d, at + H, n)
     activate_back(o.gate, o.clip, most, a, at, d, at, n)
@@ -743,7 +562,7 @@ def _lstm_back(
     activate_back(o.candidate, o.clip, most, a, at + 2 * H, d, at + 2 * H, n)
     _copy_times(g.dc, c_at, g.work, c_at, a, at + H, n)
     if m.keep_c.size:
-        _add(g.dc, c_at, g.kept, c_at, n)
+        add(g.dc, c_at, g.kept, c_at, n)
     if w.w_peep.size:
         _add_times(g.dc, c_at, d, at, w.w_peep, u, n)
         _add_times(g.dc, c_at, d, at + H, w.w_peep, H + u, n)
@@ -781,7 +600,7 @@ def _gru_reset_back(o: Any, m: Any, t: Any, g: Any, H: int, r: int, b: int, u: i
     _copy_times(g.work, h_at, g.work, h_at, t.gates, at, n)
     if m.recurrent.size:
         _copy_times(g.work, h_at, g.work, h_at, m.recurrent, h_at, n)
-    _add(g.dh, h_at, g.work, h_at, n)
+    add(g.dh, h_at, g.work, h_at, n)
 
 
 @jit
@@ -808,136 +627,60 @@ def _normed_back(
     normalise_back(g.d_norm, at, t.hats, at, t.scales, r * 3 + group, count)
 
 
-@jit
-def _plain_back(o: Any, z: Any, t: Any, g: Any, dy: Any, r: int, b: int, u: int, n: int) -> None:
-    """The gradients of some units' arguments; of the GRU before: all but r's."""
-    H, a, d = z.hidden, t.gates, g.d
-    at, one, h_at = r * o.gates * H + u, r * H + u, b * H + u
-    y_at = (r * z.directions + z.direction) * H + u
-    if o.cell == LSTM:
-        units.lstm_back(
-            n, g.dh, h_at, g.dc, h_at, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H,
-            t.extra, one, t.c_before, one, d, at, d, at + H, d, at + 2 * H, d, at + 3 * H, dy, y_at,
-        )  # fmt: skip
-    elif o.cell == GRU_AFTER:
-        to = r * 4 * H + u
-        units.gru_after_back(
-            n, g.dh, h_at, a, at, a, at + H, a, at + 2 * H, t.extra, one,
-            t.h_before, one, d, to, d, to + H, d, to + 2 * H, d, to + 3 * H, dy, y_at,
-        )  # fmt: skip
-    elif o.cell == GRU_BEFORE:
-        units.gru_before_back(
-            n, g.dh, h_at, a, at + H, a, at + 2 * H, t.h_before, one,
-            d, at + H, d, at + 2 * H, dy, y_at,
-        )  # fmt: skip
-    elif o.cell == RNN:
-        units.rnn_back(n, g.dh, h_at, a, at, d, at, dy, y_at)
-    else:
-        units.gated_back(
-            n, g.dh, h_at, a, at, a, at + H, a, at + 2 * H, t.h_before, one,
-            d, at, d, at + H, d, at + 2 * H, dy, y_at,
-        )  # fmt: skip
-
-
-@jit
-def _gradients(
-    plan: Any,
-    z: Any,
-    o: Any,
-    t: Any,
-    g: Any,
-    room: Any,
-    x: Any,
-    w_back: Any,
-    dx: Any,
-    dw_ih: Any,
-    dw_hh: Any,
-    db_ih: Any,
-    db_hh: Any,
-) -> None:
-    """Those of x and of the weights of a plain cell, all in one thread."""
-    stay_apart()
-    H, G, I, N = z.hidden, o.gates, plan[INPUTS], plan[ROWS]  # noqa: E741
-    slots = G + 1 if o.cell == GRU_AFTER else G
-    d, d_row, none = g.d, slots * H, part(x, _0, _0)
-    product_rows(dx, I, I, none, d, _0, d_row, _1, _part(w_back, plan, BACK, _K[2]), G * H, _0, N)
-    panels = _part(room, plan, GRADIENTS, _K[8])
-    pack_all(x, I, _1, N, I, panels)
-    product_rows(dw_ih, I, I, none, d, _0, _1, d_row, panels, N, _0, G * H)
-    pack_all(t.h_before, H, _1, N, H, panels)
-    split = o.first * H
-    product_rows(dw_hh, H, H, none, d, _0, _1, d_row, panels, N, _0, split)
-    if split < G * H:
-        slot = 3 if o.cell == GRU_AFTER else 2
-        if o.cell == GRU_BEFORE:
-            pack_all(t.extra, H, _1, N, H, panels)
-        product_rows(
-            part(dw_hh, split * H, dw_hh.size), H, H, none, d, slot * H, _1, d_row, panels, N, _0, H
-        )
-    if db_ih.size:
-        add_rows(db_ih, d, _0, d_row, G * H, N)
-    if db_hh.size:
-        add_rows(db_hh, d, _0, d_row, split, N)
-        if split < G * H:
-            add_rows(part(db_hh, split, db_hh.size), d, (slots - 1) * H, d_row, H, N)
-
-
 @entry
 def backward(
-    plan: Any, floats: Any, counter: Any, visits_row: Any, visits_count: Any, cut: Any,
-    weights: Any, w_back: Any, recurrent_mask: Any, keep_h: Any, keep_c: Any, tape: Any, dy: Any,
-    dh: Any, dc: Any, room: Any, x: Any, dx: Any, dw_ih: Any, dw_hh: Any, db_ih: Any, db_hh: Any,
+    plan: Any, counter: Any, visits_row: Any, visits_count: Any, floats: Any, cut: Any,
+    weights: Any, back: Any, recurrent_mask: Any, keep_h: Any, keep_c: Any, tape: Any, dy: Any,
+    dh: Any, dc: Any, room: Any,
 ) -> None:  # fmt: skip
-    """BPTT through the steps of a plan; with WHOLE the gradients of x and the weights too."""
-    o, z, team = _options(plan, floats), _sizes(plan), _team(plan, counter)
-    weights, w_back = aligned(weights), aligned(w_back)
+    """BPTT through the steps of a plan."""
+    o, z, team = _options(plan, floats), _sizes(plan), read_team(plan, counter)
+    weights, back = aligned(weights), aligned(back)
     tape, room = aligned(tape), aligned(room)
-    first, second = _part(w_back, plan, BACK, _K[0]), _part(w_back, plan, BACK, _K[1])
+    first, second = section(back, plan, BACK, K[0]), section(back, plan, BACK, K[1])
     at = GRADIENTS
     g = Gradients(
-        _held(dh),
-        _held(dc),
-        _part(room, plan, at, _K[0]),
-        _part(room, plan, at, _K[1]),
-        _part(room, plan, at, _K[2]),
-        _part(room, plan, at, _K[3]),
-        _part(room, plan, at, _K[4]),
-        _part(room, plan, at, _K[5]),
-        _part(room, plan, at, _K[6]),
-        _part(room, plan, at, _K[7]),
+        held(dh),
+        held(dc),
+        section(room, plan, at, K[0]),
+        section(room, plan, at, K[1]),
+        section(room, plan, at, K[2]),
+        section(room, plan, at, K[3]),
+        section(room, plan, at, K[4]),
+        section(room, plan, at, K[5]),
+        section(room, plan, at, K[6]),
+        section(room, plan, at, K[7]),
     )
     t, w = _tape(tape, plan), _recurrent(weights, plan, first, second)
-    m = Masks(_held(recurrent_mask), _held(keep_h), _held(keep_c))
-    steps, cut, dy = Visits(_held(visits_row), _held(visits_count)), _held(cut), _held(dy)
+    m = Masks(held(recurrent_mask), held(keep_h), held(keep_c))
+    steps, cut, dy = Visits(held(visits_row), held(visits_count)), held(cut), held(dy)
     H, P, G = z.hidden, z.outputs, o.gates
     D = G + 1 if o.cell == GRU_AFTER else G
-    u0, u1 = _share(team, H, _UNITS)
-    v0, v1 = _share(team, P, _UNITS)
-    q0, q1 = _share(team, _panels(P, w.first), _1)
-    s0, s1 = _share(team, _panels(H, w.second), _1)
+    u0, u1 = share(team, H, UNITS)
+    v0, v1 = share(team, P, UNITS)
+    q0, q1 = share(team, panel_count(P, w.first), ONE)
+    s0, s1 = share(team, panel_count(H, w.second), ONE)
     width = panel_width(w.first)
     n, begin = u1 - u0, team.begin
     into = g.product if m.recurrent.size else g.dh
     for i in range(len(steps.row) - 1, -1, -1):
         row, rows = steps.row[i], min(team.end, steps.count[i]) - begin
         r = row + begin
-        for b in range(begin, begin + (0 if o.plain else rows)):
+        for b in range(begin, begin + rows):
             at = (row + b) * P if o.projection else b * P
             _gather(z, m, g, dy, row + b, b, at, v0, v1 - v0)
         if o.projection:
-            _meet(team)
+            meet(team)
             if rows > 0:
-                _clear(g.of_m, begin * H, H, rows, s0 * width, min(H, s1 * width))
-                multiply(g.of_m, begin * H, H, H, rows, g.step, r * P, P, _1, w.second, P, s0, s1)
-            _meet(team)
+                clear(g.of_m, begin * H, H, rows, s0 * width, min(H, s1 * width))
+                multiply(g.of_m, begin * H, H, H, rows, g.step, r * P, P, ONE, w.second, P, s0, s1)
+            meet(team)
         for b in range(begin, begin + rows):
             r = row + b
-            if o.plain:
-                _plain_back(o, z, t, g, dy, r, b, u0, n)
-            elif o.cell == LSTM:
+            if o.cell == LSTM:
                 _lstm_back(o, w, m, t, g, H, r, b, u0, n)
             elif o.cell == RNN:
-                _copy(g.d, r * H + u0, g.step, b * H + u0, n)
+                copy(g.d, r * H + u0, g.step, b * H + u0, n)
                 activate_back(
                     o.candidate, o.clip, o.grad_clip, t.gates, r * H + u0, g.d, r * H + u0, n
                 )
@@ -947,61 +690,50 @@ def backward(
                 _gru_back(o, t, g, H, r, b, u0, n)
             if o.norm:
                 if o.cell != GRU_BEFORE:
-                    _normed_back(o, w, t, g, H, r, r * D * H, _0, o.first, _0)
+                    _normed_back(o, w, t, g, H, r, r * D * H, ZERO, o.first, ZERO)
                 if o.cell == GRU_BEFORE:
-                    _normed_back(o, w, t, g, H, r, (r * D + 2) * H, _2, _1, _1)
+                    _normed_back(o, w, t, g, H, r, (r * D + 2) * H, TWO, ONE, ONE)
                 elif o.cell == GRU_AFTER:
-                    _normed_back(o, w, t, g, H, r, (r * D + 3) * H, _2, _1, _1)
-        _meet(team)
+                    _normed_back(o, w, t, g, H, r, (r * D + 3) * H, TWO, ONE, ONE)
+        meet(team)
         r = row + begin
         d, d_row = (g.d_norm, G * H) if o.norm else (g.d, D * H)
         if o.cell == GRU_BEFORE:
             if rows > 0:
-                _clear(g.work, begin * H, H, rows, s0 * width, min(H, s1 * width))
+                clear(g.work, begin * H, H, rows, s0 * width, min(H, s1 * width))
                 multiply(
                     g.work, begin * H, H, H, rows,
-                    d, r * d_row + 2 * H, d_row, _1, w.second, H, s0, s1,
+                    d, r * d_row + 2 * H, d_row, ONE, w.second, H, s0, s1,
                 )  # fmt: skip
-            _meet(team)
+            meet(team)
             for b in range(begin, begin + rows):
-                if o.plain:
-                    at, one, h_at = (row + b) * D * H + u0, (row + b) * H + u0, b * H + u0
-                    units.gru_reset_back(
-                        n, g.dh, h_at, g.work, h_at, t.gates, at, t.h_before, one, d, at
-                    )
-                    continue
                 _gru_reset_back(o, m, t, g, H, row + b, b, u0, n)
                 if o.norm:
-                    _normed_back(o, w, t, g, H, row + b, (row + b) * D * H, _0, _2, _0)
-            _meet(team)
+                    _normed_back(o, w, t, g, H, row + b, (row + b) * D * H, ZERO, TWO, ZERO)
+            meet(team)
         if rows > 0:
             if m.recurrent.size:
-                _clear(into, begin * P, P, rows, q0 * width, min(P, q1 * width))
+                clear(into, begin * P, P, rows, q0 * width, min(P, q1 * width))
             multiply(
                 into, begin * P, P, P, rows,
-                d, r * d_row, d_row, _1, w.first, o.first * H, q0, q1,
+                d, r * d_row, d_row, ONE, w.first, o.first * H, q0, q1,
             )  # fmt: skip
             if o.cell == GRU_AFTER:
                 slot = 2 if o.norm else 3
                 multiply(
                     into, begin * P, P, P, rows,
-                    d, r * d_row + slot * H, d_row, _1, w.second, H, s0, s1,
+                    d, r * d_row + slot * H, d_row, ONE, w.second, H, s0, s1,
                 )  # fmt: skip
-        _meet(team)
+        meet(team)
         if m.recurrent.size:
             for b in range(begin, begin + rows):
                 at = b * P + v0
                 _add_times(g.dh, at, g.product, at, m.recurrent, at, v1 - v0)
         if cut[i]:
             for b in range(begin, min(begin + rows, steps.count[i - 1])):
-                _clear(g.dh, b * P, _0, _1, v0, v1)
+                clear(g.dh, b * P, ZERO, ONE, v0, v1)
                 if o.cell == LSTM:
-                    _clear(g.dc, b * H, _0, _1, u0, u1)
-    if plan[WHOLE]:
-        _gradients(
-            plan, z, o, t, g, room, _held(x), w_back, _held(dx), _held(dw_ih), _held(dw_hh),
-            _held(db_ih), _held(db_hh),
-        )  # fmt: skip
+                    clear(g.dc, b * H, ZERO, ONE, u0, u1)
 
 
 # ------------------------------------------------------------------- the normalised x part
@@ -1018,7 +750,7 @@ def normalise_inputs(
         while gate < G:
             count = (first if gate == 0 else G - first) * H
             at = (r * G + gate) * H
-            _copy(hats, at, gates, at, count)
+            copy(hats, at, gates, at, count)
             normalise(hats, at, count, scales, r * 2 + (1 if gate else 0))
             scale_and_shift(hats, at, gain, shift, gate * H, count, gates, at)
             gate += first if gate == 0 else G

@@ -22,7 +22,8 @@ _FIRST = {LSTM: 4, RNN: 1, GATED: 3, GRU_AFTER: 2, GRU_BEFORE: 2}
 _NAMES = list(ACTIVATIONS)
 
 # Places in `Plan.numbers`, after the options and sizes; a part has two, begin and end.
-INPUTS, BEGIN, FIRST_ROW, ROWS, WHOLE = 12, 15, 20, 21, 22
+PROJECTION, HIDDEN, OUTPUTS, INPUTS, DIRECTIONS, DIRECTION = 8, 10, 11, 12, 13, 14
+BEGIN, FIRST_ROW, ROWS, WHOLE = 15, 20, 21, 22
 WEIGHTS, BACK, TAPE, RUNNING, GRADIENTS = map(np.intp, (23, 43, 49, 71, 77))
 
 
