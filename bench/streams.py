@@ -67,7 +67,7 @@ def kernel(problem: Problem, threads: int) -> Stream:
 
     def step() -> None:
         nonlocal before, after
-        forward(layers, rows, 1, 1, None, *before, [y], *after, "")
+        forward(layers, rows, 1, 1, None, None, *before, [y], *after, "")
         before, after = after, before
 
     return Stream(step, lambda: _h(before[0]))

@@ -164,8 +164,8 @@ import rnnfast
 weights = rnnfast.init_weights("gru", 3, 5, rng=0)
 y, _, backward = rnnfast.gru_vjp(np.ones((2, 1, 3), np.float32), weights, backend="numba")
 backward(y)
-from rnnfast.backends.numba import loops, products
-for function in (products.pack, products.product, loops.forward, loops.backward):
+from rnnfast.backends.numba import packing, plain
+for function in (packing.pack_forward, packing.pack_backward, plain.forward, plain.backward):
     print(function.stats.cache_hits and not function.stats.cache_misses)
 """
 
@@ -178,11 +178,11 @@ def test_what_was_compiled_is_found_again() -> None:
 
 @pytest.mark.parametrize("spec", [Spec("lstm"), Spec("gru", False)], ids=Spec.variants)
 def test_read_only_arrays_compile_nothing(spec: Spec) -> None:
-    from rnnfast.backends.numba import loops, products
+    from rnnfast.backends.numba import packing, plain
 
     p = problem(Case(spec, dtype="float32", D=2, ragged=True))
     wanted = run(p, "numba")
-    compiled = [products.pack, products.product, loops.forward, loops.backward]
+    compiled = [packing.pack_forward, packing.pack_backward, plain.forward, plain.backward]
     before = [len(function.signatures) for function in compiled]
 
     def locked(a: Array) -> Array:

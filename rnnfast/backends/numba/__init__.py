@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,52 +14,20 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}; pip install 'rnnfast[numba]' has it") from error
 
+from ...arrays import FLOATS
 from ...reference.precision import ROUNDED
-from ...spec import Activation, Masks, Spec, Steps
+from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
 from .. import Array, Shortcut
-from . import loops, threads
-from .functions import NAMES
-from .lanes import PANEL_BYTES
-from .products import pack, product
+from . import loops, packing, plain, plans, threads
+from .plans import GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
+from .products import pack, panel_size, product, sums
 
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
 _SMALL = 2_000_000  # multiplications that are not worth a second thread
 _NOBODY = np.zeros(1, np.int64)
 _STEP = 150_000  # multiplications of one step that are worth dividing its units
-_KINDS = {"lstm": loops.LSTM, "rnn": loops.RNN, "gated": loops.GATED}
-_FIRST = {loops.LSTM: 4, loops.RNN: 1, loops.GATED: 3, loops.GRU_AFTER: 2, loops.GRU_BEFORE: 2}
-
-
-def _function(f: Activation) -> tuple[int, float, float]:
-    return NAMES.index(f.name), f.alpha, f.beta
-
-
-def _options(spec: Spec) -> loops.Options:
-    cell = _KINDS.get(spec.cell)
-    if cell is None:
-        cell = loops.GRU_AFTER if spec.reset_after else loops.GRU_BEFORE
-    return loops.Options(
-        cell,
-        len(spec.info.gates),
-        _FIRST[cell],
-        _function(spec.of_gates),
-        _function(spec.of_candidate),
-        _function(spec.of_output),
-        float(spec.clip or 0),
-        float(spec.grad_clip or 0),
-        int(spec.input_forget),
-        int(spec.layer_norm),
-        int(spec.projection),
-    )
-
-
-def _room(count: int, dtype: Any) -> Array:
-    """Memory for numbers, at an address that no vector crosses a cache line from."""
-    size = np.dtype(dtype).itemsize
-    whole = np.empty(count + 64 // size, dtype)
-    skipped = -whole.ctypes.data % 64 // size
-    return whole[skipped : skipped + count]
+_NO_MASKS = (False, False, False)
 
 
 class _Writable:
@@ -84,78 +53,84 @@ def _flat(a: Array) -> Array:
 
 
 def _packed(w: Array) -> Array:
-    """A matrix, or a transposed one, as panels."""
+    """A matrix as panels."""
     rows, columns = w.shape
-    width = PANEL_BYTES // w.itemsize
-    number = -(-columns // width)
-    panels = _room(number * width * rows, w.dtype)
-    flat = _flat(w if w.flags.c_contiguous else w.T)
-    row, column = (stride // w.itemsize for stride in w.strides)
-    pack(flat, row, column, rows, columns, panels, 0, number)
+    panels = np.empty(panel_size(rows, columns, w.itemsize), w.dtype)
+    pack(_flat(w), columns, 1, rows, columns, panels)
     return panels
 
 
 class Direction:
     """Weights of one direction of one layer, packed as they are needed."""
 
-    def __init__(self, spec: Spec, options: loops.Options, w: Weights) -> None:
+    def __init__(
+        self, spec: Spec, w: Weights, directions: int, direction: int, reuse: bool
+    ) -> None:
         self.w = w
         self.spec = spec
-        self.options = options
-        self.empty = np.empty(0, w.w_hh.dtype)
-        self.hidden = w.w_hh.shape[0] // options.gates
-        self.split = options.first * self.hidden  # rows of w_hh in the first product
+        self.dtype = w.w_hh.dtype
+        self.empty = np.empty(0, self.dtype)
+        self.direction = direction
+        self.reuse = reuse
+        rows, outputs = w.w_hh.shape
+        self.shape = Shape(
+            rows // len(spec.info.gates),
+            outputs,
+            w.w_ih.shape[1],
+            directions,
+            self.dtype.itemsize,
+            w.b_ih is not None,
+            w.b_hh is not None,
+            w.ln_c is not None,
+            w.ln_c_shift is not None,
+        )
+
+    @cached_property
+    def _memory(self) -> tuple[Array, Array]:
+        """For panels, and for those of BPTT.
+
+        One array where both will be freed soon: the C library then keeps the memory of a call for
+        the next, where it would return that of smaller arrays to the system each time.
+        """
+        plan = self.plan(_NOTHING)
+        if self.reuse:
+            return np.empty(plan.weights, self.dtype), np.empty(plan.back, self.dtype)
+        both = np.empty(plan.weights + plan.back, self.dtype)
+        return both[: plan.weights], both[plan.weights :]
+
+    def plan(self, extent: Extent) -> Plan:
+        return plans.make(self.spec, self.shape, self.direction, extent)
 
     def _or_empty(self, a: Array | None) -> Array:
         return self.empty if a is None else _flat(a)
 
     @cached_property
-    def by_input(self) -> Array:
-        return _packed(self.w.w_ih.T)
+    def panels(self) -> Array:
+        """All that the forward pass reads."""
+        w, plan = self.w, self.plan(_NOTHING)
+        to = self._memory[0]
+        matrices = _flat(w.w_ih), _flat(w.w_hh)
+        biases = self._or_empty(w.b_ih), self._or_empty(w.b_hh)
+        w_hr = self._or_empty(w.w_hr)
+        packing.pack_forward(plan.numbers, *matrices, *biases, w_hr, to)
+        if not self.spec.plain:
+            shift = w.b_hh if self.spec.layer_norm else None
+            for k, a in enumerate((w.w_peep, w.ln_hh, shift, w.ln_c, w.ln_c_shift)):
+                if a is not None:
+                    plan.part(to, plans.WEIGHTS, 5 + k)[:] = a.reshape(-1)
+        return to
 
     @cached_property
-    def by_input_back(self) -> Array:
-        return _packed(self.w.w_ih)
+    def panels_back(self) -> Array:
+        """The matrices that BPTT reads."""
+        w, plan = self.w, self.plan(_NOTHING)
+        to = self._memory[1]
+        matrices = _flat(w.w_ih), _flat(w.w_hh), self._or_empty(w.w_hr)
+        packing.pack_backward(plan.numbers, *matrices, to)
+        return to
 
-    @cached_property
-    def bias(self) -> Array:
-        """What the x part of every gate gets."""
-        w = self.w
-        if self.options.norm or (w.b_ih is None and w.b_hh is None):
-            return self.empty
-        total: Array = np.zeros(w.w_hh.shape[0], w.w_hh.dtype) if w.b_ih is None else w.b_ih.copy()
-        if w.b_hh is not None:
-            count = self.split if self.options.cell == loops.GRU_AFTER else len(total)
-            total[:count] += w.b_hh[:count]
-        return total
 
-    @cached_property
-    def recurrent(self) -> loops.Recurrent:
-        return self._recurrent(back=False)
-
-    @cached_property
-    def recurrent_back(self) -> loops.Recurrent:
-        return self._recurrent(back=True)
-
-    def _recurrent(self, back: bool) -> loops.Recurrent:
-        w, o = self.w, self.options
-        matrices = [w.w_hh[: self.split]]
-        if o.projection:
-            matrices.append(w.w_hr)
-        elif self.split < w.w_hh.shape[0]:
-            matrices.append(w.w_hh[self.split :])
-        first, second = [*(_packed(m if back else m.T) for m in matrices), self.empty][:2]
-        after = o.cell == loops.GRU_AFTER and not o.norm and w.b_hh is not None
-        return loops.Recurrent(
-            first,
-            second,
-            _flat(w.b_hh[self.split :]) if after else self.empty,
-            self._or_empty(w.w_peep),
-            self._or_empty(w.ln_hh),
-            self._or_empty(w.b_hh) if o.norm else self.empty,
-            self._or_empty(w.ln_c),
-            self._or_empty(w.ln_c_shift),
-        )
+_NOTHING = Extent(0, 0, False, _NO_MASKS)
 
 
 @dataclass
@@ -166,14 +141,7 @@ class _Saved:
     steps: Steps
     h_0: Array | None
     c_0: Array | None
-    tapes: list[_Tape] = field(default_factory=list)
-
-
-@dataclass
-class _Tape:
-    tape: loops.Tape
-    x_hats: Array
-    x_scales: Array
+    tapes: list[Array] = field(default_factory=list)
 
 
 class Numba:
@@ -191,17 +159,40 @@ class Numba:
     def prepare(
         self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None
     ) -> list[Direction]:
-        options = _options(spec)
         if precision is not None:
             rounded = ROUNDED[precision]
             layer = tuple(w._replace(w_ih=rounded(w.w_ih), w_hh=rounded(w.w_hh)) for w in layer)
-        return [Direction(spec, options, w) for w in layer]
+        return [Direction(spec, w, len(layer), d, reuse) for d, w in enumerate(layer)]
 
     def shortcut(self, prepared: list[list[Direction]]) -> Shortcut:
         return _Shortcut(prepared)
 
-    def call(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
-        return None
+    def call(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+    ) -> tuple[Any, Any] | None:
+        entries = [weights] if type(weights) is Weights else weights
+        if not (spec.plain and entries and _plain(x) and x.dtype in FLOATS):
+            return None
+        prepared = []
+        gates, inputs, hidden = len(spec.info.gates), None, None
+        for w in entries:
+            if type(w) is not Weights or any(a is not None for a in w[4:]):
+                return None
+            w_ih, w_hh, *biases = w[:4]
+            if not (_plain(w_ih) and _plain(w_hh) and w_ih.dtype == w_hh.dtype == x.dtype):
+                return None
+            rows, size = w_hh.shape if w_hh.ndim == 2 else (0, 0)
+            if size == 0 or rows != gates * size or size != (hidden or size):
+                return None
+            hidden = size
+            if w_ih.ndim != 2 or w_ih.size == 0 or w_ih.shape != (rows, inputs or w_ih.shape[1]):
+                return None
+            for b in biases:
+                if b is not None and not (_plain(b) and b.shape == (rows,) and b.dtype == x.dtype):
+                    return None
+            prepared.append([Direction(spec, w, 1, 0, False)])
+            inputs = size
+        return _Shortcut(prepared)(x, state, None, lengths)
 
     def call_vjp(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
         return None
@@ -223,9 +214,21 @@ class Numba:
         _start(h_n, h_0)
         if c_n is not None:
             _start(c_n, c_0)
+        return self.run(spec, prepared, x, steps, ys, (h_n, c_n), save, masks)
+
+    def run(
+        self,
+        spec: Spec,
+        prepared: list[list[Direction]],
+        x: Array,
+        steps: Steps,
+        ys: list[Array],
+        state: tuple[Array, Array | None],  # in and out
+        save: str | None,
+        masks: list[Masks] | None,
+    ) -> list[_Saved]:
         one = prepared[0][0]
         work = x.shape[0] * one.w.w_hh.size * len(prepared[0]) * len(prepared)
-        state = h_n, c_n
         if work <= _SMALL:
             return self._layers(spec, prepared, x, steps, ys, state, save, masks, 1)
         with threads.several() as count:
@@ -273,16 +276,17 @@ class Numba:
         masks: list[Masks] | None,
     ) -> tuple[Array, list[Weights], Array, Array | None]:
         first = prepared[0][0]
-        dtype, batch = first.empty.dtype, saved[0].steps.batch
+        dtype, batch = first.dtype, saved[0].steps.batch
         shape = len(prepared) * len(prepared[0]), batch
         dh, dc = np.empty((*shape, first.w.w_hh.shape[1]), dtype), None
         _start(dh, dh_n)
         if spec.info.has_c:
-            dc = np.empty((*shape, first.hidden), dtype)
+            dc = np.empty((*shape, first.shape.hidden), dtype)
             _start(dc, dc_n)
         gradients: list[Weights] = []
         at = shape[0]
-        with threads.several() as count:
+        work = saved[0].x.shape[0] * first.w.w_hh.size * len(prepared[0])
+        with nullcontext(1) if work <= _SMALL else threads.several() as count:
             for layer, kept in zip(reversed(prepared), reversed(saved), strict=True):
                 of = slice(at - len(layer), at)
                 tapes = kept.tapes
@@ -298,6 +302,42 @@ class Numba:
         return dy, gradients, dh, dc
 
 
+def _plain(a: Any) -> bool:
+    """Whether it is an array that the kernels read as it is."""
+    if type(a) is not np.ndarray:
+        return False
+    flags = a.flags
+    return flags.c_contiguous and flags.aligned
+
+
+class _Known(NamedTuple):
+    """What follows from the shape of x."""
+
+    x_shape: tuple[int, ...]
+    y_shape: tuple[int, ...]
+    state_shapes: list[tuple[int, int, int]]
+    steps: Steps
+    plan: Plan
+    visits: _Visits | None  # of a plain call of one layer and direction that is for one thread
+
+    @classmethod
+    def of(cls, call: _Shortcut, x_shape: tuple[int, ...]) -> _Known:
+        num_steps, batch, _ = x_shape
+        w, rows = call.prepared[0][0], num_steps * batch
+        shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.spec.info.has_c]]
+        plan = w.plan(_extent(rows, batch, False, None, 0))
+        steps = Steps(num_steps, batch)
+        alone = call.count == 1 and rows * w.w.w_hh.size <= _SMALL and plan.plain
+        return cls(
+            x_shape,
+            (num_steps, batch, call.directions * call.sizes[0]),
+            shapes,
+            steps,
+            plan,
+            _visits(steps, False, None) if alone else None,
+        )
+
+
 class _Shortcut:
     """Calls that need no conversion, without buffers of the caller's."""
 
@@ -305,82 +345,82 @@ class _Shortcut:
         one = prepared[0][0]
         self.prepared = prepared
         self.spec = one.spec
-        self.dtype = one.empty.dtype
-        self.input_size = one.w.w_ih.shape[1]
+        self.dtype = one.dtype
+        self.input_size = one.shape.inputs
         self.directions, self.count = len(prepared[0]), len(prepared[0]) * len(prepared)
-        self.sizes = one.w.w_hh.shape[1], one.hidden
+        self.sizes = one.shape.outputs, one.shape.hidden
+        self.known: _Known | None = None  # of the last call
 
     def __call__(self, x: Any, state: Any, out: Any, lengths: Any) -> tuple[Any, Any] | None:
-        if (
-            out is not None
-            or lengths is not None
-            or not self._fits(x)
-            or x.ndim != 3
-            or x.shape[2] != self.input_size
-        ):
+        if out is not None or lengths is not None or not self._fits(x) or x.ndim != 3:
             return None
-        num_steps, batch, _ = x.shape
-        shapes = [(self.count, batch, size) for size in self.sizes]
-        has_c = self.spec.info.has_c
-        given = (state,) if not has_c else state
+        known = self.known
+        if known is None or x.shape != known.x_shape:
+            if x.shape[2] != self.input_size or x.shape[0] == 0:
+                return None
+            known = self.known = _Known.of(self, x.shape)
         if state is None:
-            given = None, None
-        elif (
-            type(given) is not tuple
-            or len(given) != 1 + has_c
-            or not all(
-                self._fits(a) and a.shape == shape for a, shape in zip(given, shapes, strict=False)
-            )
-        ):
-            return None
-        if num_steps == 0:
-            return None
-        y = np.empty((num_steps, batch, self.directions * self.sizes[0]), self.dtype)
-        rows = num_steps * batch
-        flat = y.reshape(rows, y.shape[2])
-        ys = [np.empty_like(flat) for _ in self.prepared[1:]] + [flat]
-        h_n, c_n = np.empty(shapes[0], self.dtype), None
-        if has_c:
-            c_n = np.empty(shapes[1], self.dtype)
-        BACKEND.forward(
-            self.spec,
-            self.prepared,
-            x.reshape(rows, self.input_size),
-            Steps(num_steps, batch),
-            given[0],
-            given[1] if has_c else None,
-            ys,
-            h_n,
-            c_n,
-            None,
-            None,
-        )
-        return y, (h_n, c_n) if has_c else h_n
+            running = [np.zeros(shape, self.dtype) for shape in known.state_shapes]
+        else:
+            given = state if len(known.state_shapes) == 2 else (state,)
+            if type(given) is not tuple or len(given) != len(known.state_shapes):
+                return None
+            for a, shape in zip(given, known.state_shapes, strict=True):
+                if not self._fits(a) or a.shape != shape:
+                    return None
+            running = [a.copy() for a in given]
+        y = np.empty(known.y_shape, self.dtype)
+        h_n, c_n = running[0], running[1] if len(running) == 2 else None
+        if known.visits is not None:
+            self._alone(known.plan, known.visits, x, h_n, c_n, y)
+        else:
+            steps, width = known.steps, y.shape[2]
+            ys = [np.empty((steps.rows, width), self.dtype) for _ in self.prepared[1:]]
+            ys.append(y.reshape(steps.rows, width))
+            x = x.reshape(steps.rows, self.input_size)
+            BACKEND.run(self.spec, self.prepared, x, steps, ys, (h_n, c_n), None, None)
+        return y, h_n if c_n is None else (h_n, c_n)
+
+    def _alone(
+        self, plan: Plan, visits: _Visits, x: Array, h: Array, c: Array | None, y: Array
+    ) -> None:
+        """One layer in one direction, in one thread."""
+        w = self.prepared[0][0]
+        row, size, _ = visits
+        plain.forward(
+            plan.numbers, _NOBODY, row, size, _flat(x), w.panels,
+            np.empty(plan.tape, self.dtype), h.reshape(-1),
+            w.empty if c is None else c.reshape(-1), y.reshape(-1),
+        )  # fmt: skip
 
     def _fits(self, a: Any) -> bool:
-        if type(a) is not np.ndarray or a.dtype != self.dtype:
-            return False
-        flags = a.flags
-        return flags.c_contiguous and flags.aligned
+        return _plain(a) and a.dtype == self.dtype
 
 
 def _start(running: Array, initial: Array | None) -> None:
     running[...] = 0 if initial is None else initial
 
 
-def _visits(steps: Steps, reverse: bool, truncate: int | None) -> loops.Steps:
+class _Visits(NamedTuple):
     """Every step in the order of one direction; rows count from that of the whole batch."""
+
+    row: Array
+    size: Array
+    cut: Array  # whether gradients stop on the way to the visit before
+
+
+def _visits(steps: Steps, reverse: bool, truncate: int | None) -> _Visits:
     if steps.batch_sizes is None:
         return _visits_of_all(steps.num_steps, steps.batch, reverse, truncate)
     return _visits_of(np.ascontiguousarray(steps.batch_sizes), reverse, truncate)
 
 
 @lru_cache(maxsize=32)
-def _visits_of_all(steps: int, batch: int, reverse: bool, truncate: int | None) -> loops.Steps:
+def _visits_of_all(steps: int, batch: int, reverse: bool, truncate: int | None) -> _Visits:
     return _visits_of(np.full(steps, batch, np.int64), reverse, truncate)
 
 
-def _visits_of(count: Array, reverse: bool, truncate: int | None) -> loops.Steps:
+def _visits_of(count: Array, reverse: bool, truncate: int | None) -> _Visits:
     row = np.cumsum(count) - count
     cut = np.zeros(len(count), np.uint8)
     if truncate is not None:
@@ -389,45 +429,62 @@ def _visits_of(count: Array, reverse: bool, truncate: int | None) -> loops.Steps
             cut[:-1] = cut[1:]
             cut[-1:] = 0
     order = slice(None, None, -1 if reverse else 1)
-    return loops.Steps(*(np.ascontiguousarray(a[order]) for a in (row, count, cut)))
+    return _Visits(*(np.ascontiguousarray(a[order]) for a in (row, count, cut)))
 
 
-def _chunks(visits: loops.Steps, most: int) -> list[tuple[int, int]]:
+def _chunks(visits: _Visits, most: int) -> list[tuple[int, int]]:
     """Visits in groups of about so many rows."""
     found, begin, rows = [], 0, 0
-    for i, n in enumerate(visits.count):
+    for i, n in enumerate(visits.size):
         rows += n
         if rows >= most:
             found.append((begin, i + 1))
             begin, rows = i + 1, 0
-    return [*found, (begin, len(visits.count))] if rows else found
+    return [*found, (begin, len(visits.size))] if rows else found
+
+
+class _Member(NamedTuple):
+    """What falls to one thread: see `loops.Team`."""
+
+    begin: int
+    end: int
+    units: int
+    member: int
+    members: int
+    counter: Array
+
+    def numbers(self, plan: Plan) -> Array:
+        """Those of a plan, for this member."""
+        numbers: Array = plan.numbers.copy()
+        numbers[plans.BEGIN : plans.BEGIN + 5] = self[:5]
+        return numbers
 
 
 def _teams(
     count: int, directions: int, batch: int, steps: int, work: int, whole_rows: bool
-) -> list[list[loops.Team]]:
+) -> list[list[_Member]]:
     """Who does what in the loops of each direction; `work` is that of one row in one step."""
     if count == 1 or work * batch * steps * directions <= _SMALL:
-        return [[loops.Team(0, batch, 0, 0, 1, _NOBODY)] for _ in range(directions)]
+        return [[_Member(0, batch, 0, 0, 1, _NOBODY)] for _ in range(directions)]
     members = max(1, count // directions)
     counter = [np.zeros(1, np.int64) for _ in range(directions)]
     if members > 1 and batch < 4 * members and not whole_rows:
         if work * batch < _STEP:
             members = 1
         return [
-            [loops.Team(0, batch, 1, k, members, counter[d]) for k in range(members)]
+            [_Member(0, batch, 1, k, members, counter[d]) for k in range(members)]
             for d in range(directions)
         ]
     members = max(1, min(members, batch))
     bounds = [batch * k // members for k in range(members + 1)]
     return [
-        [loops.Team(bounds[k], bounds[k + 1], 0, k, members, counter[d]) for k in range(members)]
+        [_Member(bounds[k], bounds[k + 1], 0, k, members, counter[d]) for k in range(members)]
         for d in range(directions)
     ]
 
 
 def _together(
-    count: int, teams: list[list[loops.Team]], work: int, tasks: list[list[threads.Task]]
+    count: int, teams: list[list[_Member]], work: int, tasks: list[list[threads.Task]]
 ) -> None:
     """Run the tasks of all directions at the same time, or one direction after the other."""
     if count >= sum(map(len, teams)) and work > _SMALL:
@@ -450,9 +507,9 @@ def _divided(count: int, work: int, function: Any, arguments: tuple[Any, ...], r
 
 def _of_masks(
     masks: list[Masks] | None, d: int, first: int, last: int, empty: Array
-) -> loops.Masks:
+) -> tuple[Array, Array, Array]:
     if masks is None:
-        return loops.Masks(empty, empty, empty)
+        return empty, empty, empty
     found = []
     for k, mask in enumerate(masks[d]):
         if mask is None:
@@ -460,7 +517,35 @@ def _of_masks(
         else:
             part = mask if k == 0 or mask.shape[0] == 1 else mask[first:last]
             found.append(np.ascontiguousarray(part).reshape(-1))
-    return loops.Masks(*found)
+    recurrent, keep_h, keep_c = found
+    return recurrent, keep_h, keep_c
+
+
+def _extent(rows: int, batch: int, save: bool, masks: list[Masks] | None, d: int) -> Extent:
+    if masks is None:
+        return Extent(rows, batch, save, _NO_MASKS)
+    recurrent, keep_h, keep_c = (a is not None for a in masks[d])
+    return Extent(rows, batch, save, (recurrent, keep_h, keep_c))
+
+
+def _forward_task(
+    plan: Plan,
+    numbers: Array,
+    counter: Array,
+    row: Array,
+    size: Array,
+    x: Array,
+    panels: Array,
+    masks: tuple[Array, Array, Array],
+    tape: Array,
+    h: Array,
+    c: Array,
+    y: Array,
+) -> threads.Task:
+    if plan.plain:
+        return plain.forward, (numbers, counter, row, size, x, panels, tape, h, c, y)
+    steps = counter, row, size
+    return loops.forward, (numbers, plan.floats, *steps, x, panels, *masks, tape, h, c, y)
 
 
 def _forward(
@@ -474,96 +559,79 @@ def _forward(
     masks: list[Masks] | None,
     save: bool,
     count: int,
-) -> list[_Tape]:
+) -> list[Array]:
     """One layer. The tapes are whole where they are to be saved, else of the last chunk."""
-    one = layer[0]
-    o, H, dtype, empty = one.options, one.hidden, one.empty.dtype, one.empty
-    D, B, P = h.shape
-    G, I = o.gates, x.shape[1]  # noqa: E741
-    visits = [_visits(steps, d == 1, None) for d in range(D)]
+    H, P, I, D = layer[0].shape[:4]  # noqa: E741
+    dtype, empty = layer[0].dtype, layer[0].empty
+    B, G = steps.batch, len(spec.info.gates)
     most, rows = _CHUNK // (G * H * dtype.itemsize), steps.rows
+    flat_x, flat_y = _flat(x), y.reshape(-1)
+    if count == 1 and (save or rows <= most) and not spec.layer_norm:
+        tapes = []
+        for d, w in enumerate(layer):
+            plan = w.plan(_extent(rows, B, save, masks, d))
+            tape = np.empty(plan.tape, dtype)
+            row, size, _ = _visits(steps, d == 1, None)
+            own = _of_masks(masks, d, 0, rows, empty)
+            state = h[d].reshape(-1), empty if c is None else c[d].reshape(-1)
+            arguments = _NOBODY, row, size, flat_x, w.panels, own, tape, *state, flat_y
+            threads.run([_forward_task(plan, plan.numbers, *arguments)])
+            tapes.append(tape)
+        return tapes
+    visits = [_visits(steps, d == 1, None) for d in range(D)]
     if save or rows <= most:
         chunks = [[(0, steps.num_steps)]] * D
     else:
         chunks = [_chunks(v, most) for v in visits]
         rows = max(
-            int(v.count[i:j].sum()) for v, of in zip(visits, chunks, strict=True) for i, j in of
+            int(v.size[i:j].sum()) for v, of in zip(visits, chunks, strict=True) for i, j in of
         )
-
-    def room(width: int, wanted: bool = True) -> Array:
-        return np.empty(rows * width, dtype) if wanted else empty
-
-    tapes, running = [], []
-    for d in range(D):
-        before = room(P)
-        masked = masks is not None and masks[d].recurrent is not None
-        tape = loops.Tape(
-            room(G * H),
-            room(H, o.cell in (loops.LSTM, loops.GRU_AFTER, loops.GRU_BEFORE)),
-            before,
-            room(P) if masked else before,
-            room(H, save and c is not None),
-            room(H, save and spec.peepholes),
-            room(G * H, spec.layer_norm),
-            room(H, layer[d].w.ln_c is not None),
-            room(3, spec.layer_norm),
-        )
-        tapes.append(_Tape(tape, room(G * H, spec.layer_norm), room(2, spec.layer_norm)))
-        running.append(
-            loops.Running(
-                h[d].reshape(-1),
-                empty if c is None else c[d].reshape(-1),
-                np.empty(B * P, dtype),
-                np.empty(B * G * H if spec.layer_norm else 0, dtype),
-                np.empty(B * H, dtype),
-            )
-        )
+    of_direction = [w.plan(_extent(rows, B, save, masks, d)) for d, w in enumerate(layer)]
+    tapes = [np.empty(plan.tape, dtype) for plan in of_direction]
     step_work = G * H * P
     work = step_work * steps.rows * D
     teams = _teams(count, D, B, steps.num_steps, step_work, spec.layer_norm)
-    flat_x, flat_y = _flat(x), y.reshape(-1)
     for k in range(max(map(len, chunks))):
         tasks: list[list[threads.Task]] = []
         for d in range(D):
             if k >= len(chunks[d]):
                 continue
-            w, kept, (i, j) = layer[d], tapes[d], chunks[d][k]
-            local, first, n = visits[d], 0, steps.rows
+            w, tape, plan, (i, j) = layer[d], tapes[d], of_direction[d], chunks[d][k]
+            row, size, _ = visits[d]
+            first, n = 0, steps.rows
             if n > rows:
-                row, size = local.row[i:j], local.count[i:j]
+                row, size = row[i:j], size[i:j]
                 first, n = int(row.min()), int(size.sum())
-                local = loops.Steps(row - first, size, local.cut[i:j])
-            t = kept.tape
+                row = row - first
+            gates = plan.part(tape, plans.TAPE, 0)
+            by_input, bias = (plan.part(w.panels, plans.WEIGHTS, part) for part in range(2))
             _divided(
                 count, G * H * I * n, product,
-                (t.gates, G * H, G * H, w.bias, flat_x, first * I, I, 1, w.by_input, I), n,
+                (gates, G * H, G * H, bias, flat_x, first * I, I, 1, by_input, I), n,
             )  # fmt: skip
             if spec.layer_norm:
                 gain = _flat(w.w.ln_ih)
                 shift = empty if w.w.b_ih is None else _flat(w.w.b_ih)
+                hats, scales = (plan.part(tape, plans.TAPE, part) for part in (9, 10))
                 _divided(
                     count, n * G * H * 10, loops.normalise_inputs,
-                    (t.gates, kept.x_hats, kept.x_scales, gain, shift, G, H, o.first), n,
+                    (gates, hats, scales, gain, shift, G, H, plan.first), n,
                 )  # fmt: skip
             own = _of_masks(masks, d, first, first + n, empty)
-            sizes = loops.Sizes(H, P, D, d)
-            at = first * D * P
-            tasks.append(
-                [
-                    (
-                        loops.forward,
-                        (o, sizes, team, local, w.recurrent, own, t, running[d], flat_y, at),
-                    )
-                    for team in teams[d]
-                ]
-            )
+            state = h[d].reshape(-1), empty if c is None else c[d].reshape(-1)
+            tasks.append([])
+            for member in teams[d]:
+                numbers = member.numbers(plan)
+                numbers[[plans.WHOLE, plans.FIRST_ROW, plans.ROWS]] = 0, first, n
+                arguments = member.counter, row, size, flat_x, w.panels, own, tape, *state, flat_y
+                tasks[-1].append(_forward_task(plan, numbers, *arguments))
         _together(count, teams, work, tasks)
     return tapes
 
 
 def _again(
     spec: Spec, layer: list[Direction], kept: _Saved, masks: list[Masks] | None, count: int
-) -> list[_Tape]:
+) -> list[Array]:
     """The tapes of a forward pass that kept none."""
     assert kept.h_0 is not None
     h, c = kept.h_0.copy(), None if kept.c_0 is None else kept.c_0.copy()
@@ -575,91 +643,104 @@ def _backward(
     spec: Spec,
     layer: list[Direction],
     kept: _Saved,
-    tapes: list[_Tape],
+    tapes: list[Array],
     dy: Array | None,
     dh: Array,  # (D, B, P) in and out
     dc: Array | None,
     masks: list[Masks] | None,
     count: int,
 ) -> tuple[Array, list[Weights]]:
-    one = layer[0]
-    o, H, dtype, empty = one.options, one.hidden, one.empty.dtype, one.empty
-    D, B, P = dh.shape
-    G, N = o.gates, kept.steps.rows
-    slots = G + (o.cell == loops.GRU_AFTER)
+    H, P, I, D = layer[0].shape[:4]  # noqa: E741
+    dtype, empty = layer[0].dtype, layer[0].empty
+    B, N, G = kept.steps.batch, kept.steps.rows, len(spec.info.gates)
     teams = _teams(count, D, B, kept.steps.num_steps, G * H * P, spec.layer_norm)
+    flat_dy = empty if dy is None else _flat(dy)
     tasks: list[list[threads.Task]] = []
-    found: list[loops.Gradients] = []
+    rooms: list[Array] = []
+    dxs: list[Array] = []
+    dweights: list[Weights] = []
+    of_direction: list[Plan] = []
     for d, w in enumerate(layer):
+        plan = w.plan(_extent(N, B, True, masks, d))
+        room = np.empty(plan.room, dtype)
+        row, size, cut = _visits(kept.steps, d == 1, spec.truncate)
+        state = dh[d].reshape(-1), empty if dc is None else dc[d].reshape(-1)
         own = _of_masks(masks, d, 0, N, empty)
-        step = np.empty((N if spec.projection else B) * P, dtype)
-        g = loops.Gradients(
-            dh[d].reshape(-1),
-            empty if dc is None else dc[d].reshape(-1),
-            step,
-            np.empty(B * H, dtype) if spec.projection else step,
-            np.empty(B * H, dtype),
-            np.empty(B * H, dtype) if own.keep_c.size else empty,
-            np.empty(B * P, dtype) if own.recurrent.size else empty,
-            np.empty(N * slots * H, dtype),
-            np.empty(N * G * H, dtype) if spec.layer_norm else empty,
-            np.empty(N * H, dtype) if w.w.ln_c is not None else empty,
-        )
-        found.append(g)
-        visits = _visits(kept.steps, d == 1, spec.truncate)
-        sizes = loops.Sizes(H, P, D, d)
-        flat_dy = empty if dy is None else _flat(dy)
-        tasks.append(
-            [
-                (
-                    loops.backward,
-                    (o, sizes, team, visits, w.recurrent_back, own, tapes[d].tape, g, flat_dy),
-                )
-                for team in teams[d]
-            ]
-        )
-    _together(count, teams, G * H * P * N * D, tasks)
-    dx: Array | None = None
-    dweights = []
-    inputs = _packed(kept.x)
-    for w, tape, g in zip(layer, tapes, found, strict=True):
-        part, dw = _weights(spec, w, kept.x, inputs, tape, g, slots, count)
-        dx = part if dx is None else dx + part
-        dweights.append(dw)
-    assert dx is not None
-    return dx, dweights
+        of_direction.append(plan)
+        rooms.append(room)
+        if count == 1 and plan.plain:
+            dx = np.empty((N, I), dtype)
+            dw_ih, dw_hh = np.empty(w.w.w_ih.shape, dtype), np.empty(w.w.w_hh.shape, dtype)
+            biases = [None if b is None else np.empty(b.shape, dtype) for b in (w.w.b_ih, w.w.b_hh)]
+            b_ih, b_hh = (empty if b is None else b for b in biases)
+            results = (dx.reshape(-1), dw_ih.reshape(-1), dw_hh.reshape(-1), b_ih, b_hh)
+            plain.backward(
+                plan.numbers, _NOBODY, row, size, w.panels_back, tapes[d], flat_dy, *state, room,
+                _flat(kept.x), *results,
+            )  # fmt: skip
+            dxs.append(dx)
+            dweights.append(Weights(dw_ih, dw_hh, *biases))
+            continue
+        tasks.append([])
+        for member in teams[d]:
+            numbers = member.numbers(plan)
+            numbers[plans.WHOLE] = 0
+            visits = numbers, member.counter, row, size
+            arrays = tapes[d], flat_dy, *state, room
+            task: threads.Task
+            if plan.plain:
+                task = plain.backward, (*visits, w.panels_back, *arrays, *[empty] * 6)
+            else:
+                given = plan.floats, cut, w.panels, w.panels_back, *own
+                task = loops.backward, (*visits, *given, *arrays)
+            tasks[-1].append(task)
+    if tasks:
+        _together(count, teams, G * H * P * N * D, tasks)
+        inputs = _packed(kept.x)
+        for w, plan, tape, room in zip(layer, of_direction, tapes, rooms, strict=True):
+            part, dw = _weights(spec, w, plan, kept.x, inputs, tape, room, count)
+            dxs.append(part)
+            dweights.append(dw)
+    total: Array = dxs[0] if D == 1 else dxs[0] + dxs[1]
+    return total, dweights
 
 
 def _weights(
     spec: Spec,
     w: Direction,
+    plan: Plan,
     x: Array,
     inputs: Array,  # x as panels
-    tape: _Tape,
-    g: loops.Gradients,
-    slots: int,
+    tape: Array,
+    room: Array,
     count: int,
 ) -> tuple[Array, Weights]:
     """dx and the gradients of the weights, from those of the arguments of all steps."""
-    o, H, dtype, empty = w.options, w.hidden, w.empty.dtype, w.empty
-    P, G = w.w.w_hh.shape[1], o.gates
-    N, I = x.shape  # noqa: E741
-    t, d = tape.tape, g.d.reshape(N, slots * H)
-    # The arguments' gradients as W_hh h has them: with q in the place of n.
-    of_h = np.concatenate([d[:, : 2 * H], d[:, 3 * H :]], axis=1) if slots > G else d
-    by_x, x_row, by_h, h_row = g.d, slots * H, g.d, slots * H
+    H, P, I = w.shape[:3]  # noqa: E741
+    G, cell, dtype, empty = plan.gates, plan.cell, w.dtype, w.empty
+    N = x.shape[0]
+    slots = G + (cell == GRU_AFTER)
+    split = plan.first * H
+    (gates, extra, _, operand, c_before, c_step, hats, c_hats, _, x_hats, x_scales) = (
+        plan.part(tape, plans.TAPE, k) for k in range(11)
+    )
+    step, _, _, _, _, flat_d, d_norm, du = (plan.part(room, plans.GRADIENTS, k) for k in range(8))
+    d = flat_d.reshape(N, slots * H)
+    by_x, x_row, by_h, h_row = flat_d, slots * H, flat_d, slots * H
     more: dict[str, Array | None] = {}
     if spec.layer_norm:
-        by_x, x_row, by_h, h_row = np.empty(N * G * H, dtype), G * H, g.d_norm, G * H
+        # The arguments' gradients as W_hh h has them: with q in the place of n.
+        of_h = np.concatenate([d[:, : 2 * H], d[:, 3 * H :]], axis=1) if slots > G else d
+        by_x, x_row, by_h, h_row = np.empty(N * G * H, dtype), G * H, d_norm, G * H
         _divided(
             count, N * G * H * 10, loops.normalise_inputs_back,
-            (g.d, slots * H, tape.x_hats, tape.x_scales, _flat(w.w.ln_ih), G, H, o.first, by_x), N,
+            (flat_d, slots * H, x_hats, x_scales, _flat(w.w.ln_ih), G, H, plan.first, by_x), N,
         )  # fmt: skip
-        more["ln_ih"] = np.einsum("nk,nk->k", d[:, : G * H], tape.x_hats.reshape(N, G * H))
-        more["ln_hh"] = np.einsum("nk,nk->k", of_h, t.hats.reshape(N, G * H))
+        more["ln_ih"] = np.einsum("nk,nk->k", d[:, : G * H], x_hats.reshape(N, G * H))
+        more["ln_hh"] = np.einsum("nk,nk->k", of_h, hats.reshape(N, G * H))
         if w.w.ln_c is not None:
-            du = g.du.reshape(N, H)
-            more["ln_c"] = np.einsum("nk,nk->k", du, t.c_hats.reshape(N, H))
+            du = du.reshape(N, H)
+            more["ln_c"] = np.einsum("nk,nk->k", du, c_hats.reshape(N, H))
             more["ln_c_shift"] = None if w.w.ln_c_shift is None else du.sum(axis=0)
 
     def transposed(
@@ -672,30 +753,41 @@ def _weights(
         return total
 
     dx = np.empty((N, I), dtype)
-    arguments = (dx.reshape(-1), I, I, empty, by_x, 0, x_row, 1, w.by_input_back, G * H)
+    by_input_back = plan.part(w.panels_back, plans.BACK, 2)
+    arguments = (dx.reshape(-1), I, I, empty, by_x, 0, x_row, 1, by_input_back, G * H)
     _divided(count, N * I * G * H, product, arguments, N)
     dw_ih = transposed(by_x, 0, x_row, G * H, inputs, I)
-    operand = _packed(t.operand.reshape(N, P))
-    dw_hh = transposed(by_h, 0, h_row, w.split, operand, P)
-    if w.split < G * H:
-        if o.cell == loops.GRU_BEFORE:
-            operand = _packed(t.extra.reshape(N, H))
-        slot = 2 if spec.layer_norm or o.cell == loops.GRU_BEFORE else 3
-        dw_hh = np.concatenate([dw_hh, transposed(by_h, slot * H, h_row, H, operand, P)])
-    gates = t.gates.reshape(N, G, H)
+    panels = _packed(operand.reshape(N, P))
+    dw_hh = transposed(by_h, 0, h_row, split, panels, P)
+    if split < G * H:
+        if cell == GRU_BEFORE:
+            panels = _packed(extra.reshape(N, H))
+        slot = 2 if spec.layer_norm or cell == GRU_BEFORE else 3
+        dw_hh = np.concatenate([dw_hh, transposed(by_h, slot * H, h_row, H, panels, P)])
+    of_gates = gates.reshape(N, G, H)
     if spec.projection:
-        m = gates[:, 3] * t.extra.reshape(N, H)
-        more["w_hr"] = transposed(g.step, 0, P, P, _packed(m), H)
+        m = of_gates[:, 3] * extra.reshape(N, H)
+        more["w_hr"] = transposed(step, 0, P, P, _packed(m), H)
     if spec.peepholes:
         args = d.reshape(N, G, H)
-        c_before, c_step = t.c_before.reshape(N, H), t.c_step.reshape(N, H)
-        pairs = ((args[:, 0], c_before), (args[:, 1], c_before), (args[:, 3], c_step))
+        before, after = c_before.reshape(N, H), c_step.reshape(N, H)
+        pairs = ((args[:, 0], before), (args[:, 1], before), (args[:, 3], after))
         more["w_peep"] = np.stack([np.einsum("nk,nk->k", a, b) for a, b in pairs])
+
+    def summed(parts: list[tuple[int, int]]) -> Array:
+        """Over all steps, of d's columns (first, count)."""
+        total = np.empty(G * H, dtype)
+        at = 0
+        for first, columns in parts:
+            sums(total[at:], flat_d, first, slots * H, columns, N)
+            at += columns
+        return total
+
     return dx, Weights(
         dw_ih,
         dw_hh,
-        None if w.w.b_ih is None else d[:, : G * H].sum(axis=0),
-        None if w.w.b_hh is None else of_h.sum(axis=0),
+        None if w.w.b_ih is None else summed([(0, G * H)]),
+        None if w.w.b_hh is None else summed([(0, split), ((slots - 1) * H, G * H - split)]),
         **more,
     )
 

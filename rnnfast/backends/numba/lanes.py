@@ -1,5 +1,5 @@
-"""What Numba has no words for, as LLVM: fused multiply-add, bits of a float, a tile of a matrix
-product held in registers, a square transposed there, and a barrier of threads.
+"""What Numba has no words for, as LLVM: a tile of a matrix product held in registers, a square
+transposed there, and a barrier of threads.
 
 A tile is `rows` rows by PANEL columns of c += a w. Each element is one chain of multiply-adds over
 k, in rising order, that starts from what c holds: its bits depend neither on the number of rows
@@ -20,58 +20,24 @@ from .compiled import intrinsic
 
 PANEL_BYTES = 256  # of one row of a panel
 _WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
-_VECTOR_BYTES, _VECTORS = (64, 4) if _WIDE else (32, 2)  # in registers, for each row of a tile
-SQUARE_BYTES = _VECTOR_BYTES  # of one row of a square
+VECTOR_BYTES, _VECTORS = (64, 4) if _WIDE else (32, 2)  # in registers, for each row of a tile
+SQUARE_BYTES = VECTOR_BYTES  # of one row of a square
 ROWS = 6  # of the largest tile
 _INTP = ir.IntType(types.intp.bitwidth)
 _BOUND = ir.IntType(32)
 
 
-def _name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
     return "f32" if kind == types.float32 else "f64"
 
 
-def _fmuladd(builder: Any, kind: Any, lanes: int, *operands: Any) -> Any:
+def fmuladd(builder: Any, kind: Any, lanes: int, *operands: Any) -> Any:
     """a * b + c, fused where the machine can."""
     of = operands[0].type
-    suffix = _name(kind) if lanes == 1 else f"v{lanes}{_name(kind)}"
+    suffix = type_name(kind) if lanes == 1 else f"v{lanes}{type_name(kind)}"
     signature = ir.FunctionType(of, [of, of, of])
     f = cgutils.get_or_insert_function(builder.module, signature, f"llvm.fmuladd.{suffix}")
     return builder.call(f, operands)
-
-
-@intrinsic
-def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c of numbers of one type, rounded once where the machine can."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _fmuladd(builder, a, 1, *arguments)
-
-    if not a == b == c:
-        return None
-    return a(a, a, a), generate
-
-
-@intrinsic
-def to_bits(typingctx: Any, a: Any) -> Any:
-    """The bits of a float as an integer of its size."""
-    result = types.int32 if a == types.float32 else types.int64
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(result))
-
-    return result(a), generate
-
-
-@intrinsic
-def from_bits(typingctx: Any, bits: Any) -> Any:
-    """The float that has these bits."""
-    result = types.float32 if bits == types.int32 else types.float64
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(result))
-
-    return result(bits), generate
 
 
 def _tile(rows: int, panels: int = 1) -> Any:
@@ -93,7 +59,7 @@ def _tile(rows: int, panels: int = 1) -> Any:
     ) -> Any:
         kind = c.dtype
         size = kind.bitwidth // 8
-        lanes = _VECTOR_BYTES // size
+        lanes = VECTOR_BYTES // size
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             c_, c_at_, c_row_, columns_, a_, a_at_, a_row_, a_k_, w_, w_at_, w_panel_, count_ = (
@@ -105,7 +71,7 @@ def _tile(rows: int, panels: int = 1) -> Any:
             scalar = context.get_value_type(kind)
             vector = ir.VectorType(scalar, lanes)
             mask_type = ir.VectorType(ir.IntType(1), lanes)
-            suffix = f"v{lanes}{_name(kind)}.p0"
+            suffix = f"v{lanes}{type_name(kind)}.p0"
             pointer = vector.as_pointer()
 
             def data(array_type: Any, value: Any, at: Any) -> Any:
@@ -180,7 +146,7 @@ def _tile(rows: int, panels: int = 1) -> Any:
                         factor = splat(builder.load(builder.gep(a_rows[r], [step])), vector)
                         for v in range(len(vectors)):
                             total = builder.load(sums[r][v])
-                            total = _fmuladd(builder, kind, lanes, factor, loaded[v], total)
+                            total = fmuladd(builder, kind, lanes, factor, loaded[v], total)
                             builder.store(total, sums[r][v])
                 for r in range(rows):
                     for v in range(len(vectors)):
@@ -203,7 +169,7 @@ def square(typingctx: Any, w: Any, w_at: Any, w_row: Any, to: Any, to_at: Any) -
     """to[k][j] = w[j][k] for a square of one vector a row; rows of `to` are those of a panel."""
     kind = w.dtype
     size = kind.bitwidth // 8
-    lanes = _VECTOR_BYTES // size
+    lanes = VECTOR_BYTES // size
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         w_, w_at_, w_row_, to_, to_at_ = arguments
@@ -234,6 +200,31 @@ def square(typingctx: Any, w: Any, w_at: Any, w_row: Any, to: Any, to_at: Any) -
 
     integer = types.intp
     return types.void(w, integer, integer, to, integer), generate
+
+
+@intrinsic
+def part(typingctx: Any, a: Any, begin: Any, end: Any) -> Any:
+    """a[begin:end] of an array of one axis, both within it, that does not keep its memory.
+
+    Who calls from Python does; Numba's own slices count references at each step of a loop.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.make_array(a)(context, builder, arguments[0])
+        made = context.make_array(a)(context, builder)
+        count = builder.sub(arguments[2], arguments[1])
+        size = ir.Constant(_INTP, context.get_abi_sizeof(whole.data.type.pointee))
+        context.populate_array(
+            made,
+            data=builder.gep(whole.data, [arguments[1]]),
+            shape=cgutils.pack_array(builder, [count]),
+            strides=cgutils.pack_array(builder, [size]),
+            itemsize=size,
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return a(a, types.intp, types.intp), generate
 
 
 @intrinsic

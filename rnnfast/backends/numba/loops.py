@@ -1,29 +1,51 @@
-"""The time loops: one function for a forward pass of one direction over some steps, one for BPTT.
+"""The time loops of cells with options: a forward pass of one direction over some steps, and BPTT.
 
 Every cell and option goes through them; what differs is chosen row by row, outside the loops over
-units. Equations: rnnfast/reference/<cell>.py. All arrays are flat. Rows of the batch that fall to
-other members of a team are independent of this one's; with `team.units` a member has all rows but
-some units of each, and the members meet at a barrier.
-
-The state runs in place: h and c begin as the initial state, rows that have not started keep it,
-and rows that have ended keep theirs.
+units. Equations: rnnfast/reference/<cell>.py. For the rest see `shared.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .compiled import entry, jit
 from .functions import activate, activate_back
-from .lanes import arrive, arrived, give_way
+from .lanes import part, stay_apart
 from .norms import normalise, normalise_back, scale_and_shift
-from .products import multiply, panel_width
-
-LSTM, GRU_AFTER, GRU_BEFORE, RNN, GATED = range(5)
-_UNITS = np.intp(16)  # a member's share is a multiple of this
-_0, _1, _2 = map(np.intp, range(3))  # a Python int would have a type, and a compilation, of its own
+from .plans import (
+    BACK,
+    FIRST_ROW,
+    GATED,
+    GRADIENTS,
+    GRU_AFTER,
+    GRU_BEFORE,
+    INPUTS,
+    LSTM,
+    RNN,
+    ROWS,
+    RUNNING,
+    TAPE,
+    WEIGHTS,
+    WHOLE,
+)
+from .products import aligned, multiply, panel_width, product_rows
+from .shared import (
+    ONE,
+    TWO,
+    UNITS,
+    ZERO,
+    K,
+    Visits,
+    add,
+    clear,
+    copy,
+    held,
+    meet,
+    panel_count,
+    read_team,
+    section,
+    share,
+)
 
 
 class Options(NamedTuple):
@@ -47,25 +69,6 @@ class Sizes(NamedTuple):
     outputs: int  # P
     directions: int
     direction: int
-
-
-class Team(NamedTuple):
-    """One member's part: rows begin to end - 1 or, with `units`, a share of the units."""
-
-    begin: int
-    end: int
-    units: int
-    member: int
-    members: int
-    counter: Any  # (1,) arrivals at the barrier
-
-
-class Steps(NamedTuple):
-    """The visits of one direction, in its order."""
-
-    row: Any  # of the first row, in the arrays below
-    count: Any  # rows
-    cut: Any  # whether gradients stop on the way to the visit before
 
 
 class Recurrent(NamedTuple):
@@ -125,65 +128,80 @@ class Gradients(NamedTuple):
 
 
 @jit
-def _meet(team: Any) -> None:
-    if team.members > 1 and team.units:
-        target = (arrive(team.counter) // team.members + 1) * team.members
-        spins = 0
-        while arrived(team.counter) < target:
-            spins += 1
-            if spins > 2000:
-                give_way()
+def _options(plan: Any, floats: Any) -> Any:
+    return Options(
+        plan[0],
+        plan[1],
+        plan[2],
+        (plan[3], floats[0], floats[1]),
+        (plan[4], floats[2], floats[3]),
+        (plan[5], floats[4], floats[5]),
+        floats[6],
+        floats[7],
+        plan[6],
+        plan[7],
+        plan[8],
+    )
 
 
 @jit
-def _share(team: Any, count: int, multiple: int) -> Any:
-    """A member's part of `count` units or panels."""
-    if not team.units:
-        return 0, count
-    blocks = (count + multiple - 1) // multiple
-    begin = blocks * team.member // team.members * multiple
-    end = blocks * (team.member + 1) // team.members * multiple
-    return min(begin, count), min(end, count)
+def _sizes(plan: Any) -> Any:
+    return Sizes(plan[10], plan[11], plan[13], plan[14])
 
 
 @jit
-def _copy(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
-    for j in range(count):
-        a[j] = b[j]
+def _recurrent(a: Any, plan: Any, first: Any, second: Any) -> Any:
+    at = WEIGHTS
+    return Recurrent(
+        first,
+        second,
+        section(a, plan, at, K[4]),
+        section(a, plan, at, K[5]),
+        section(a, plan, at, K[6]),
+        section(a, plan, at, K[7]),
+        section(a, plan, at, K[8]),
+        section(a, plan, at, K[9]),
+    )
+
+
+@jit
+def _tape(a: Any, plan: Any) -> Any:
+    at = TAPE
+    return Tape(
+        section(a, plan, at, K[0]),
+        section(a, plan, at, K[1]),
+        section(a, plan, at, K[2]),
+        section(a, plan, at, K[3]),
+        section(a, plan, at, K[4]),
+        section(a, plan, at, K[5]),
+        section(a, plan, at, K[6]),
+        section(a, plan, at, K[7]),
+        section(a, plan, at, K[8]),
+    )
 
 
 @jit
 def _copy_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
-    c = by[by_at : by_at + count]
+    a = part(to, to_at, to_at + count)
+    b = part(source, at, at + count)
+    c = part(by, by_at, by_at + count)
     for j in range(count):
         a[j] = b[j] * c[j]
 
 
 @jit
-def _add(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
-    for j in range(count):
-        a[j] += b[j]
-
-
-@jit
 def _subtract(to: Any, to_at: int, source: Any, at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
+    a = part(to, to_at, to_at + count)
+    b = part(source, at, at + count)
     for j in range(count):
         a[j] -= b[j]
 
 
 @jit
 def _add_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, count: int) -> None:
-    a = to[to_at : to_at + count]
-    b = source[at : at + count]
-    c = by[by_at : by_at + count]
+    a = part(to, to_at, to_at + count)
+    b = part(source, at, at + count)
+    c = part(by, by_at, by_at + count)
     for j in range(count):
         a[j] += b[j] * c[j]
 
@@ -191,31 +209,18 @@ def _add_times(to: Any, to_at: int, source: Any, at: int, by: Any, by_at: int, c
 @jit
 def _keep(k: Any, k_at: int, before: Any, before_at: int, after: Any, at: int, count: int) -> None:
     """after = k before + (1 - k) after: exactly one of them where k is 0 or 1"""
-    a = after[at : at + count]
-    b = before[before_at : before_at + count]
-    share = k[k_at : k_at + count]
+    a = part(after, at, at + count)
+    b = part(before, before_at, before_at + count)
+    kept = part(k, k_at, k_at + count)
+    one = type(k[0])(1)
     for j in range(count):
-        a[j] = share[j] * b[j] + (1 - share[j]) * a[j]
-
-
-@jit
-def _clear(c: Any, at: int, row: int, rows: int, begin: int, end: int) -> None:
-    for r in range(rows):
-        part = c[at + r * row + begin : at + r * row + end]
-        for j in range(end - begin):
-            part[j] = 0
+        a[j] = kept[j] * b[j] + (one - kept[j]) * a[j]
 
 
 @jit
 def _mask_at(mask: Any, row: int, width: int) -> int:
     """Where a row of a mask begins, which may be one row for all."""
     return 0 if mask.size == width else row * width
-
-
-@jit
-def _panels(columns: int, panels: Any) -> Any:
-    width = panel_width(panels)
-    return (columns + width - 1) // width
 
 
 # ------------------------------------------------------------------------------------ forward
@@ -228,7 +233,7 @@ def _lstm_gates(
     at, c_at = r * 4 * H + u, b * H + u
     a = t.gates
     if t.c_before.size:
-        _copy(t.c_before, r * H + u, s.c, c_at, n)
+        copy(t.c_before, r * H + u, s.c, c_at, n)
     if w.w_peep.size:
         _add_times(a, at, w.w_peep, u, s.c, c_at, n)
         _add_times(a, at + H, w.w_peep, H + u, s.c, c_at, n)
@@ -239,30 +244,31 @@ def _lstm_gates(
         if not o.input_forget:
             activate(o.gate, o.clip, a, at + H, n)
     activate(o.candidate, o.clip, a, at + 2 * H, n)
-    i, f = a[at : at + n], a[at + H : at + H + n]
+    i, f = part(a, at, at + n), part(a, at + H, at + H + n)
     if o.input_forget:
+        one = type(i[0])(1)
         for j in range(n):
-            f[j] = 1 - i[j]
-    g = a[at + 2 * H : at + 2 * H + n]
-    c = s.c[c_at : c_at + n]
-    c_next = s.work[c_at : c_at + n]
+            f[j] = one - i[j]
+    g = part(a, at + 2 * H, at + 2 * H + n)
+    c = part(s.c, c_at, c_at + n)
+    c_next = part(s.work, c_at, c_at + n)
     for j in range(n):
         c_next[j] = f[j] * c[j] + i[j] * g[j]
     if w.w_peep.size:
         _add_times(a, at + 3 * H, w.w_peep, 2 * H + u, s.work, c_at, n)
         if t.c_step.size:
-            _copy(t.c_step, r * H + u, s.work, c_at, n)
+            copy(t.c_step, r * H + u, s.work, c_at, n)
     activate(o.gate, o.clip, a, at + 3 * H, n)
     if w.c_gain.size:
-        _copy(t.c_hats, r * H, s.work, c_at, H)
+        copy(t.c_hats, r * H, s.work, c_at, H)
         normalise(t.c_hats, r * H, H, t.scales, r * 3 + 2)
-        scale_and_shift(t.c_hats, r * H, w.c_gain, w.c_shift, _0, H, t.extra, r * H)
+        scale_and_shift(t.c_hats, r * H, w.c_gain, w.c_shift, ZERO, H, t.extra, r * H)
     else:
-        _copy(t.extra, r * H + u, s.work, c_at, n)
+        copy(t.extra, r * H + u, s.work, c_at, n)
     activate(o.output, 0.0, t.extra, r * H + u, n)
     if m.keep_c.size:
         _keep(m.keep_c, _mask_at(m.keep_c, r, H) + u, s.c, c_at, s.work, c_at, n)
-    _copy(s.c, c_at, s.work, c_at, n)
+    copy(s.c, c_at, s.work, c_at, n)
     to = s.work if o.projection else s.step
     _copy_times(to, c_at, a, at + 3 * H, t.extra, r * H + u, n)
 
@@ -286,10 +292,11 @@ def _gru_candidate(o: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: in
     if o.cell == GRU_AFTER:
         _add_times(t.gates, at + 2 * H, t.gates, at, t.extra, r * H + u, n)
     activate(o.candidate, o.clip, t.gates, at + 2 * H, n)
-    z, new = t.gates[at + H : at + H + n], t.gates[at + 2 * H : at + 2 * H + n]
-    h, step = s.h[b * H + u : b * H + u + n], s.step[b * H + u : b * H + u + n]
+    z, new = part(t.gates, at + H, at + H + n), part(t.gates, at + 2 * H, at + 2 * H + n)
+    h, step = part(s.h, b * H + u, b * H + u + n), part(s.step, b * H + u, b * H + u + n)
+    one = type(z[0])(1)
     for j in range(n):
-        step[j] = (1 - z[j]) * new[j] + z[j] * h[j]
+        step[j] = (one - z[j]) * new[j] + z[j] * h[j]
 
 
 @jit
@@ -298,9 +305,9 @@ def _gated_step(o: Any, t: Any, s: Any, H: int, r: int, b: int, u: int, n: int) 
     activate(o.gate, o.clip, t.gates, at, n)
     activate(o.gate, o.clip, t.gates, at + H, n)
     activate(o.candidate, o.clip, t.gates, at + 2 * H, n)
-    i, f = t.gates[at : at + n], t.gates[at + H : at + H + n]
-    v = t.gates[at + 2 * H : at + 2 * H + n]
-    h, step = s.h[b * H + u : b * H + u + n], s.step[b * H + u : b * H + u + n]
+    i, f = part(t.gates, at, at + n), part(t.gates, at + H, at + H + n)
+    v = part(t.gates, at + 2 * H, at + 2 * H + n)
+    h, step = part(s.h, b * H + u, b * H + u + n), part(s.step, b * H + u, b * H + u + n)
     for j in range(n):
         step[j] = f[j] * h[j] + i[j] * v[j]
 
@@ -310,12 +317,13 @@ def _add_normed(
     o: Any, w: Any, t: Any, raw: Any, raw_at: int, H: int, r: int, gate: int, gates: int, group: int
 ) -> None:
     """The recurrent part of some gates of a row, normalised, joins the x part."""
+    stay_apart()
     hat_at = (r * o.gates + gate) * H
-    _copy(t.hats, hat_at, raw, raw_at, gates * H)
+    copy(t.hats, hat_at, raw, raw_at, gates * H)
     normalise(t.hats, hat_at, gates * H, t.scales, r * 3 + group)
     scale_and_shift(t.hats, hat_at, w.gain, w.shift, gate * H, gates * H, raw, raw_at)
     if not (o.cell == GRU_AFTER and group == 1):
-        _add(t.gates, hat_at, raw, raw_at, gates * H)
+        add(t.gates, hat_at, raw, raw_at, gates * H)
 
 
 @jit
@@ -327,43 +335,60 @@ def _finish(
     r, at = steps.row[i] + b, b * P + u
     if m.keep_h.size:
         _keep(m.keep_h, _mask_at(m.keep_h, r, P) + u, s.h, at, s.step, at, n)
-    _copy(s.h, at, s.step, at, n)
-    _copy(y, y_at + (r * z.directions + z.direction) * P + u, s.step, at, n)
+    copy(s.h, at, s.step, at, n)
+    copy(y, y_at + (r * z.directions + z.direction) * P + u, s.step, at, n)
 
 
 @jit
 def _begin(steps: Any, m: Any, t: Any, s: Any, P: int, i: int, b: int, u: int, n: int) -> None:
     """h of a row, as a step is to read it."""
     at = (steps.row[i] + b) * P + u
-    _copy(t.h_before, at, s.h, b * P + u, n)
+    copy(t.h_before, at, s.h, b * P + u, n)
     if m.recurrent.size:
         _copy_times(t.operand, at, s.h, b * P + u, m.recurrent, b * P + u, n)
 
 
 @entry
 def forward(
-    o: Any, z: Any, team: Any, steps: Any, w: Any, m: Any, t: Any, s: Any, y: Any, y_at: int
-) -> None:
-    """Run `steps`. y_at is where y has the first of the rows."""
-    H, P, G = z.hidden, z.outputs, o.gates
-    u0, u1 = _share(team, H, _UNITS)
-    v0, v1 = _share(team, P, _UNITS)
-    q0, q1 = _share(team, _panels(o.first * H, w.first), _1)
+    plan: Any, floats: Any, counter: Any, visits_row: Any, visits_count: Any, x: Any, weights: Any,
+    recurrent_mask: Any, keep_h: Any, keep_c: Any, tape: Any, h: Any, c: Any, y: Any,
+) -> None:  # fmt: skip
+    """Run the steps of a plan."""
+    o, z, team = _options(plan, floats), _sizes(plan), read_team(plan, counter)
+    steps = Visits(held(visits_row), held(visits_count))
+    weights, tape = aligned(weights), aligned(tape)
+    first, second = section(weights, plan, WEIGHTS, K[2]), section(weights, plan, WEIGHTS, K[3])
+    w, t = _recurrent(weights, plan, first, second), _tape(tape, plan)
+    m = Masks(held(recurrent_mask), held(keep_h), held(keep_c))
+    s = Running(
+        held(h), held(c), section(tape, plan, RUNNING, K[0]), section(tape, plan, RUNNING, K[1]),
+        section(tape, plan, RUNNING, K[2]),
+    )  # fmt: skip
+    H, P, G, I = z.hidden, z.outputs, o.gates, plan[INPUTS]  # noqa: E741
+    if plan[WHOLE]:
+        product_rows(
+            t.gates, G * H, G * H, section(weights, plan, WEIGHTS, K[1]), held(x),
+            plan[FIRST_ROW] * I, I, ONE, section(weights, plan, WEIGHTS, K[0]), I, ZERO, plan[ROWS],
+        )  # fmt: skip
+    y, y_at = held(y), plan[FIRST_ROW] * z.directions * P
+    u0, u1 = share(team, H, UNITS)
+    v0, v1 = share(team, P, UNITS)
+    q0, q1 = share(team, panel_count(o.first * H, w.first), ONE)
     second_columns = P if o.projection else H
-    s0, s1 = _share(team, _panels(second_columns, w.second), _1)
+    s0, s1 = share(team, panel_count(second_columns, w.second), ONE)
     width = panel_width(w.first)
     visits = len(steps.row)
     if visits:
         for b in range(team.begin, min(team.end, steps.count[0])):
-            _begin(steps, m, t, s, P, _0, b, v0, v1 - v0)
-        _meet(team)
+            _begin(steps, m, t, s, P, ZERO, b, v0, v1 - v0)
+        meet(team)
     for i in range(visits):
         row, rows = steps.row[i], min(team.end, steps.count[i]) - team.begin
         begin = team.begin
         r = row + begin
         if rows > 0:
             if o.norm:
-                _clear(s.raw, begin * G * H, G * H, rows, _0, o.first * H)
+                clear(s.raw, begin * G * H, G * H, rows, ZERO, o.first * H)
                 multiply(
                     s.raw,
                     begin * G * H,
@@ -373,7 +398,7 @@ def forward(
                     t.operand,
                     r * P,
                     P,
-                    _1,
+                    ONE,
                     w.first,
                     P,
                     q0,
@@ -389,7 +414,7 @@ def forward(
                     t.operand,
                     r * P,
                     P,
-                    _1,
+                    ONE,
                     w.first,
                     P,
                     q0,
@@ -397,23 +422,23 @@ def forward(
                 )
             if o.cell == GRU_AFTER:
                 for k in range(r, r + rows):
-                    _clear(t.extra, k * H, _0, _1, s0 * width, min(H, s1 * width))
+                    clear(t.extra, k * H, ZERO, ONE, s0 * width, min(H, s1 * width))
                     if w.bias.size:
                         columns = min(H, s1 * width) - s0 * width
-                        _add(t.extra, k * H + s0 * width, w.bias, s0 * width, columns)
-                multiply(t.extra, r * H, H, H, rows, t.operand, r * P, P, _1, w.second, P, s0, s1)
-        _meet(team)
+                        add(t.extra, k * H + s0 * width, w.bias, s0 * width, columns)
+                multiply(t.extra, r * H, H, H, rows, t.operand, r * P, P, ONE, w.second, P, s0, s1)
+        meet(team)
         for b in range(begin, begin + rows):
             r = row + b
             if o.norm:
-                _add_normed(o, w, t, s.raw, b * G * H, H, r, _0, o.first, _0)
+                _add_normed(o, w, t, s.raw, b * G * H, H, r, ZERO, o.first, ZERO)
                 if o.cell == GRU_AFTER:
-                    _add_normed(o, w, t, t.extra, r * H, H, r, _2, _1, _1)
+                    _add_normed(o, w, t, t.extra, r * H, H, r, TWO, ONE, ONE)
             if o.cell == LSTM:
                 _lstm_gates(o, w, m, t, s, H, r, b, u0, u1 - u0)
             elif o.cell == RNN:
                 activate(o.candidate, o.clip, t.gates, r * H + u0, u1 - u0)
-                _copy(s.step, b * H + u0, t.gates, r * H + u0, u1 - u0)
+                copy(s.step, b * H + u0, t.gates, r * H + u0, u1 - u0)
             elif o.cell == GATED:
                 _gated_step(o, t, s, H, r, b, u0, u1 - u0)
             else:
@@ -421,10 +446,10 @@ def forward(
                 if o.cell == GRU_AFTER:
                     _gru_candidate(o, t, s, H, r, b, u0, u1 - u0)
         if o.cell == GRU_BEFORE:
-            _meet(team)
+            meet(team)
             r = row + begin
             if rows > 0 and o.norm:
-                _clear(s.raw, begin * G * H, G * H, rows, 2 * H, 3 * H)
+                clear(s.raw, begin * G * H, G * H, rows, 2 * H, 3 * H)
                 multiply(
                     s.raw,
                     begin * G * H + 2 * H,
@@ -434,7 +459,7 @@ def forward(
                     t.extra,
                     r * H,
                     H,
-                    _1,
+                    ONE,
                     w.second,
                     H,
                     s0,
@@ -450,31 +475,31 @@ def forward(
                     t.extra,
                     r * H,
                     H,
-                    _1,
+                    ONE,
                     w.second,
                     H,
                     s0,
                     s1,
                 )
-            _meet(team)
+            meet(team)
             for b in range(begin, begin + rows):
                 if o.norm:
-                    _add_normed(o, w, t, s.raw, b * G * H + 2 * H, H, row + b, _2, _1, _1)
+                    _add_normed(o, w, t, s.raw, b * G * H + 2 * H, H, row + b, TWO, ONE, ONE)
                 _gru_candidate(o, t, s, H, row + b, b, u0, u1 - u0)
         elif o.projection:
-            _meet(team)
+            meet(team)
             if rows > 0:
-                _clear(s.step, begin * P, P, rows, s0 * width, min(P, s1 * width))
+                clear(s.step, begin * P, P, rows, s0 * width, min(P, s1 * width))
                 multiply(
-                    s.step, begin * P, P, P, rows, s.work, begin * H, H, _1, w.second, H, s0, s1
+                    s.step, begin * P, P, P, rows, s.work, begin * H, H, ONE, w.second, H, s0, s1
                 )
-            _meet(team)
+            meet(team)
         for b in range(begin, begin + rows):
             _finish(z, steps, m, t, s, y, y_at, i, b, v0, v1 - v0)
         if i + 1 < visits:
             for b in range(begin, min(team.end, steps.count[i + 1])):
                 _begin(steps, m, t, s, P, i + 1, b, v0, v1 - v0)
-        _meet(team)
+        meet(team)
 
 
 # ----------------------------------------------------------------------------------- backward
@@ -484,11 +509,11 @@ def forward(
 def _gather(z: Any, m: Any, g: Any, dy: Any, r: int, b: int, at: int, u: int, n: int) -> None:
     """The gradient of h as the cell made it, and in g.dh what zoneout passes on."""
     P = z.outputs
-    dh = g.dh[b * P + u : b * P + u + n]
-    step = g.step[at + u : at + u + n]
+    dh = part(g.dh, b * P + u, b * P + u + n)
+    step = part(g.step, at + u, at + u + n)
     if dy.size:
         dy_at = (r * z.directions + z.direction) * P + u
-        d = dy[dy_at : dy_at + n]
+        d = part(dy, dy_at, dy_at + n)
         for j in range(n):
             step[j] = dh[j] + d[j]
     else:
@@ -496,7 +521,7 @@ def _gather(z: Any, m: Any, g: Any, dy: Any, r: int, b: int, at: int, u: int, n:
             step[j] = dh[j]
     if m.keep_h.size:
         k_at = _mask_at(m.keep_h, r, P) + u
-        k = m.keep_h[k_at : k_at + n]
+        k = part(m.keep_h, k_at, k_at + n)
         for j in range(n):
             dh[j] = step[j] * k[j]
             step[j] -= dh[j]
@@ -516,20 +541,20 @@ def _lstm_back(
     _copy_times(g.work, c_at, g.of_m, c_at, a, at + 3 * H, n)
     activate_back(o.output, 0.0, 0.0, t.extra, one, g.work, c_at, n)
     if w.c_gain.size:
-        _copy(g.du, r * H, g.work, b * H, H)
-        _copy_times(g.work, b * H, g.du, r * H, w.c_gain, _0, H)
+        copy(g.du, r * H, g.work, b * H, H)
+        _copy_times(g.work, b * H, g.du, r * H, w.c_gain, ZERO, H)
         normalise_back(g.work, b * H, t.c_hats, r * H, t.scales, r * 3 + 2, H)
     if m.keep_c.size:
         _copy_times(g.kept, c_at, g.dc, c_at, m.keep_c, _mask_at(m.keep_c, r, H) + u, n)
         _subtract(g.dc, c_at, g.kept, c_at, n)
-    _add(g.work, c_at, g.dc, c_at, n)
+    add(g.work, c_at, g.dc, c_at, n)
     if w.w_peep.size:
         _add_times(g.work, c_at, d, at + 3 * H, w.w_peep, 2 * H + u, n)
     _copy_times(d, at, g.work, c_at, a, at + 2 * H, n)
     _copy_times(d, at + H, g.work, c_at, t.c_before, one, n)
     if o.input_forget:
         _subtract(d, at, d, at + H, n)
-        _clear(d, at + H, _0, _1, _0, n)
+        clear(d, at + H, ZERO, ONE, ZERO, n)
     else:
         activate_back(o.gate, o.clip, most, a, at + H, d, at + H, n)
     activate_back(o.gate, o.clip, most, a, at, d, at, n)
@@ -537,7 +562,7 @@ def _lstm_back(
     activate_back(o.candidate, o.clip, most, a, at + 2 * H, d, at + 2 * H, n)
     _copy_times(g.dc, c_at, g.work, c_at, a, at + H, n)
     if m.keep_c.size:
-        _add(g.dc, c_at, g.kept, c_at, n)
+        add(g.dc, c_at, g.kept, c_at, n)
     if w.w_peep.size:
         _add_times(g.dc, c_at, d, at, w.w_peep, u, n)
         _add_times(g.dc, c_at, d, at + H, w.w_peep, H + u, n)
@@ -549,13 +574,14 @@ def _gru_back(o: Any, t: Any, g: Any, H: int, r: int, b: int, u: int, n: int) ->
     row = 4 * H if o.cell == GRU_AFTER else 3 * H
     at, a_at, h_at, one = r * row + u, r * 3 * H + u, b * H + u, r * H + u
     d, most = g.d, o.grad_clip
-    dh, h = g.step[h_at : h_at + n], t.h_before[one : one + n]
-    z, new = t.gates[a_at + H : a_at + H + n], t.gates[a_at + 2 * H : a_at + 2 * H + n]
-    dz, dn = d[at + H : at + H + n], d[at + 2 * H : at + 2 * H + n]
+    dh, h = part(g.step, h_at, h_at + n), part(t.h_before, one, one + n)
+    z, new = part(t.gates, a_at + H, a_at + H + n), part(t.gates, a_at + 2 * H, a_at + 2 * H + n)
+    dz, dn = part(d, at + H, at + H + n), part(d, at + 2 * H, at + 2 * H + n)
     for j in range(n):
         dz[j] = dh[j] * (h[j] - new[j])
+    whole = type(z[0])(1)
     for j in range(n):
-        dn[j] = dh[j] * (1 - z[j])
+        dn[j] = dh[j] * (whole - z[j])
     _add_times(g.dh, h_at, g.step, h_at, t.gates, a_at + H, n)
     activate_back(o.gate, o.clip, most, t.gates, a_at + H, d, at + H, n)
     activate_back(o.candidate, o.clip, most, t.gates, a_at + 2 * H, d, at + 2 * H, n)
@@ -574,7 +600,7 @@ def _gru_reset_back(o: Any, m: Any, t: Any, g: Any, H: int, r: int, b: int, u: i
     _copy_times(g.work, h_at, g.work, h_at, t.gates, at, n)
     if m.recurrent.size:
         _copy_times(g.work, h_at, g.work, h_at, m.recurrent, h_at, n)
-    _add(g.dh, h_at, g.work, h_at, n)
+    add(g.dh, h_at, g.work, h_at, n)
 
 
 @jit
@@ -595,6 +621,7 @@ def _normed_back(
     o: Any, w: Any, t: Any, g: Any, H: int, r: int, source: int, gate: int, gates: int, group: int
 ) -> None:
     """The gradient of some gates' recurrent part, from after its normalisation to before."""
+    stay_apart()
     at, count = (r * o.gates + gate) * H, gates * H
     _copy_times(g.d_norm, at, g.d, source, w.gain, gate * H, count)
     normalise_back(g.d_norm, at, t.hats, at, t.scales, r * 3 + group, count)
@@ -602,15 +629,37 @@ def _normed_back(
 
 @entry
 def backward(
-    o: Any, z: Any, team: Any, steps: Any, w: Any, m: Any, t: Any, g: Any, dy: Any
-) -> None:
-    """BPTT through `steps`; w has the panels of its products."""
+    plan: Any, counter: Any, visits_row: Any, visits_count: Any, floats: Any, cut: Any,
+    weights: Any, back: Any, recurrent_mask: Any, keep_h: Any, keep_c: Any, tape: Any, dy: Any,
+    dh: Any, dc: Any, room: Any,
+) -> None:  # fmt: skip
+    """BPTT through the steps of a plan."""
+    o, z, team = _options(plan, floats), _sizes(plan), read_team(plan, counter)
+    weights, back = aligned(weights), aligned(back)
+    tape, room = aligned(tape), aligned(room)
+    first, second = section(back, plan, BACK, K[0]), section(back, plan, BACK, K[1])
+    at = GRADIENTS
+    g = Gradients(
+        held(dh),
+        held(dc),
+        section(room, plan, at, K[0]),
+        section(room, plan, at, K[1]),
+        section(room, plan, at, K[2]),
+        section(room, plan, at, K[3]),
+        section(room, plan, at, K[4]),
+        section(room, plan, at, K[5]),
+        section(room, plan, at, K[6]),
+        section(room, plan, at, K[7]),
+    )
+    t, w = _tape(tape, plan), _recurrent(weights, plan, first, second)
+    m = Masks(held(recurrent_mask), held(keep_h), held(keep_c))
+    steps, cut, dy = Visits(held(visits_row), held(visits_count)), held(cut), held(dy)
     H, P, G = z.hidden, z.outputs, o.gates
     D = G + 1 if o.cell == GRU_AFTER else G
-    u0, u1 = _share(team, H, _UNITS)
-    v0, v1 = _share(team, P, _UNITS)
-    q0, q1 = _share(team, _panels(P, w.first), _1)
-    s0, s1 = _share(team, _panels(H, w.second), _1)
+    u0, u1 = share(team, H, UNITS)
+    v0, v1 = share(team, P, UNITS)
+    q0, q1 = share(team, panel_count(P, w.first), ONE)
+    s0, s1 = share(team, panel_count(H, w.second), ONE)
     width = panel_width(w.first)
     n, begin = u1 - u0, team.begin
     into = g.product if m.recurrent.size else g.dh
@@ -621,17 +670,17 @@ def backward(
             at = (row + b) * P if o.projection else b * P
             _gather(z, m, g, dy, row + b, b, at, v0, v1 - v0)
         if o.projection:
-            _meet(team)
+            meet(team)
             if rows > 0:
-                _clear(g.of_m, begin * H, H, rows, s0 * width, min(H, s1 * width))
-                multiply(g.of_m, begin * H, H, H, rows, g.step, r * P, P, _1, w.second, P, s0, s1)
-            _meet(team)
+                clear(g.of_m, begin * H, H, rows, s0 * width, min(H, s1 * width))
+                multiply(g.of_m, begin * H, H, H, rows, g.step, r * P, P, ONE, w.second, P, s0, s1)
+            meet(team)
         for b in range(begin, begin + rows):
             r = row + b
             if o.cell == LSTM:
                 _lstm_back(o, w, m, t, g, H, r, b, u0, n)
             elif o.cell == RNN:
-                _copy(g.d, r * H + u0, g.step, b * H + u0, n)
+                copy(g.d, r * H + u0, g.step, b * H + u0, n)
                 activate_back(
                     o.candidate, o.clip, o.grad_clip, t.gates, r * H + u0, g.d, r * H + u0, n
                 )
@@ -641,50 +690,50 @@ def backward(
                 _gru_back(o, t, g, H, r, b, u0, n)
             if o.norm:
                 if o.cell != GRU_BEFORE:
-                    _normed_back(o, w, t, g, H, r, r * D * H, _0, o.first, _0)
+                    _normed_back(o, w, t, g, H, r, r * D * H, ZERO, o.first, ZERO)
                 if o.cell == GRU_BEFORE:
-                    _normed_back(o, w, t, g, H, r, (r * D + 2) * H, _2, _1, _1)
+                    _normed_back(o, w, t, g, H, r, (r * D + 2) * H, TWO, ONE, ONE)
                 elif o.cell == GRU_AFTER:
-                    _normed_back(o, w, t, g, H, r, (r * D + 3) * H, _2, _1, _1)
-        _meet(team)
+                    _normed_back(o, w, t, g, H, r, (r * D + 3) * H, TWO, ONE, ONE)
+        meet(team)
         r = row + begin
         d, d_row = (g.d_norm, G * H) if o.norm else (g.d, D * H)
         if o.cell == GRU_BEFORE:
             if rows > 0:
-                _clear(g.work, begin * H, H, rows, s0 * width, min(H, s1 * width))
+                clear(g.work, begin * H, H, rows, s0 * width, min(H, s1 * width))
                 multiply(
                     g.work, begin * H, H, H, rows,
-                    d, r * d_row + 2 * H, d_row, _1, w.second, H, s0, s1,
+                    d, r * d_row + 2 * H, d_row, ONE, w.second, H, s0, s1,
                 )  # fmt: skip
-            _meet(team)
+            meet(team)
             for b in range(begin, begin + rows):
                 _gru_reset_back(o, m, t, g, H, row + b, b, u0, n)
                 if o.norm:
-                    _normed_back(o, w, t, g, H, row + b, (row + b) * D * H, _0, _2, _0)
-            _meet(team)
+                    _normed_back(o, w, t, g, H, row + b, (row + b) * D * H, ZERO, TWO, ZERO)
+            meet(team)
         if rows > 0:
             if m.recurrent.size:
-                _clear(into, begin * P, P, rows, q0 * width, min(P, q1 * width))
+                clear(into, begin * P, P, rows, q0 * width, min(P, q1 * width))
             multiply(
                 into, begin * P, P, P, rows,
-                d, r * d_row, d_row, _1, w.first, o.first * H, q0, q1,
+                d, r * d_row, d_row, ONE, w.first, o.first * H, q0, q1,
             )  # fmt: skip
             if o.cell == GRU_AFTER:
                 slot = 2 if o.norm else 3
                 multiply(
                     into, begin * P, P, P, rows,
-                    d, r * d_row + slot * H, d_row, _1, w.second, H, s0, s1,
+                    d, r * d_row + slot * H, d_row, ONE, w.second, H, s0, s1,
                 )  # fmt: skip
-        _meet(team)
+        meet(team)
         if m.recurrent.size:
             for b in range(begin, begin + rows):
                 at = b * P + v0
                 _add_times(g.dh, at, g.product, at, m.recurrent, at, v1 - v0)
-        if steps.cut[i]:
+        if cut[i]:
             for b in range(begin, min(begin + rows, steps.count[i - 1])):
-                _clear(g.dh, b * P, _0, _1, v0, v1)
+                clear(g.dh, b * P, ZERO, ONE, v0, v1)
                 if o.cell == LSTM:
-                    _clear(g.dc, b * H, _0, _1, u0, u1)
+                    clear(g.dc, b * H, ZERO, ONE, u0, u1)
 
 
 # ------------------------------------------------------------------- the normalised x part
@@ -701,7 +750,7 @@ def normalise_inputs(
         while gate < G:
             count = (first if gate == 0 else G - first) * H
             at = (r * G + gate) * H
-            _copy(hats, at, gates, at, count)
+            copy(hats, at, gates, at, count)
             normalise(hats, at, count, scales, r * 2 + (1 if gate else 0))
             scale_and_shift(hats, at, gain, shift, gate * H, count, gates, at)
             gate += first if gate == 0 else G

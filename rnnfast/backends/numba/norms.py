@@ -7,7 +7,7 @@ from typing import Any
 
 from ...reference.common import NORM_EPS
 from .compiled import jit, jit_sum
-from .lanes import stay_apart
+from .lanes import part, stay_apart
 
 
 @jit_sum
@@ -30,7 +30,7 @@ def _dot(a: Any, b: Any) -> Any:
 def normalise(a: Any, at: int, count: int, scales: Any, scale_at: int) -> None:
     """Numbers get mean 0 and variance 1; what they were multiplied with goes to scales."""
     stay_apart()
-    row = a[at : at + count]
+    row = part(a, at, at + count)
     kind = type(a[0])
     share = kind(1 / count)
     mean = _sum(row) * share
@@ -48,10 +48,10 @@ def scale_and_shift(
 ) -> None:
     """to = gain * hat + shift, where an empty shift is zero."""
     stay_apart()
-    row, a = to[to_at : to_at + count], hat[hat_at : hat_at + count]
-    by = gain[at : at + count]
+    row, a = part(to, to_at, to_at + count), part(hat, hat_at, hat_at + count)
+    by = part(gain, at, at + count)
     if shift.size:
-        more = shift[at : at + count]
+        more = part(shift, at, at + count)
         for j in range(count):
             row[j] = by[j] * a[j] + more[j]
     else:
@@ -65,7 +65,7 @@ def normalise_back(
 ) -> None:
     """The gradient of hat becomes that of the numbers before `normalise`."""
     stay_apart()
-    row, a = d[at : at + count], hat[hat_at : hat_at + count]
+    row, a = part(d, at, at + count), part(hat, hat_at, hat_at + count)
     kind = type(d[0])
     share = kind(1 / count)
     mean, parallel, scale = _sum(row) * share, _dot(row, a) * share, scales[scale_at]

@@ -11,6 +11,7 @@ from .lanes import (
     PANEL_BYTES,
     SQUARE_BYTES,
     pair1,
+    part,
     square,
     stay_apart,
     tile1,
@@ -21,6 +22,7 @@ from .lanes import (
     tile6,
 )
 
+ALIGNED = 64  # bytes
 _K_BLOCK = 512
 _ROW_BLOCK = 96
 
@@ -30,8 +32,14 @@ def panel_width(a: Any) -> Any:
     return PANEL_BYTES // a.itemsize
 
 
-@entry
-def pack(
+@jit
+def aligned(a: Any) -> Any:
+    """An array from where no vector crosses a cache line."""
+    return part(a, -a.ctypes.data % ALIGNED // a.itemsize, a.size)
+
+
+@jit
+def pack_rows(
     w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any, begin: int, end: int
 ) -> None:
     """Matrix (rows, columns), one of whose strides is 1, to panels begin to end - 1.
@@ -49,10 +57,10 @@ def pack(
                 for k in range(0, squares, side):
                     square(w, first + j * w_column + k, w_column, panels, to + k * width + j)
         for k in range(rows):
-            row = panels[to + k * width : to + (k + 1) * width]
+            row = part(panels, to + k * width, to + (k + 1) * width)
             done = used // side * side if k < squares else 0
             if w_column == 1:
-                source = w[first + k * w_row : first + k * w_row + used]
+                source = part(w, first + k * w_row, first + k * w_row + used)
                 for j in range(used):
                     row[j] = source[j]
             else:
@@ -60,6 +68,46 @@ def pack(
                     row[j] = w[first + k * w_row + j * w_column]
             for j in range(used, width):
                 row[j] = 0
+
+
+def panel_size(rows: int, columns: int, itemsize: int) -> int:
+    """How many numbers the panels of a matrix are."""
+    width = PANEL_BYTES // itemsize
+    return -(-columns // width) * width * rows
+
+
+@jit
+def pack_all(w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any) -> None:
+    """The whole of a matrix."""
+    stay_apart()
+    width = panel_width(panels)
+    pack_rows(w, w_row, w_column, rows, columns, panels, np.intp(0), (columns + width - 1) // width)
+
+
+@entry
+def pack(w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any) -> None:
+    """Matrix (rows, columns) to panels, as `pack_rows`."""
+    pack_all(w, w_row, w_column, rows, columns, panels)
+
+
+@jit
+def add_rows(to: Any, a: Any, at: int, row: int, columns: int, rows: int) -> None:
+    """to = the sum of some columns of a over the rows, in their order."""
+    stay_apart()
+    for r in range(rows):
+        numbers = part(a, at + r * row, at + r * row + columns)
+        if r == 0:
+            for j in range(columns):
+                to[j] = numbers[j]
+        else:
+            for j in range(columns):
+                to[j] += numbers[j]
+
+
+@entry
+def sums(to: Any, a: Any, at: int, row: int, columns: int, rows: int) -> None:
+    """As `add_rows`."""
+    add_rows(to, a, at, row, columns, rows)
 
 
 @jit
@@ -96,7 +144,7 @@ def multiply(
                 p += 1
         return
     for k in range(0, count, _K_BLOCK):
-        part = min(_K_BLOCK, count - k)
+        some = min(_K_BLOCK, count - k)
         for begin in range(0, rows, _ROW_BLOCK):
             end = min(rows, begin + _ROW_BLOCK)
             for p in range(first, last):
@@ -109,22 +157,22 @@ def multiply(
                     size = (left + (left + 5) // 6 - 1) // ((left + 5) // 6)
                     to, from_ = c_at + r * c_row + p * width, a_at + r * a_row + k * a_k
                     if size == 6:
-                        tile6(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile6(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     elif size == 5:
-                        tile5(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile5(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     elif size == 4:
-                        tile4(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile4(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     elif size == 3:
-                        tile3(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile3(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     elif size == 2:
-                        tile2(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile2(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     else:
-                        tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, part)
+                        tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     r += size
 
 
-@entry
-def product(
+@jit
+def product_rows(
     c: Any,
     c_row: int,
     columns: int,
@@ -139,8 +187,9 @@ def product(
     end: int,
 ) -> None:
     """Rows begin to end - 1 of c = a w + bias, where an empty bias is zero."""
+    stay_apart()
     for r in range(begin, end):
-        row = c[r * c_row : r * c_row + columns]
+        row = part(c, r * c_row, r * c_row + columns)
         if bias.size:
             for j in range(columns):
                 row[j] = bias[j]
@@ -163,3 +212,12 @@ def product(
         np.intp(0),
         (columns + width - 1) // width,
     )
+
+
+@entry
+def product(
+    c: Any, c_row: int, columns: int, bias: Any, a: Any, a_at: int, a_row: int, a_k: int,
+    panels: Any, count: int, begin: int, end: int,
+) -> None:  # fmt: skip
+    """As `product_rows`."""
+    product_rows(c, c_row, columns, bias, a, a_at, a_row, a_k, panels, count, begin, end)

@@ -1,0 +1,223 @@
+"""The time loops of cells without options, forward and back: a product, then `units.py`.
+
+Equations: rnnfast/reference/<cell>.py. For the rest see `shared.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import units
+from .compiled import entry, jit
+from .lanes import part, stay_apart
+from .plans import (
+    BACK,
+    DIRECTION,
+    DIRECTIONS,
+    FIRST_ROW,
+    GRADIENTS,
+    GRU_AFTER,
+    GRU_BEFORE,
+    HIDDEN,
+    INPUTS,
+    LSTM,
+    RNN,
+    ROWS,
+    TAPE,
+    WEIGHTS,
+    WHOLE,
+)
+from .products import add_rows, aligned, multiply, pack_all, panel_width, product_rows
+from .shared import (
+    ONE,
+    UNITS,
+    ZERO,
+    K,
+    clear,
+    copy,
+    held,
+    meet,
+    panel_count,
+    read_team,
+    section,
+    share,
+)
+
+
+@entry
+def forward(
+    plan: Any, counter: Any, visits_row: Any, visits_count: Any, x: Any, weights: Any, tape: Any,
+    h: Any, c: Any, y: Any,
+) -> None:  # fmt: skip
+    """Run the steps of a plan; with WHOLE the product with x too."""
+    cell, G, H, I = plan[0], plan[1], plan[HIDDEN], plan[INPUTS]  # noqa: E741
+    D, split = plan[DIRECTIONS], plan[2] * H
+    team = read_team(plan, counter)
+    weights, tape = aligned(weights), aligned(tape)
+    h, c, y, starts, counts = held(h), held(c), held(y), held(visits_row), held(visits_count)
+    first, second = section(weights, plan, WEIGHTS, K[2]), section(weights, plan, WEIGHTS, K[3])
+    bias = section(weights, plan, WEIGHTS, K[4])
+    a, extra = section(tape, plan, TAPE, K[0]), section(tape, plan, TAPE, K[1])
+    h_before, c_before = section(tape, plan, TAPE, K[2]), section(tape, plan, TAPE, K[4])
+    if plan[WHOLE]:
+        product_rows(
+            a, G * H, G * H, section(weights, plan, WEIGHTS, K[1]), held(x), plan[FIRST_ROW] * I,
+            I, ONE, section(weights, plan, WEIGHTS, K[0]), I, ZERO, plan[ROWS],
+        )  # fmt: skip
+    u, u1 = share(team, H, UNITS)
+    q0, q1 = share(team, panel_count(split, first), ONE)
+    s0, s1 = share(team, panel_count(H, second), ONE)
+    width = panel_width(first)
+    n, s_at, s_columns = u1 - u, s0 * width, min(H, s1 * width) - s0 * width
+    begin, y_at = team.begin, (plan[FIRST_ROW] * D + plan[DIRECTION]) * H + u
+    for i in range(len(starts)):
+        row, rows = starts[i] + begin, min(team.end, counts[i]) - begin
+        if rows > 0:
+            multiply(a, row * G * H, G * H, split, rows, h, begin * H, H, ONE, first, H, q0, q1)
+            if cell == GRU_AFTER:
+                for r in range(row, row + rows):
+                    if bias.size:
+                        copy(extra, r * H + s_at, bias, s_at, s_columns)
+                    else:
+                        clear(extra, r * H, ZERO, ONE, s_at, s_at + s_columns)
+                multiply(extra, row * H, H, H, rows, h, begin * H, H, ONE, second, H, s0, s1)
+        meet(team)
+        for k in range(rows):
+            r = row + k
+            at, one, h_at, to = r * G * H + u, r * H + u, (begin + k) * H + u, y_at + r * D * H
+            if cell == LSTM:
+                units.lstm(
+                    n, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H, c, h_at, h, h_at, y, to,
+                    extra, one, c_before, one, h_before, one,
+                )  # fmt: skip
+            elif cell == GRU_AFTER:
+                units.gru_after(
+                    n, a, at, a, at + H, a, at + 2 * H, extra, one, h, h_at, y, to, h_before, one
+                )
+            elif cell == GRU_BEFORE:
+                units.gru_reset(n, a, at, extra, one, h, h_at)
+            elif cell == RNN:
+                units.rnn(n, a, at, h, h_at, y, to, h_before, one)
+            else:
+                units.gated(n, a, at, a, at + H, a, at + 2 * H, h, h_at, y, to, h_before, one)
+        if cell == GRU_BEFORE:
+            meet(team)
+            if rows > 0:
+                multiply(
+                    a, (row * G + 2) * H, G * H, H, rows, extra, row * H, H, ONE, second, H, s0, s1
+                )
+            meet(team)
+            for k in range(rows):
+                r = row + k
+                at, to = r * G * H + u, y_at + r * D * H
+                units.gru_before(
+                    n, a, at + H, a, at + 2 * H, h, (begin + k) * H + u, y, to,
+                    h_before, r * H + u,
+                )  # fmt: skip
+        meet(team)
+
+
+@entry
+def backward(
+    plan: Any, counter: Any, visits_row: Any, visits_count: Any, back: Any, tape: Any, dy: Any,
+    dh: Any, dc: Any, room: Any, x: Any, dx: Any, dw_ih: Any, dw_hh: Any, db_ih: Any, db_hh: Any,
+) -> None:  # fmt: skip
+    """BPTT through the steps of a plan; with WHOLE the gradients of x and the weights too."""
+    cell, G, H = plan[0], plan[1], plan[HIDDEN]
+    D, split = plan[DIRECTIONS], plan[2] * H
+    slots = G + 1 if cell == GRU_AFTER else G
+    team = read_team(plan, counter)
+    back, tape, room = aligned(back), aligned(tape), aligned(room)
+    dh, dc, dy, starts, counts = held(dh), held(dc), held(dy), held(visits_row), held(visits_count)
+    first, second = section(back, plan, BACK, K[0]), section(back, plan, BACK, K[1])
+    a, extra = section(tape, plan, TAPE, K[0]), section(tape, plan, TAPE, K[1])
+    h_before, c_before = section(tape, plan, TAPE, K[2]), section(tape, plan, TAPE, K[4])
+    work, d = section(room, plan, GRADIENTS, K[2]), section(room, plan, GRADIENTS, K[5])
+    u, u1 = share(team, H, UNITS)
+    q0, q1 = share(team, panel_count(H, first), ONE)
+    s0, s1 = share(team, panel_count(H, second), ONE)
+    width = panel_width(first)
+    n, begin, y_at = u1 - u, team.begin, plan[DIRECTION] * H + u
+    for i in range(len(starts) - 1, -1, -1):
+        row, rows = starts[i] + begin, min(team.end, counts[i]) - begin
+        for k in range(rows):
+            r = row + k
+            at, one, h_at, of = r * G * H + u, r * H + u, (begin + k) * H + u, y_at + r * D * H
+            to = r * slots * H + u
+            if cell == LSTM:
+                units.lstm_back(
+                    n, dh, h_at, dc, h_at, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H,
+                    extra, one, c_before, one, d, to, d, to + H, d, to + 2 * H, d, to + 3 * H,
+                    dy, of,
+                )  # fmt: skip
+            elif cell == GRU_AFTER:
+                units.gru_after_back(
+                    n, dh, h_at, a, at, a, at + H, a, at + 2 * H, extra, one, h_before, one,
+                    d, to, d, to + H, d, to + 2 * H, d, to + 3 * H, dy, of,
+                )  # fmt: skip
+            elif cell == GRU_BEFORE:
+                units.gru_before_back(
+                    n, dh, h_at, a, at + H, a, at + 2 * H, h_before, one, d, to + H,
+                    d, to + 2 * H, dy, of,
+                )  # fmt: skip
+            elif cell == RNN:
+                units.rnn_back(n, dh, h_at, a, at, d, to, dy, of)
+            else:
+                units.gated_back(
+                    n, dh, h_at, a, at, a, at + H, a, at + 2 * H, h_before, one,
+                    d, to, d, to + H, d, to + 2 * H, dy, of,
+                )  # fmt: skip
+        meet(team)
+        d_at, d_row = row * slots * H, slots * H
+        if cell == GRU_BEFORE:
+            if rows > 0:
+                clear(work, begin * H, H, rows, s0 * width, min(H, s1 * width))
+                multiply(
+                    work, begin * H, H, H, rows, d, d_at + 2 * H, d_row, ONE, second, H, s0, s1
+                )
+            meet(team)
+            for k in range(rows):
+                r, h_at = row + k, (begin + k) * H + u
+                at = r * G * H + u
+                units.gru_reset_back(n, dh, h_at, work, h_at, a, at, h_before, r * H + u, d, at)
+            meet(team)
+        if rows > 0:
+            multiply(dh, begin * H, H, H, rows, d, d_at, d_row, ONE, first, split, q0, q1)
+            if cell == GRU_AFTER:
+                multiply(dh, begin * H, H, H, rows, d, d_at + 3 * H, d_row, ONE, second, H, s0, s1)
+        meet(team)
+    if plan[WHOLE]:
+        by_input = section(back, plan, BACK, K[2])
+        _gradients(
+            plan, d, h_before, extra, section(room, plan, GRADIENTS, K[8]), held(x), by_input,
+            held(dx), held(dw_ih), held(dw_hh), held(db_ih), held(db_hh),
+        )  # fmt: skip
+
+
+@jit
+def _gradients(
+    plan: Any, d: Any, h_before: Any, extra: Any, panels: Any, x: Any, by_input: Any, dx: Any,
+    dw_ih: Any, dw_hh: Any, db_ih: Any, db_hh: Any,
+) -> None:  # fmt: skip
+    """Those of x and of the weights, all in one thread."""
+    stay_apart()
+    cell, G, H, I, N = plan[0], plan[1], plan[HIDDEN], plan[INPUTS], plan[ROWS]  # noqa: E741
+    slots, split = G + 1 if cell == GRU_AFTER else G, plan[2] * H
+    row, none, rest = slots * H, part(x, ZERO, ZERO), G * H - split
+    product_rows(dx, I, I, none, d, ZERO, row, ONE, by_input, G * H, ZERO, N)
+    pack_all(x, I, ONE, N, I, panels)
+    product_rows(dw_ih, I, I, none, d, ZERO, ONE, row, panels, N, ZERO, G * H)
+    pack_all(h_before, H, ONE, N, H, panels)
+    product_rows(dw_hh, H, H, none, d, ZERO, ONE, row, panels, N, ZERO, split)
+    last = (slots - 1) * H
+    if rest:
+        if cell == GRU_BEFORE:
+            pack_all(extra, H, ONE, N, H, panels)
+        to = part(dw_hh, split * H, G * H * H)
+        product_rows(to, H, H, none, d, last, ONE, row, panels, N, ZERO, rest)
+    if db_ih.size:
+        add_rows(db_ih, d, ZERO, row, G * H, N)
+    if db_hh.size:
+        add_rows(db_hh, d, ZERO, row, split, N)
+        if rest:
+            add_rows(part(db_hh, split, G * H), d, last, row, rest, N)
