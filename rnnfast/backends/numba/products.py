@@ -94,14 +94,12 @@ def pack(w: Any, w_row: int, w_column: int, rows: int, columns: int, panels: Any
 def add_rows(to: Any, a: Any, at: int, row: int, columns: int, rows: int) -> None:
     """to = the sum of some columns of a over the rows, in their order."""
     stay_apart()
+    for j in range(columns):
+        to[j] = 0
     for r in range(rows):
         numbers = part(a, at + r * row, at + r * row + columns)
-        if r == 0:
-            for j in range(columns):
-                to[j] = numbers[j]
-        else:
-            for j in range(columns):
-                to[j] += numbers[j]
+        for j in range(columns):
+            to[j] += numbers[j]
 
 
 @entry
