@@ -487,31 +487,35 @@ def _forward(
     options: Any,
 ) -> tuple[Any, Any]:
     # Most calls need no conversion: the backend may take the arguments as they are.
-    plain = (
-        batch_first is False
-        and type(dropout) is float
-        and dropout == 0.0
-        and rng is None
-        and not options
-    )
-    done = None
-    if not plain:
+    done = rows = None
+    if type(dropout) is float and dropout == 0.0 and rng is None and not options:
+        rows = _steps_first(x, batch_first)
+    if rows is None or (batch_first and out is not None):
         pass
     elif type(weights) is Packed:
         fits = weights.called is spec and backend in ("auto", weights.backend.name)
         if fits and weights.shortcut is not None:
-            done = weights.shortcut(x, state, out, lengths)
-    elif (
-        out is None
-        and type(x) is np.ndarray
-        and (type(weights) is list or type(weights) is Weights)
-    ):
-        done = get(backend, spec).call(spec, x, weights, state, lengths)
+            done = weights.shortcut(rows, state, out, lengths)
+    elif out is None:
+        given = weights.single if type(weights) is Checked else weights
+        if type(given) is list or type(given) is Weights:
+            done = get(backend, spec).call(spec, rows, given, state, lengths)
     if done is not None:
-        return done
+        return (done[0].swapaxes(0, 1), done[1]) if batch_first else done
     rest = (lengths, batch_first, dropout, rng, backend, out, options)
     call = _Call(spec, x, weights, state, *rest)
     return call.forward()
+
+
+def _steps_first(x: Any, batch_first: Any) -> Array | None:
+    """NumPy's array x with the steps first; None for anything else."""
+    if type(x) is not np.ndarray:
+        return None
+    if batch_first is False:
+        return x
+    if batch_first is not True or x.ndim != 3:
+        return None
+    return np.ascontiguousarray(x.swapaxes(0, 1))
 
 
 def _vjp(
@@ -533,26 +537,28 @@ def _vjp(
     rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
     given = weights.single if type(weights) is Checked else weights
     if (
-        type(x) is np.ndarray
-        and (type(given) is list or type(given) is Weights)
-        and batch_first is False
-        and type(dropout) is float
+        type(dropout) is float
         and dropout == 0.0
         and rng is None
-        and out is None
         and not options
+        and (type(given) is list or type(given) is Weights)
+        and out is None
         and type(save) is str
         and save == "all"
         and checkpoint is None
+        and (rows := _steps_first(x, batch_first)) is not None
     ):
-        done = get(backend, spec).call_vjp(spec, x, given, state, lengths)
+        done = get(backend, spec).call_vjp(spec, rows, given, state, lengths)
         if done is not None:
             y, state_n, tape = done
             # What the caller may change before `backward`.
             kept = list(weights) if type(weights) is list else weights
             if lengths is not None:
                 rest = (lengths.copy(), *rest[1:])
-            return y, state_n, _ShortBackward(tape, (spec, x, kept, state, *rest))
+            if batch_first:
+                y = y.swapaxes(0, 1)
+            arguments = (spec, x, kept, state, *rest)
+            return y, state_n, _ShortBackward(tape, y.shape, batch_first, arguments)
     return _Call(spec, x, weights, state, *rest).vjp()
 
 
@@ -1095,14 +1101,28 @@ class _ShortBackward(Backward):
 
     _call: _Call | None  # type: ignore[assignment]
 
-    def __init__(self, tape: ShortTape, arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        tape: ShortTape,
+        shape: tuple[int, ...],  # of y
+        batch_first: bool,
+        arguments: tuple[Any, ...],
+    ) -> None:
         self._short = tape
+        self._shape = shape
+        self._batch_first = batch_first
         self._arguments = arguments
         self._call = None
 
     def __call__(self, dy: Any = None, dstate_n: Any = None) -> tuple[Any, Any, Any]:
         """See `Backward`."""
-        done = self._short.backward(dy, dstate_n, False)
+        done = None
+        if dy is None:
+            done = self._short.backward(None, dstate_n, False)
+        elif type(dy) is np.ndarray and dy.shape == self._shape:
+            # The gradient of a sum is one number repeated, with strides of 0.
+            rows = np.ascontiguousarray(dy.swapaxes(0, 1) if self._batch_first else dy)
+            done = self._short.backward(rows, dstate_n, False)
         if done is None:
             call = self._checked()
             h, c = call._dstate(dstate_n)
@@ -1110,6 +1130,8 @@ class _ShortBackward(Backward):
             done = self._short.backward(call._dy("dy", dy), given, True)
             assert done is not None
         dx, dweights, dstate = done
+        if self._batch_first:
+            dx = dx.swapaxes(0, 1)
         return dx, rebuild(self._arguments[2], (Weights(*w) for w in dweights)), dstate
 
     def vjp(self, dy: Any = None, dstate_n: Any = None) -> tuple[tuple[Any, Any, Any], Any]:
