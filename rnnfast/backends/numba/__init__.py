@@ -170,6 +170,25 @@ class Numba:
     def call(
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
     ) -> tuple[Any, Any] | None:
+        prepared = self._prepared(spec, x, weights)
+        return None if prepared is None else _Shortcut(prepared)(x, state, None, lengths)
+
+    def call_vjp(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+    ) -> tuple[Any, Any, _ShortTape] | None:
+        prepared = None if lengths is not None else self._prepared(spec, x, weights)
+        if prepared is None:
+            return None
+        way = _Shortcut(prepared)
+        running = way.start(x, state)
+        if running is None or way.known is None:
+            return None
+        y, saved = way.run(x, running, "all")
+        tape = _ShortTape(prepared, saved, way.known)
+        return y, running[0] if len(running) == 1 else tuple(running), tape
+
+    def _prepared(self, spec: Spec, x: Any, weights: Any) -> list[list[Direction]] | None:
+        """Weights of one direction a layer that need no conversion."""
         entries = [weights] if type(weights) is Weights else weights
         if not (spec.plain and entries and _plain(x) and x.dtype in FLOATS):
             return None
@@ -192,10 +211,7 @@ class Numba:
                     return None
             prepared.append([Direction(spec, w, 1, 0, False)])
             inputs = size
-        return _Shortcut(prepared)(x, state, None, lengths)
-
-    def call_vjp(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
-        return None
+        return prepared
 
     def forward(
         self,
@@ -352,7 +368,20 @@ class _Shortcut:
         self.known: _Known | None = None  # of the last call
 
     def __call__(self, x: Any, state: Any, out: Any, lengths: Any) -> tuple[Any, Any] | None:
-        if out is not None or lengths is not None or not self._fits(x) or x.ndim != 3:
+        running = None if out is not None or lengths is not None else self.start(x, state)
+        if running is None or self.known is None:
+            return None
+        if self.known.visits is None:
+            y, _ = self.run(x, running, None)
+        else:
+            y = np.empty(self.known.y_shape, self.dtype)
+            c = running[1] if len(running) == 2 else None
+            self._alone(self.known.plan, self.known.visits, x, running[0], c, y)
+        return y, running[0] if len(running) == 1 else tuple(running)
+
+    def start(self, x: Any, state: Any) -> list[Array] | None:
+        """The initial state, to be run on; None where an argument needs a conversion."""
+        if not self._fits(x) or x.ndim != 3:
             return None
         known = self.known
         if known is None or x.shape != known.x_shape:
@@ -360,26 +389,25 @@ class _Shortcut:
                 return None
             known = self.known = _Known.of(self, x.shape)
         if state is None:
-            running = [np.zeros(shape, self.dtype) for shape in known.state_shapes]
-        else:
-            given = state if len(known.state_shapes) == 2 else (state,)
-            if type(given) is not tuple or len(given) != len(known.state_shapes):
+            return [np.zeros(shape, self.dtype) for shape in known.state_shapes]
+        given = state if len(known.state_shapes) == 2 else (state,)
+        if type(given) is not tuple or len(given) != len(known.state_shapes):
+            return None
+        for a, shape in zip(given, known.state_shapes, strict=True):
+            if not self._fits(a) or a.shape != shape:
                 return None
-            for a, shape in zip(given, known.state_shapes, strict=True):
-                if not self._fits(a) or a.shape != shape:
-                    return None
-            running = [a.copy() for a in given]
-        y = np.empty(known.y_shape, self.dtype)
-        h_n, c_n = running[0], running[1] if len(running) == 2 else None
-        if known.visits is not None:
-            self._alone(known.plan, known.visits, x, h_n, c_n, y)
-        else:
-            steps, width = known.steps, y.shape[2]
-            ys = [np.empty((steps.rows, width), self.dtype) for _ in self.prepared[1:]]
-            ys.append(y.reshape(steps.rows, width))
-            x = x.reshape(steps.rows, self.input_size)
-            BACKEND.run(self.spec, self.prepared, x, steps, ys, (h_n, c_n), None, None)
-        return y, h_n if c_n is None else (h_n, c_n)
+        return [a.copy() for a in given]
+
+    def run(self, x: Array, running: list[Array], save: str | None) -> tuple[Array, list[_Saved]]:
+        """y, and what is saved. `running` becomes the last state."""
+        assert self.known is not None
+        y = np.empty(self.known.y_shape, self.dtype)
+        steps, width = self.known.steps, y.shape[2]
+        ys = [np.empty((steps.rows, width), self.dtype) for _ in self.prepared[1:]]
+        ys.append(y.reshape(steps.rows, width))
+        state = running[0], running[1] if len(running) == 2 else None
+        x = x.reshape(steps.rows, self.input_size)
+        return y, BACKEND.run(self.spec, self.prepared, x, steps, ys, state, save, None)
 
     def _alone(
         self, plan: Plan, visits: _Visits, x: Array, h: Array, c: Array | None, y: Array
@@ -395,6 +423,35 @@ class _Shortcut:
 
     def _fits(self, a: Any) -> bool:
         return _plain(a) and a.dtype == self.dtype
+
+
+class _ShortTape(NamedTuple):
+    """See `rnnfast.backends.ShortTape`."""
+
+    prepared: list[list[Direction]]
+    saved: list[_Saved]
+    known: _Known
+
+    def backward(
+        self, dy: Any, dstate_n: Any, checked: bool
+    ) -> tuple[Any, list[tuple[Any, ...]], Any] | None:
+        shapes, way = self.known.state_shapes, self.prepared[0][0]
+        given = dstate_n if len(shapes) == 2 else (dstate_n,)
+        if dstate_n is None:
+            given = (None,) * len(shapes)
+        if type(given) is not tuple or len(given) != len(shapes):
+            return None
+        wanted = zip((dy, *given), (self.known.y_shape, *shapes), strict=True)
+        for a, shape in wanted:
+            if a is not None and not (_plain(a) and a.dtype == way.dtype and a.shape == shape):
+                return None
+        rows = None if dy is None else dy.reshape(self.known.steps.rows, dy.shape[2])
+        dh_n, dc_n = given[0], given[1] if len(shapes) == 2 else None
+        dx, dweights, dh, dc = BACKEND.backward(
+            way.spec, self.prepared, self.saved, rows, dh_n, dc_n, None
+        )
+        given_weights: list[tuple[Any, ...]] = list(dweights)
+        return dx.reshape(self.known.x_shape), given_weights, dh if dc is None else (dh, dc)
 
 
 def _start(running: Array, initial: Array | None) -> None:
