@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PAUSE = 0.02  # seconds before a block
+PAUSE = 0.06  # seconds before a block; a worker of ONNX Runtime 1.32 spins for 40 ms after a call
 BLOCK = 0.01  # seconds that the counted calls of a block last, at least
 MIN_ROUNDS = 3
 
