@@ -79,6 +79,32 @@ def bounds(limits: Limits, row: Row) -> tuple[float, float]:
     return work(row) / limits.flops(threads), traffic(row) / rate
 
 
+def in_turn(limits: Limits, row: Row) -> float:
+    """Seconds of a row whose products come one after the other, each at its own higher bound.
+
+    Each layer multiplies all inputs at once, then loops over the steps, which read w_hh each.
+    Training does both again for dx and dh, and has one product more of each kind for the
+    gradients of the weights.
+    """
+    threads, (gates, shape) = row["threads"], _problem(row)
+    rate = limits.bandwidth(threads, working_set(row))
+    steps = (1 + shape.T) / 2 if shape.ragged else shape.T
+    training = row["mode"] == "training"
+
+    def at_least(width: int, reads: int) -> float:
+        numbers = gates * shape.H * width * shape.D
+        operations = 2.0 * steps * shape.B * numbers
+        return max(operations / limits.flops(threads), 4.0 * numbers * reads / rate)
+
+    inputs, total = shape.I, 0.0
+    for _ in range(shape.L):
+        total += (at_least(inputs, 1) + at_least(shape.H, shape.T)) * (2 if training else 1)
+        if training:
+            total += at_least(inputs, 1) + at_least(shape.H, 1)
+        inputs = shape.D * shape.H
+    return total
+
+
 def _problem(row: Row) -> tuple[int, Shape]:
     return len(CELLS[row["cell"]].info.gates), Shape(**row["shape"])
 

@@ -94,13 +94,27 @@ class Rnnfast(Peer):
 
 
 class RnnfastPacked(Rnnfast):
-    """The same with weights from `rnnfast.pack`."""
+    """The same with weights from `rnnfast.pack`; a single step as `rnnfast.Stream`.
+
+    A stream keeps y and the state in buffers, as ONNX Runtime's bound outputs are.
+    """
 
     name = "rnnfast-packed"
     prepacked = True
 
     def supports(self, spec: Spec, shape: Shape, mode: Mode) -> bool:
         return mode == "forward"
+
+    def make(self, problem: Problem, threads: int) -> Contender:
+        if problem.shape.T > 1 or problem.shape.D > 1:
+            return super().make(problem, threads)
+        rnnfast.set_num_threads(threads)
+        packed = self.weights(problem)
+        stream = rnnfast.Stream(
+            packed, problem.spec.cell, backend=self.backend, **options(problem.spec)
+        )
+        stream.state = problem.state
+        return Contender(partial(stream, problem.x), lambda y: named(y, stream.state))
 
     def weights(self, problem: Problem) -> Any:
         spec = problem.spec

@@ -181,6 +181,14 @@ def document(rows: list[Row], arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def write(document: dict[str, Any], path: Path) -> None:
+    """Whole or not at all."""
+    text = json.dumps(document, indent=1) + "\n"
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 def default_path(label: str, folder: Path) -> Path:
     return folder / f"{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}-{label}.json"
 

@@ -53,10 +53,18 @@ class Suite:
                 print(json.dumps(found), flush=True)
             return 0
         print(*self.header(), sep="\n", flush=True)
+        folder = Path(tempfile.gettempdir()) if options.quick else report.RESULTS
+        path = options.json or report.default_path(self.label or self.name, folder)
+        arguments = {k: v for k, v in vars(options).items() if not isinstance(v, Path)}
         rows: list[Row] = []
+        document = report.document(rows, arguments)
+
+        def save() -> None:  # after every row, so that a run that is cut off leaves what it found
+            report.write(document | self.more(rows), path)
+
         broken = False
         for threads in options.threads:
-            broken |= self._spawn(argv, threads, rows) != 0
+            broken |= self._spawn(argv, threads, rows, save) != 0
         print(*self.summary(rows), sep="\n")
         loaded = sum(found.get("loaded", False) for found in rows)
         if loaded:
@@ -66,13 +74,9 @@ class Suite:
             )
         if options.quick:
             print("--quick is for seeing that it works: these numbers are not measurements.")
-        folder = Path(tempfile.gettempdir()) if options.quick else report.RESULTS
-        path = options.json or report.default_path(self.label or self.name, folder)
-        arguments = {k: v for k, v in vars(options).items() if not isinstance(v, Path)}
-        document = report.document(rows, arguments) | self.more(rows)
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        save()
         print(f"saved to {path}")
-        self.finish(options, document, path)
+        self.finish(options, document | self.more(rows), path)
         wrong = sum(bool(found.get("failed")) for found in rows)
         if wrong:
             print(f"{wrong} rows FAILED", file=sys.stderr)
@@ -103,7 +107,9 @@ class Suite:
             options.budget = 0.2 if options.quick else self.budget
         return options
 
-    def _spawn(self, argv: list[str], threads: int, rows: list[Row]) -> int:
+    def _spawn(
+        self, argv: list[str], threads: int, rows: list[Row], save: Callable[[], None]
+    ) -> int:
         """Run the rows in a process of their own, whose pools start with this number of threads."""
         with subprocess.Popen(
             [sys.executable, "-m", "bench", self.name, *argv, "--worker", str(threads)],
@@ -115,6 +121,7 @@ class Suite:
             assert worker.stdout is not None
             for line in worker.stdout:
                 rows.append(json.loads(line))
+                save()
                 print(*self.lines(rows[-1]), sep="\n", flush=True)
         if worker.returncode:
             print(

@@ -28,6 +28,10 @@ constexpr int64_t kBackwardDepth = 1024;  // of the products that are taken in p
 // Registers limit gates * vectors to four: an LSTM tile is one vector of units wide, an RNN's four.
 constexpr int unit_vectors(int gates) { return gates >= 3 ? 1 : gates == 2 ? 2 : 4; }
 
+// Whether a tile fetches a part of the next block. One row waits for the weights anyway, in the order
+// in which the processor fetches them by itself; more requests make that 5 % slower.
+constexpr bool fetches(int rows) { return rows > 1; }
+
 // The visits of one direction.
 struct Visits {
   const Steps& steps;
@@ -212,8 +216,8 @@ struct ForwardTile {
         for (int u = 0; u < kVectors; u++)
           acc[m][g * kVectors + u] = start(row + m, g, unit + u * n);
     if (operand)
-      multiply<T, kRows, gates_here * kVectors, true>(acc, operand + row * operand_stride,
-                                                      operand_stride, 1, panel, hidden, ahead);
+      multiply<T, kRows, gates_here * kVectors, fetches(kRows)>(
+          acc, operand + row * operand_stride, operand_stride, 1, panel, hidden, ahead);
     T sums[kRows * gates_here * kVectors * n] __attribute__((aligned(64)));
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; m++)
@@ -504,9 +508,9 @@ struct BackwardTile {
           const int64_t column = Cell::back_first(kStage, part) * hidden + first - k;
           k += Cell::back_gates(kStage, part) * hidden;
           if (first < lesser(k, k_end))
-            multiply<T, kRows, kVectors, true>(acc, operand + row * stride + column, stride, 1,
-                                               panel + first * kVectors * n,
-                                               lesser(k, k_end) - first, ahead + first * n);
+            multiply<T, kRows, kVectors, fetches(kRows)>(
+                acc, operand + row * stride + column, stride, 1, panel + first * kVectors * n,
+                lesser(k, k_end) - first, ahead + first * n);
         }
       }
 #pragma GCC unroll 8
