@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from . import pictures, report, targets
+from . import page_adapters, pictures, report, targets
 from .latency import PEERS, ratio
 from .limits import Limits, bounds, in_turn
 from .memory import numbers
@@ -20,7 +21,10 @@ from .products import MAKERS
 from .rows import Row
 from .shapes import Shape
 
-LABELS = ("limits", "bench", "scaling", "latency", "products", "precision", "memory")
+LABELS = (
+    *("limits", "bench", "scaling", "latency", "products", "precision", "memory"),
+    *page_adapters.SECTIONS,
+)
 NOTES = "performance_notes.md"
 _TORCH = ("torch", "torch-loop")
 _OURS = {"forward": "rnnfast-packed", "training": "rnnfast"}  # the time that limits are held to
@@ -92,6 +96,10 @@ def page(documents: dict[str, Document], drawn: Iterable[str], notes: str) -> st
         ("Matrix products of training", "products", _products, ()),
         ("bfloat16 and int8 weights", "precision", _precision, ()),
         ("Memory of training", "memory", _memory, ("memory",)),
+        *(
+            (section.title, label, partial(page_adapters.write, label), ())
+            for label, section in page_adapters.SECTIONS.items()
+        ),
     ]
     for title, label, write, wanted in sections:
         parts.append(f"## {title}")

@@ -22,6 +22,7 @@ from bench import (
     load,
     memory,
     page,
+    page_adapters,
     peers,
     precision,
     problem,
@@ -30,6 +31,7 @@ from bench import (
     rows,
     shapes,
     streams,
+    suite,
     targets,
     timing,
 )
@@ -84,8 +86,8 @@ def test_rounds_have_a_block_of_each_with_a_pause_and_a_warm_up() -> None:
 def test_the_budget_ends_it() -> None:
     fake = FakeTime()
     found = fake.interleave(10, only=fake.work("only", 80))
-    assert 10e9 <= fake.now <= 10.2e9
-    assert len(found["only"].rounds) == pytest.approx(10 / 0.18, abs=2)
+    assert 10e9 <= fake.now <= 10.25e9
+    assert len(found["only"].rounds) == pytest.approx(10 / (timing.PAUSE + 2 * 0.08), abs=2)
 
 
 def test_medians_quartiles_and_ratios_are_taken_within_rounds() -> None:
@@ -250,6 +252,42 @@ def test_a_quick_run_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert "targets are met" in text
 
 
+def test_a_run_that_is_cut_off_leaves_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spawn(self: Any, argv: Any, threads: int, rows: list[Any], save: Any) -> int:
+        for k in range(2):
+            rows.append({"row": k})
+            save()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite.Suite, "_spawn", spawn)
+    cut = suite.Suite("cut", "", lambda options: iter(()), list, lambda row: [])
+    path = tmp_path / "cut.json"
+    with pytest.raises(KeyboardInterrupt):
+        cut.main(["--threads", "1", "--json", str(path)])
+    assert json.loads(path.read_text())["rows"] == [{"row": 0}, {"row": 1}]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_page_tells_of_adapters() -> None:
+    row = {"cell": "gru", "name": "1,1,8,8", "mode": "forward", "loaded": False}
+    timed = [
+        {**row, "threads": threads, "ratio": {"median": ratio}, "loaded": threads == 2}
+        for threads, ratio in ((2, 0.5), (1, 12.4))
+    ]
+    text = page_adapters.write("torch", {"rows": timed})
+    assert "With 1 / 2 threads." in text
+    assert "| gru | 1, 1, 8, 8 | 12 / **0.50**† |" in text
+    assert "| geometric mean |  | 2.49 |" in text
+    ratios = {"numba / native": {"median": 1.6}, "torch / numba": {"median": 0.9}}
+    compiling = {"cache": "empty", "seconds": {}}
+    text = page_adapters.write(
+        "numba", {"rows": [compiling, {**row, "threads": 1, "ratios": ratios}]}
+    )
+    assert "| gru | 1, 1, 8, 8 | **1.60** | **0.90** |" in text
+
+
 def test_wrong_arguments_are_refused() -> None:
     done = command([sys.executable, "-m", "bench", "--shapes", "huge"])
     assert done.returncode == 2
@@ -329,6 +367,12 @@ def test_limits_of_a_row() -> None:
     calculating, reading = limits.bounds(machine, row)
     assert calculating == pytest.approx(limits.work(row) / 10e9)
     assert reading == pytest.approx(limits.traffic(row) / 100e9)
+    # 24 * 4 inputs and 24 * 8 recurrent numbers, of each three products of 35 rows.
+    assert limits.in_turn(machine, row) == pytest.approx(3 * 2 * 35 * 24 * (4 + 8) / 10e9)
+    row = row_of("gru", "training", 7, 1, 4, 8)
+    machine = limits.Limits([{"threads": 2, "fma_gflops": 1e3, "read": read}])
+    numbers = 3 * 24 * 4 + (2 * 7 + 1) * 24 * 8  # read: inputs at once, recurrent ones a step
+    assert limits.in_turn(machine, row) == pytest.approx(4 * numbers / 100e9)
 
 
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
