@@ -498,7 +498,7 @@ def _forward(
             done = weights.shortcut(rows, state, out, lengths)
     elif out is None:
         given = weights.single if type(weights) is Checked else weights
-        if type(given) is list or type(given) is Weights:
+        if isinstance(given, list | tuple):
             done = get(backend, spec).call(spec, rows, given, state, lengths)
     if done is not None:
         return (done[0].swapaxes(0, 1), done[1]) if batch_first else done
@@ -541,7 +541,7 @@ def _vjp(
         and dropout == 0.0
         and rng is None
         and not options
-        and (type(given) is list or type(given) is Weights)
+        and isinstance(given, list | tuple)
         and out is None
         and type(save) is str
         and save == "all"

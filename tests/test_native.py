@@ -346,3 +346,19 @@ def test_weights_keep_the_instruction_set_they_were_packed_for() -> None:
                 np.testing.assert_array_equal(found, wanted)
     finally:
         _native.set_isa(before)
+
+
+def test_weights_in_any_form_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of microseconds has no time for the checks of the long way."""
+    rng = np.random.default_rng(0)
+    arrays = tuple(rng.standard_normal(s, np.float32) for s in ((28, 5), (28, 7), (28,), (28,)))
+    x = rng.standard_normal((3, 2, 5), np.float32)
+    y, _ = rnnfast.lstm(x.copy(order="F"), arrays, backend="native")
+    monkeypatch.setattr(rnnfast.api, "_Call", None)
+    one = rnnfast.Weights(*arrays)
+    for weights in (one, arrays, [one], [arrays]):
+        assert_same_bits({"y": rnnfast.lstm(x, weights, backend="native")[0]}, {"y": y})
+        found, _, backward = rnnfast.lstm_vjp(x, weights, backend="native")
+        assert_same_bits({"y": found}, {"y": y})
+        dweights = backward(np.ones_like(y))[1]
+        assert type(dweights) is type(weights)
