@@ -136,12 +136,14 @@ void Layer<T>::pack(int direction, Team team) const {
 }
 
 // Panels that a pass multiplies so many times with, few rows each time. Those of one time are
-// packed block by block by the member that needs them, which finds them in its cache.
+// packed block by block by the member that needs them, which finds them in its cache, or not at
+// all.
 template <class T>
 void Layer<T>::prepare(Panels<T>& p, int64_t times, Team team) const {
   const int64_t vectors = (p.n + kernels_->lanes - 1) / kernels_->lanes;
   const int64_t blocks = (vectors + p.widest - 1) / p.widest;
-  p.one_by_one = times <= 1 && blocks >= 2 * team.size;
+  p.one_by_one =
+      times <= 1 && (blocks >= 2 * team.size || (team.size == 1 && p.source.column == 1));
   if (p.one_by_one)
     p.data += team.id * (p.k * p.widest * kernels_->lanes * p.source.groups);
   else

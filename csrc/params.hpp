@@ -58,6 +58,9 @@ struct Panels {
   int widest = 1;  // vectors of the widest block, of one group
   Source<T> source = {};
   bool one_by_one = false;
+
+  // Whether it is used once, by a few rows, and lies as they read it: then it is not packed at all.
+  bool in_place() const { return one_by_one && source.column == 1 && source.groups == 1; }
 };
 
 // How a direction's time loop is divided: over hidden units (with a barrier a step), or over batch

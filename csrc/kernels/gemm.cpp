@@ -144,6 +144,42 @@ void panel_rows(const PanelTask<T>& task, int64_t begin, int64_t end) {
   }
 }
 
+// Adds kCount rows of b to rows of c, which stay in the cache while b passes by as it lies.
+template <class T, int kCount>
+void add_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_stride,
+              const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns) {
+  constexpr int n = kLanes<T>;
+  const auto some = [&](int64_t j, int lanes) {
+    Vec<T> added[kCount];
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; i++) added[i] = load_tail(b + i * b_stride + j, lanes);
+    for (int64_t r = 0; r < rows; r++) {
+      T* at = c + r * c_stride + j;
+      Vec<T> sum{};
+      if (resume || bias) sum = load_tail(resume ? at : bias + j, lanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < kCount; i++) sum = fma(broadcast(a[r * a_stride + i]), added[i], sum);
+      store_tail(at, sum, lanes);
+    }
+  };
+  int64_t j = 0;
+  for (; j + n <= columns; j += n) some(j, n);
+  if (j < columns) some(j, int(columns - j));
+}
+
+template <class T>
+void few_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_stride,
+              int64_t count, const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns) {
+  constexpr int depth = 8;
+  int64_t k = 0;
+  for (; k + depth <= count; k += depth)
+    add_rows<T, depth>(a + k, a_stride, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c,
+                       c_stride, columns);
+  for (; k < count; k++)
+    add_rows<T, 1>(a + k, a_stride, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c,
+                   c_stride, columns);
+}
+
 template <class T>
 void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& p,
                        const T* bias, T* c, int64_t c_stride, Team team) {
@@ -151,6 +187,14 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
   const int64_t vectors = parts(p.n, n);
   const int64_t blocks = parts(vectors, p.widest);
   const Share share = product_share(0, rows, blocks, team);
+  if (p.in_place()) {
+    const int64_t begin = part_begin(vectors, blocks, share.block_begin) * n;
+    const int64_t end = smaller(part_begin(vectors, blocks, share.block_end) * n, p.n);
+    few_rows(a + share.row_begin * a_stride, a_stride, share.row_end - share.row_begin,
+             p.source.data + begin, p.source.row, p.k, bias ? bias + begin : nullptr, false,
+             c + share.row_begin * c_stride + begin, c_stride, end - begin);
+    return;
+  }
   const int64_t depth = smaller(p.k, kDepth);
   const int64_t tall = larger(48, kRowBlockBytes / (depth * int64_t(sizeof(T))) / 24 * 24);
   for (int64_t row = share.row_begin; row < share.row_end; row += tall) {
@@ -342,6 +386,11 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
   void multiply_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& panels,      \
                        const T* bias, T* c, int64_t c_stride, Team team) {                       \
     rows_times_panels(a, a_stride, rows, panels, bias, c, c_stride, team);                       \
+  }                                                                                              \
+  void multiply_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_stride,   \
+                     int64_t count, const T* bias, bool resume, T* c, int64_t c_stride,          \
+                     int64_t columns) {                                                          \
+    few_rows(a, a_stride, rows, b, b_stride, count, bias, resume, c, c_stride, columns);         \
   }                                                                                              \
   void multiply_tn(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,        \
                    const T* const* b_rows, int64_t n, int64_t rows, T* c, bool accumulate,       \

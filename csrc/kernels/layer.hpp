@@ -28,8 +28,8 @@ constexpr int64_t kBackwardDepth = 1024;  // of the products that are taken in p
 // Registers limit gates * vectors to four: an LSTM tile is one vector of units wide, an RNN's four.
 constexpr int unit_vectors(int gates) { return gates >= 3 ? 1 : gates == 2 ? 2 : 4; }
 
-// Whether a tile fetches a part of the next block. One row waits for the weights anyway, in the order
-// in which the processor fetches them by itself; more requests make that 5 % slower.
+// Whether a tile fetches a part of the next block. One row waits for the weights anyway, in the
+// order in which the processor fetches them by itself; more requests make that 5 % slower.
 constexpr bool fetches(int rows) { return rows > 1; }
 
 // The visits of one direction.
@@ -615,6 +615,27 @@ void recompute(const Backward<T>& p, const Visits& visits, int64_t begin, int64_
   if constexpr (Cell::kStages > 1) recompute_stage<Cell, T, 1>(p, chunk_row, rows, team);
 }
 
+// partial = the product of the rows [begin, end) of a share with weights that are read in place.
+template <class Cell, class T, int kStage>
+void backward_rows(const Backward<T>& p, const T* operand, const Share& share, int64_t begin,
+                   int64_t end) {
+  const int64_t H = p.hidden, stride = Cell::kWritten * H;
+  const Panels<T>& panels = p.h_panels[kStage];
+  begin = begin > share.row_begin ? begin : share.row_begin;
+  end = lesser(end, share.row_end);
+  if (begin >= end) return;
+  int64_t unit_begin = 0, unit_end = 0, k = 0;
+  units_of(share, panels, unit_begin, unit_end);
+  for (int part = 0; part < Cell::back_parts(kStage); part++) {
+    const int64_t count = Cell::back_gates(kStage, part) * H;
+    multiply_rows(operand + begin * stride + Cell::back_first(kStage, part) * H, stride,
+                  end - begin, panels.source.data + k * panels.source.row + unit_begin,
+                  panels.source.row, count, static_cast<const T*>(nullptr), part > 0,
+                  p.partial + begin * H + unit_begin, H, unit_end - unit_begin);
+    k += count;
+  }
+}
+
 // One stage of the backward pass through visit i. `gates` are what that step saved, `later` the
 // gradients that visit i + 1 wrote, `here` those that this one writes. With i = -1, only the
 // initial state is left.
@@ -629,14 +650,23 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   tile.partial = p.partial;
   // A deep product is taken in parts, so that a part of a column block stays in the cache while the
   // rows pass by.
-  const int64_t depth = p.h_panels[kStage].k;
+  const Panels<T>& panels = p.h_panels[kStage];
+  const int64_t depth = panels.k;
   const auto run = [&](int64_t begin, int64_t end) {
+    if (tile.operand && panels.in_place()) {
+      backward_rows<Cell, T, kStage>(p, tile.operand, share, begin, end);
+      tile.operand = nullptr;  // all of the product is in `partial`
+      tile.k_begin = tile.k_end = depth;
+      tile.finish = true;
+      over_tiles<T, 1>(tile, share, panels, depth, begin, end, false);
+      return;
+    }
     const bool deep = tile.operand && end - begin > max_rows(kWidest);
     const int64_t step = deep ? lesser(depth, kBackwardDepth) : depth;
     for (tile.k_begin = 0; tile.k_begin < depth; tile.k_begin += step) {
       tile.k_end = lesser(tile.k_begin + step, depth);
       tile.finish = tile.k_end == depth;
-      over_tiles<T, 1>(tile, share, p.h_panels[kStage], depth, begin, end, i % 2 != 0);
+      over_tiles<T, 1>(tile, share, panels, depth, begin, end, i % 2 != 0);
     }
   };
   const int64_t rows = visits.rows(i), rows_later = visits.rows(i + 1);
