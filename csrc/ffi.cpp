@@ -10,6 +10,8 @@
 //   rnnfast_backward   the arguments of the forward pass, saved, dy, dh_n, dc_n
 //                   -> dx, dh_0, dc_0, the gradients of the weights
 //   transposed         w_ih is [I, G*H] and w_hh [H, G*H], and so are their gradients
+//   places             [G] of the gates in weights and their gradients, or none for our order
+//   dx, dh_0           empty where they are not wanted
 //   saved              between [L-1, N, D*H]: the y of every layer but the last; gates
 //                      [L*D, N, S, H], h and c [L*D, N, H], as in Saved. Empty where the forward
 //                      pass saves nothing, gates also where it saves for "recompute".
@@ -40,7 +42,7 @@ struct Call {
 
   // With `packed_weights` the weights are packed now, as a backward pass that computes gates needs.
   Call(Buffers& buffers, std::string_view cell, int64_t count, int64_t directions, bool transposed,
-       bool packed_weights)
+       ffi::Span<const int64_t> places, bool packed_weights)
       : L(count), D(directions) {
     const CellKind which = cell_kind(std::string(cell));
     const CellKernels<T>& kernel = *kernels<T>(active_set()).cells[which];
@@ -50,6 +52,7 @@ struct Call {
     T_ = of_x[0], B = of_x[1], I = of_x[2], H = of_w[transposed ? 0 : 1];
     G = kernel.gates, S = kernel.saved, has_c = kernel.has_c;
     N = T_ * B, state = B * H;
+    const Layout layout = layout_of(transposed, places.begin(), int64_t(places.size()), G);
     x = buffers.input<T>(N * I);
     h_0 = buffers.input<T>(L * D * state);
     c_0 = buffers.input<T>(L * D * state);
@@ -66,7 +69,7 @@ struct Call {
         w.w_hh = buffers.input<T>(G * H * H);
         w.b_ih = buffers.input<T>(G * H);
         w.b_hh = buffers.input<T>(G * H);
-        w.transposed = transposed;
+        w.layout = layout;
         if (!w.w_ih || !w.w_hh) throw std::invalid_argument("rnnfast: empty weights");
         weights.push_back(w);
       }
@@ -99,57 +102,10 @@ struct Call {
   }
 };
 
-// Gradients of matrices that the caller holds transposed.
-template <class T>
-class Turning {
- public:
-  explicit Turning(bool on) : on_(on) {}
-
-  // Where a gradient [rows, width] is to be written, of which `to` gets the transpose.
-  T* lend(T* to, int64_t rows, int64_t width) {
-    if (!on_) return to;
-    every_.push_back({to, rows, width, Buffer<T>(rows * width)});
-    return every_.back().from.get();
-  }
-  void finish() const {
-    int64_t all = 0;
-    for (const Matrix& m : every_) all += m.rows * m.width;
-    const int threads = all > 100000 ? thread_count() : 1;
-    auto member = [&](int id) {
-      for (const Matrix& m : every_) m.transpose(id, threads);
-    };
-    if (try_parallel(threads, member)) return;
-    for (const Matrix& m : every_) m.transpose(0, 1);
-  }
-
- private:
-  struct Matrix {
-    T* to;
-    int64_t rows, width;
-    Buffer<T> from;
-
-    void transpose(int id, int size) const {
-      const Kernels<T>& kernel = kernels<T>(active_set());
-      const int64_t begin = width * id / size, count = width * (id + 1) / size - begin;
-      if (rows % kernel.lanes == 0) {  // panels of one block
-        const Source<T> source{from.get() + begin, 1, width, 1, 0};
-        kernel.pack_panels(
-            {to + begin * rows, count, rows, int(rows / kernel.lanes), source, false},
-            Team{0, 1, nullptr});
-        return;
-      }
-      for (int64_t k = begin; k < begin + count; k++)
-        for (int64_t j = 0; j < rows; j++) to[k * rows + j] = from.get()[j * width + k];
-    }
-  };
-  bool on_;
-  std::vector<Matrix> every_;
-};
-
 template <class T>
 void forward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t directions,
-             bool transposed, Save save) {
-  Call<T> call(buffers, cell, layers, directions, transposed, false);
+             bool transposed, ffi::Span<const int64_t> places, Save save) {
+  Call<T> call(buffers, cell, layers, directions, transposed, places, false);
   const int64_t L = call.L, D = call.D, H = call.H, N = call.N, state = call.state;
   const bool ragged = bool(call.ragged);
   const Output<T> y(buffers.needed<T>(N * D * H), ragged, N * D * H);
@@ -190,8 +146,8 @@ void forward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t di
 
 template <class T>
 void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t directions,
-              bool transposed, Save save) {
-  Call<T> call(buffers, cell, layers, directions, transposed, save == Save::kRecompute);
+              bool transposed, ffi::Span<const int64_t> places, Save save) {
+  Call<T> call(buffers, cell, layers, directions, transposed, places, save == Save::kRecompute);
   const int64_t L = call.L, D = call.D, H = call.H, N = call.N, state = call.state;
   const T* between = buffers.input<T>((L - 1) * N * D * H);
   const T* gates = buffers.input<T>(L * D * N * call.S * H);
@@ -201,8 +157,11 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
   const T* dh_n = call.sort(buffers.input<T>(L * D * state));
   const T* dc_n = call.sort(buffers.input<T>(L * D * state));
   const bool ragged = bool(call.ragged);
-  const Output<T> dx(buffers.needed<T>(N * call.I), ragged, N * call.I);
-  const Output<T> dh_0(buffers.needed<T>(L * D * state), ragged, L * D * state);
+  const auto wanted = [&](int64_t size) {
+    T* to = buffers.output<T>(size);
+    return Output<T>(to, to && ragged, size);
+  };
+  const Output<T> dx = wanted(N * call.I), dh_0 = wanted(L * D * state);
   const Output<T> dc_0(buffers.needed<T>(call.has_c ? L * D * state : 0), ragged && call.has_c,
                        L * D * state);
 
@@ -216,7 +175,6 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
   std::vector<const Saved<T>*> every;
   std::vector<BackwardArrays<T>> arrays;
   std::vector<Buffer<T>> handed_down;
-  Turning<T> turning(transposed);
   for (int64_t k = 0; k < L; k++) {
     Saved<T>& s = saved[k];
     s.steps = batch.steps;
@@ -247,12 +205,12 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
       a.dx = handed_down.back().get();
       arrays.back().dy = a.dx;
     }
-    a.dh_0 = dh_0.get() + at;
+    a.dh_0 = dh_0.get() ? dh_0.get() + at : nullptr;
     a.dc_0 = call.has_c ? dc_0.get() + at : nullptr;
     for (int64_t d = 0; d < D; d++) {
       auto& w = a.dweights[d];
-      w.w_ih = turning.lend(buffers.needed<T>(call.G * H * features), call.G * H, features);
-      w.w_hh = turning.lend(buffers.needed<T>(call.G * H * H), call.G * H, H);
+      w.w_ih = buffers.needed<T>(call.G * H * features);
+      w.w_hh = buffers.needed<T>(call.G * H * H);
       w.b_ih = buffers.output<T>(call.G * H);
       w.b_hh = buffers.output<T>(call.G * H);
     }
@@ -262,29 +220,29 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
   if (N > 0 && (!h || (call.has_c && !c) || (L > 1 && !between)))
     throw std::invalid_argument("rnnfast: nothing was saved");
   rnnfast::backward(call.layers, every, arrays);
-  turning.finish();
 
   if (ragged) {
-    call.ragged->pad(dx.get(), call.I, dx.to);
-    call.ragged->unsort(dh_0.get(), L * D, H, dh_0.to);
+    if (dx.to) call.ragged->pad(dx.get(), call.I, dx.to);
+    if (dh_0.to) call.ragged->unsort(dh_0.get(), L * D, H, dh_0.to);
     if (call.has_c) call.ragged->unsort(dc_0.get(), L * D, H, dc_0.to);
   }
 }
 
 ffi::Error run_forward(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
-                       int64_t layers, int64_t directions, bool transposed, std::string_view save) {
+                       int64_t layers, int64_t directions, bool transposed,
+                       ffi::Span<const int64_t> places, std::string_view save) {
   Buffers buffers(from, to);
   return guarded(buffers, [&](auto zero) {
-    forward<decltype(zero)>(buffers, cell, layers, directions, transposed, save_of(save));
+    forward<decltype(zero)>(buffers, cell, layers, directions, transposed, places, save_of(save));
   });
 }
 
 ffi::Error run_backward(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
                         int64_t layers, int64_t directions, bool transposed,
-                        std::string_view save) {
+                        ffi::Span<const int64_t> places, std::string_view save) {
   Buffers buffers(from, to);
   return guarded(buffers, [&](auto zero) {
-    backward<decltype(zero)>(buffers, cell, layers, directions, transposed, save_of(save));
+    backward<decltype(zero)>(buffers, cell, layers, directions, transposed, places, save_of(save));
   });
 }
 
@@ -296,6 +254,7 @@ auto binding() {
       .Attr<int64_t>("layers")
       .Attr<int64_t>("directions")
       .Attr<bool>("transposed")
+      .Attr<ffi::Span<const int64_t>>("places")
       .Attr<std::string_view>("save");
 }
 

@@ -24,7 +24,7 @@ Panels<T> FlexibleLayer<T>::panels(Buffer<T>& data, int64_t k, int64_t n, const 
                                    int64_t row, int64_t column) const {
   const int64_t lanes = kernels_->lanes;
   data = Buffer<T>(k * ((n + lanes - 1) / lanes * lanes));
-  return {data.get(), k, n, kernels_->widest, {weights, row, column, 1, 0}, false};
+  return {data.get(), k, n, kernels_->widest, {weights, row, column}, false};
 }
 
 template <class T>

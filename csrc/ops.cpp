@@ -38,15 +38,33 @@ int64_t shrunk_by(Precision p) {
   return p == Precision::kFull ? 1 : p == Precision::kBfloat16 ? 2 : 4;
 }
 
-// Rows of w_ih or w_hh, from one on, as the columns of a matrix.
+// w_ih or w_hh [rows, width] with its rows, as the user has them, as columns.
 template <class T>
-Source<T> columns_of(const T* w, int64_t first, int64_t rows, int64_t width, bool transposed) {
-  if (transposed) return {w + first, rows, 1, 1, 0};
-  return {w + first * width, 1, width, 1, 0};
+Source<T> columns_of(const T* w, int64_t rows, int64_t width, const Layout& layout) {
+  if (layout.transposed) return {w, rows, 1};
+  return {w, 1, width};
 }
+
+// Some of the gates, in our order, side by side.
 template <class T>
-Source<T> turned(const Source<T>& s) {
-  return {s.data, s.column, s.row, 1, 0};
+Source<T> beside(Source<T> columns, int64_t hidden, int first, int gates, const Layout& layout) {
+  columns.groups = gates;
+  for (int g = 0; g < gates; g++)
+    columns.begin[g] = layout.place[first + g] * hidden * columns.column;
+  return columns;
+}
+
+// The same as rows, one gate below another.
+template <class T>
+Source<T> below(const Source<T>& columns, int64_t hidden, int first, int gates,
+                const Layout& layout) {
+  Source<T> rows = beside(columns, hidden, first, gates, layout);
+  std::swap(rows.row, rows.column);
+  rows.groups = 1;
+  bool in_turn = true;
+  for (int g = 1; g < gates; g++) in_turn &= rows.begin[g] == rows.begin[0] + g * hidden * rows.row;
+  if (!in_turn) rows.height = hidden;
+  return rows;
 }
 
 template <class T>
@@ -93,22 +111,21 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
     const Weights<T>& w = weights_[d];
     Packed& p = packed_[d];
     p.x = weight_panels(p.x_data, p.x_low, I, G * H, kernels_->widest,
-                        columns_of(w.w_ih, 0, G * H, I, w.transposed));
-    for (int s = 0; s < cell_->stages; s++) {
-      Source<T> source = columns_of(w.w_hh, cell_->stage_first[s] * H, G * H, H, w.transposed);
-      source.groups = cell_->stage_gates[s];
-      source.group = H;
-      p.h[s] = weight_panels(p.h_data[s], p.h_low[s], H, H, cell_->unit_vectors[s], source);
-    }
+                        columns_of(w.w_ih, G * H, I, w.layout));
+    for (int s = 0; s < cell_->stages; s++)
+      p.h[s] = weight_panels(p.h_data[s], p.h_low[s], H, H, cell_->unit_vectors[s],
+                             beside(columns_of(w.w_hh, G * H, H, w.layout), H,
+                                    cell_->stage_first[s], cell_->stage_gates[s], w.layout));
+    const int64_t place_apart = cell_->apart >= 0 ? w.layout.place[cell_->apart] : -1;
     p.bias = Buffer<T>(G * H);
     for (int64_t j = 0; j < G * H; j++) {
-      const bool apart = j / H == cell_->apart;
+      const bool apart = j / H == place_apart;
       p.bias.get()[j] = (w.b_ih ? w.b_ih[j] : T(0)) + (w.b_hh && !apart ? w.b_hh[j] : T(0));
     }
     if (cell_->apart >= 0) {
       p.bias_h = Buffer<T>(H);
       for (int64_t j = 0; j < H; j++)
-        p.bias_h.get()[j] = w.b_hh ? w.b_hh[cell_->apart * H + j] : T(0);
+        p.bias_h.get()[j] = w.b_hh ? w.b_hh[place_apart * H + j] : T(0);
     }
   }
   if (!reuse_) return;
@@ -158,6 +175,7 @@ void Layer<T>::fill_weights(Forward<T>& f, int direction) const {
   f.reverse = direction == 1;
   f.x_panels = p.x;
   for (int s = 0; s < cell_->stages; s++) f.h_panels[s] = p.h[s];
+  f.place = weights_[direction].layout.place;
   f.bias = p.bias.get();
   f.bias_h = p.bias_h.get();
 }
@@ -318,7 +336,7 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
                cell_->stages,
                G * H * H * int64_t(sizeof(T))};
   const int64_t* x_order = saved.x_order.empty() ? nullptr : saved.x_order.data();
-  if (D == 2) call.dx_reverse = Buffer<T>((x_order ? T_ * B : N) * I);
+  if (D == 2 && a.dx) call.dx_reverse = Buffer<T>((x_order ? T_ * B : N) * I);
   for (int d = 0; d < D; d++) {
     const auto& kept = saved.directions[d];
     auto& own = call.directions[d];
@@ -341,11 +359,11 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     }
     const Weights<T>& w = weights_[d];
     b.x_panels = panels(own.x_data, G * H, I, kernels_->widest,
-                        turned(columns_of(w.w_ih, 0, G * H, I, w.transposed)));
+                        below(columns_of(w.w_ih, G * H, I, w.layout), H, 0, int(G), w.layout));
     for (int s = 0; s < cell_->stages; s++)
-      b.h_panels[s] =
-          panels(own.h_data[s], cell_->stage_gates[s] * H, H, kernels_->widest,
-                 turned(columns_of(w.w_hh, cell_->stage_first[s] * H, G * H, H, w.transposed)));
+      b.h_panels[s] = panels(own.h_data[s], cell_->stage_gates[s] * H, H, kernels_->widest,
+                             below(columns_of(w.w_hh, G * H, H, w.layout), H, cell_->stage_first[s],
+                                   cell_->stage_gates[s], w.layout));
     b.h_0 = kept.h_0.get();
     b.c_0 = kept.c_0.get();
     b.gates = kept.gates.get();
@@ -384,15 +402,17 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     b.partial = own.partial.get();
     own.before = Buffer<const T*>(N);
     b.before = own.before.get();
+    const int64_t columns = w.layout.transposed ? G * H : std::max(I, H);
     own.scratch = Buffer<T>(
-        kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max(I, H), chunk_rows, threads));
+        kernels_->tn_scratch(static_cast<const T*>(nullptr), columns, chunk_rows, threads));
     b.pack = own.scratch.get();
     b.dx = d == 0 ? a.dx : call.dx_reverse.get();
+    b.layout = w.layout;
     b.dw_ih = a.dweights[d].w_ih;
     b.dw_hh = a.dweights[d].w_hh;
     b.db_ih = a.dweights[d].b_ih;
     b.db_hh = a.dweights[d].b_hh;
-    b.dh_0 = a.dh_0 + d * state;
+    b.dh_0 = a.dh_0 ? a.dh_0 + d * state : nullptr;
     b.dc_0 = cell_->has_c ? a.dc_0 + d * state : nullptr;
   }
 }
@@ -401,9 +421,10 @@ template <class T>
 void Layer<T>::pass(const Backward<T>& p, Team team) const {
   Backward<T> mine = p;
   const int64_t rows = p.steps.offset[p.steps.count];
-  prepare(mine.x_panels, rows > kFewRows ? kMany : 1, team);
+  if (p.dx) prepare(mine.x_panels, rows > kFewRows ? kMany : 1, team);
   for (int s = 0; s < cell_->stages; s++)
-    prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);
+    if (s > 0 || p.steps.count > 1 || p.dh_0)
+      prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);
   cell_->backward(mine, team);  // starts with a barrier
 }
 
@@ -506,7 +527,7 @@ void backward(const std::vector<const Layer<T>*>& layers, const std::vector<cons
         mine.split = region.split(d);
         layers[k]->pass(mine, team);
       });
-      if (layers[k]->directions() == 2) {
+      if (layers[k]->directions() == 2 && arrays[k].dx) {
         region.meet();
         const BackwardArrays<T>& a = arrays[k];
         const Workload& work = calls[k].work;
@@ -536,12 +557,12 @@ void multiply(const T* a, const T* b, int64_t m, int64_t n, int64_t k, bool tran
     Barrier barrier(threads);
     const int64_t chunk = std::min(k, kBackwardChunk);
     Buffer<T> scratch(transposed ? kernel.tn_scratch(a, n, chunk, threads) : k * padded(n));
-    const Panels<T> panels{scratch.get(), k, n, kernel.widest, {b, n, 1, 1, 0}, false};
+    const Panels<T> panels{scratch.get(), k, n, kernel.widest, {b, n, 1}, false};
     auto member = [&](int id) {
       const Team team{id, threads, &barrier};
       if (transposed) {
         for (int64_t r = 0; r < k; r += chunk)
-          kernel.multiply_tn(a + r * m, m, m, b + r * n, n, nullptr, n, std::min(chunk, k - r), c,
+          kernel.multiply_tn({a + r * m, m}, m, {b + r * n, n}, n, std::min(chunk, k - r), c, n,
                              r > 0, scratch.get(), team);
       } else {
         kernel.pack_panels(panels, team);

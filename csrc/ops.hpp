@@ -1,8 +1,10 @@
 // A layer with its prepared weights, and its forward and backward pass over plain pointers.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
 #include "buffer.hpp"
@@ -28,6 +30,21 @@ struct Saved {
   } directions[2];
 };
 
+// Throws where `places` are neither none nor those of so many gates.
+template <class Int>
+Layout layout_of(bool transposed, const Int* places, int64_t count, int64_t gates) {
+  Layout layout;
+  layout.transposed = transposed;
+  if (count == 0) return layout;
+  bool right = count == gates;
+  for (int64_t g = 0; right && g < gates; g++) {
+    right = std::count(places, places + gates, Int(g)) == 1;
+    layout.place[g] = int(places[g]);
+  }
+  if (!right) throw std::invalid_argument("places: expected one of each gate");
+  return layout;
+}
+
 template <class T>
 struct ForwardArrays {
   const T* x;    // [N, I]
@@ -50,14 +67,14 @@ struct BackwardArrays {
   const T* dy;    // [N, D*H] or null for zeros
   const T* dh_n;  // [D, B, H] or null
   const T* dc_n;  // [D, B, H] or null
-  T* dx;          // [N, I]
+  T* dx;          // [N, I], or null where the first layer needs none
   struct Direction {
-    T* w_ih;  // [G*H, I]
+    T* w_ih;  // [G*H, I], laid out as the weights are
     T* w_hh;  // [G*H, H]
     T* b_ih;  // [G*H] or null
     T* b_hh;  // [G*H] or null
   } dweights[2];
-  T* dh_0;  // [D, B, H]
+  T* dh_0;  // [D, B, H] or null
   T* dc_0;  // [D, B, H] or null
 };
 

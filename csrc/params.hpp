@@ -27,25 +27,41 @@ struct Steps {
   const int64_t* offset;  // [T + 1] first packed row of each step; offset[T] = N
 };
 
+// How the user's weights lie, and so their gradients.
+struct Layout {
+  bool transposed = false;      // w_ih is [I, G*H] and w_hh [H, G*H]
+  int place[4] = {0, 1, 2, 3};  // of each gate, among those of the user
+};
+
 // One direction's weights as the user gave them.
 template <class T>
 struct Weights {
-  const T* w_ih;            // [G*H, I]
-  const T* w_hh;            // [G*H, H]
-  const T* b_ih;            // [G*H] or null
-  const T* b_hh;            // [G*H] or null
-  bool transposed = false;  // w_ih is [I, G*H] and w_hh [H, G*H]
+  const T* w_ih;  // [G*H, I]
+  const T* w_hh;  // [G*H, H]
+  const T* b_ih;  // [G*H] or null
+  const T* b_hh;  // [G*H] or null
+  Layout layout = {};
 };
 
 // Where the numbers of a matrix [K, N] lie: (k, n) at data[k * row + n * column], one of the
-// strides being 1. `groups` such matrices, `group` columns apart, are packed side by side: the
-// gates of a unit.
+// strides being 1. Several such matrices, of one gate each, are packed as one: side by side, so
+// that a unit has its gates together, or, where they have a height, one below another, K rows in
+// all.
 template <class T>
 struct Source {
   const T* data = nullptr;
   int64_t row = 0, column = 0;
-  int groups = 1;
-  int64_t group = 0;
+  int groups = 1;         // side by side
+  int64_t height = 0;     // rows of each, or 0
+  int64_t begin[4] = {};  // of each, from data on
+};
+
+// The rows of a matrix: the first one and a stride, or a pointer to each.
+template <class T>
+struct Rows {
+  const T* first;
+  int64_t stride;
+  const T* const* each = nullptr;
 };
 
 // A matrix [K, N] packed for the products x M: blocks of columns, each block [K, its columns].
@@ -60,7 +76,9 @@ struct Panels {
   bool one_by_one = false;
 
   // Whether it is used once, by a few rows, and lies as they read it: then it is not packed at all.
-  bool in_place() const { return one_by_one && source.column == 1 && source.groups == 1; }
+  bool in_place() const {
+    return one_by_one && source.column == 1 && source.groups == 1 && source.height == 0;
+  }
 };
 
 // How a direction's time loop is divided: over hidden units (with a barrier a step), or over batch
@@ -86,6 +104,7 @@ struct Forward {
   T* x_rows;               // [chunk + B, I] scratch: rows of a padded x
   Panels<T> x_panels;      // [I, G*H]
   Panels<T> h_panels[2];   // [H, gates of the stage * H], gates of a unit side by side
+  const int* place;        // [G] of each gate in x_panels, bias and gx
   const T* bias;           // [G*H] added to x w_ih^T
   const T* bias_h;         // [H] added to the recurrent part that stays apart (GRU), or null
   const T* h_0;            // [B, H]
@@ -139,12 +158,13 @@ struct Backward {
   const T** x_rows;         // [N] scratch: each row of a padded x
   T* dx_rows;               // [chunk + B, I] scratch: rows of a padded dx
   T* pack;                  // scratch of the weight products, see tn_scratch
-  T* dx;                    // [N, I], or where there is an order [T, B, I], written
+  Layout layout;            // of the gradients of weights
+  T* dx;                    // [N, I], or where there is an order [T, B, I], written, or null
   T* dw_ih;                 // [G*H, I] written
   T* dw_hh;                 // [G*H, H] written
   T* db_ih;                 // [G*H] written, or null
   T* db_hh;                 // [G*H] written, or null
-  T* dh_0;                  // [B, H] written
+  T* dh_0;                  // [B, H] written, or null
   T* dc_0;                  // [B, H] written, or null
 };
 

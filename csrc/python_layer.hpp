@@ -59,10 +59,10 @@ T* pointer(const std::optional<py::array>& array, int64_t size, const char* name
 }
 
 // A NumPy array itself, of this dtype, contiguous and aligned.
-template <class T>
+template <class T, int kOrder = py::array::c_style>
 bool is_plain(const py::object& value) {
   return Py_TYPE(value.ptr()) == py::detail::npy_api::get().PyArray_Type_ &&
-         py::isinstance<py::array_t<T, py::array::c_style>>(value) &&
+         py::isinstance<py::array_t<T, kOrder>>(value) &&
          py::reinterpret_borrow<py::array>(value).flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 }
 
@@ -119,11 +119,12 @@ void clear_rest(T* array, int64_t rows, int64_t all, int64_t width) {
 }
 
 // dx [rows, I], the gradients of every direction of every layer in order, dh_0 and dc_0. `rows` are
-// those of x and dy, packed or padded as `saved` has it; dy, dh_n and dc_n may be null.
+// those of x and dy, packed or padded as `saved` has it; dy, dh_n and dc_n may be null. dx and dh_0
+// are None where they are not wanted.
 template <class T>
 py::tuple back_through(const std::vector<const Layer<T>*>& layers,
                        const std::vector<const Saved<T>*>& saved, int64_t rows, const T* dy,
-                       const T* dh_n, const T* dc_n) {
+                       const T* dh_n, const T* dc_n, bool wants_dx = true, bool wants_dh = true) {
   const Layer<T>& first = *layers[0];
   const Saved<T>& bottom = *saved[0];
   const int64_t D = first.directions(), H = first.hidden(), G = first.cell().gates;
@@ -134,14 +135,20 @@ py::tuple back_through(const std::vector<const Layer<T>*>& layers,
     *pointer = array.mutable_data();
     return array;
   };
+  const auto make_matrix = [&](int64_t m, int64_t n, const Layout& layout, T** pointer) {
+    if (!layout.transposed) return make({m, n}, pointer);
+    py::array_t<T, py::array::f_style> array(std::vector<py::ssize_t>{m, n});
+    *pointer = array.mutable_data();
+    return py::array_t<T>(std::move(array));
+  };
   BackwardArrays<T> a{};
   a.dh_n = dh_n;
   a.dc_n = dc_n;
-  py::array_t<T> dh_0 = make({L * D, B, H}, &a.dh_0);
-  py::object dc_0 = py::none();
+  py::object dh_0 = py::none(), dc_0 = py::none(), dx = py::none();
+  if (wants_dh) dh_0 = make({L * D, B, H}, &a.dh_0);
   if (first.cell().has_c) dc_0 = make({L * D, B, H}, &a.dc_0);
-  py::array_t<T> dx = make({rows, first.input()}, &a.dx);
-  if (!bottom.x_order.empty()) clear_rest(a.dx, bottom.steps * B, rows, first.input());
+  if (wants_dx) dx = make({rows, first.input()}, &a.dx);
+  if (wants_dx && !bottom.x_order.empty()) clear_rest(a.dx, bottom.steps * B, rows, first.input());
   py::list dweights;
   std::vector<BackwardArrays<T>> arrays;
   std::vector<Buffer<T>> between;  // the gradients of what layers hand on
@@ -156,16 +163,17 @@ py::tuple back_through(const std::vector<const Layer<T>*>& layers,
       auto& w = a.dweights[d];
       w = {};
       py::object b_ih = py::none(), b_hh = py::none();
-      py::array_t<T> w_ih = make({G * H, layers[k]->input()}, &w.w_ih);
-      py::array_t<T> w_hh = make({G * H, H}, &w.w_hh);
-      if (layers[k]->weights(d).b_ih) b_ih = make({G * H}, &w.b_ih);
-      if (layers[k]->weights(d).b_hh) b_hh = make({G * H}, &w.b_hh);
+      const Weights<T>& given = layers[k]->weights(d);
+      py::object w_ih = make_matrix(G * H, layers[k]->input(), given.layout, &w.w_ih);
+      py::object w_hh = make_matrix(G * H, H, given.layout, &w.w_hh);
+      if (given.b_ih) b_ih = make({G * H}, &w.b_ih);
+      if (given.b_hh) b_hh = make({G * H}, &w.b_hh);
       dweights.append(py::make_tuple(w_ih, w_hh, b_ih, b_hh));
     }
     arrays.push_back(a);
     for (const T** array : {&a.dh_n, &a.dc_n})
       if (*array) *array += state;
-    a.dh_0 += state;
+    if (a.dh_0) a.dh_0 += state;
     if (a.dc_0) a.dc_0 += state;
   }
   {

@@ -242,9 +242,11 @@ class PyStack {
 };
 
 // Layers of weights that are not packed, one direction each; none where they have to be checked the
-// long way. The arrays must outlive the layers.
+// long way. The arrays must outlive the layers. w_ih and w_hh may both be transposes of contiguous
+// arrays. `places` are those of the gates, or none for our order.
 template <class T>
-std::vector<std::unique_ptr<Layer<T>>> layers_of(CellKind cell, const py::object& weights) {
+std::vector<std::unique_ptr<Layer<T>>> layers_of(CellKind cell, const py::object& weights,
+                                                 const std::vector<int>& places) {
   const int64_t G = kernels<T>(active_set()).cells[cell]->gates;
   const bool listed = PyList_CheckExact(weights.ptr());
   const py::ssize_t count = listed ? PyList_GET_SIZE(weights.ptr()) : 1;
@@ -252,12 +254,16 @@ std::vector<std::unique_ptr<Layer<T>>> layers_of(CellKind cell, const py::object
   for (py::ssize_t k = 0; k < count; k++) {
     PyObject* entry = listed ? PyList_GET_ITEM(weights.ptr(), k) : weights.ptr();
     if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) < 4) return {};
+    if (PyTuple_CheckExact(entry) && PyTuple_GET_SIZE(entry) > 4) return {};  // may be too long
     const auto item = [&](py::ssize_t i) {
       return py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(entry, i));
     };
     for (py::ssize_t i = 4; i < PyTuple_GET_SIZE(entry); i++)
       if (!item(i).is_none()) return {};
-    if (!is_plain<T>(item(0)) || !is_plain<T>(item(1))) return {};
+    const bool in_rows = is_plain<T>(item(0)) && is_plain<T>(item(1));
+    if (!in_rows &&
+        !(is_plain<T, py::array::f_style>(item(0)) && is_plain<T, py::array::f_style>(item(1))))
+      return {};
     const auto w_ih = py::reinterpret_borrow<py::array>(item(0));
     const auto w_hh = py::reinterpret_borrow<py::array>(item(1));
     if (w_ih.ndim() != 2 || w_hh.ndim() != 2) return {};
@@ -273,7 +279,8 @@ std::vector<std::unique_ptr<Layer<T>>> layers_of(CellKind cell, const py::object
       biases[i] = static_cast<const T*>(py::reinterpret_borrow<py::array>(bias).data());
     }
     const Weights<T> w{static_cast<const T*>(w_ih.data()), static_cast<const T*>(w_hh.data()),
-                       biases[0], biases[1]};
+                       biases[0], biases[1],
+                       layout_of(!in_rows, places.data(), int64_t(places.size()), G)};
     layers.emplace_back(new Layer<T>(cell, {w}, I, H, false));
   }
   return layers;
@@ -289,8 +296,9 @@ std::vector<const Layer<T>*> borrowed(const std::vector<std::unique_ptr<Layer<T>
 // As PyStack::forward, for such weights.
 template <class T>
 py::object call(CellKind cell, const py::object& x, const py::object& weights,
-                const py::object& state, const py::object& lengths) {
-  const auto layers = layers_of<T>(cell, weights);
+                const py::object& state, const py::object& lengths,
+                const std::vector<int>& places) {
+  const auto layers = layers_of<T>(cell, weights, places);
   if (layers.empty()) return py::none();
   return PyStack<T>(borrowed(layers)).forward(x, state, py::none(), lengths);
 }
@@ -301,9 +309,10 @@ class PyTape {
  public:
   // (y, state_n, tape), or None where it has to be the long way.
   static py::object call(CellKind cell, const py::object& x, const py::object& weights,
-                         const py::object& state, const py::object& lengths) {
+                         const py::object& state, const py::object& lengths,
+                         const std::vector<int>& places) {
     std::unique_ptr<PyTape> tape(new PyTape);
-    tape->layers_ = layers_of<T>(cell, weights);
+    tape->layers_ = layers_of<T>(cell, weights, places);
     if (tape->layers_.empty()) return py::none();
     tape->x_ = x;
     // The arrays, not the list, which the caller may change.
@@ -316,8 +325,10 @@ class PyTape {
   }
 
   // (dx, [the gradients of each layer], dstate_0) as the API returns them. `checked` tells that dy
-  // and dstate_n have been, and are batched. None where that has to be done first.
-  py::object backward(const py::object& dy, const py::object& dstate_n, bool checked) const {
+  // and dstate_n have been, and are batched. None where that has to be done first. dx and dh_0 are
+  // None where they are not wanted.
+  py::object backward(const py::object& dy, const py::object& dstate_n, bool checked, bool wants_dx,
+                      bool wants_dh) const {
     const Layer<T>& first = *layers_[0];
     const int64_t H = first.hidden(), L = int64_t(layers_.size()), B = kept_.batch;
     const bool batched = kept_.batched, has_c = first.has_c();
@@ -338,12 +349,13 @@ class PyTape {
     }
     std::vector<const Saved<T>*> saved;
     for (const auto& one : kept_.saved) saved.push_back(one.get());
-    const py::tuple found =
-        back_through<T>(borrowed(layers_), saved, kept_.steps * B, data(dy), dh, dc);
+    const py::tuple found = back_through<T>(borrowed(layers_), saved, kept_.steps * B, data(dy), dh,
+                                            dc, wants_dx, wants_dh);
     const auto x = py::reinterpret_borrow<py::array>(x_);
-    const py::object dx =
-        py::reinterpret_borrow<py::array>(found[0]).reshape(Shape(x.shape(), x.shape() + x.ndim()));
-    const py::object dh_0 = state_out(found[2]);
+    py::object dx = found[0], dh_0 = found[2];
+    if (wants_dx)
+      dx = py::reinterpret_borrow<py::array>(dx).reshape(Shape(x.shape(), x.shape() + x.ndim()));
+    if (wants_dh) dh_0 = state_out(dh_0);
     if (!has_c) return py::make_tuple(dx, found[1], dh_0);
     return py::make_tuple(dx, found[1], py::make_tuple(dh_0, state_out(found[3])));
   }

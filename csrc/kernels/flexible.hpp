@@ -580,8 +580,8 @@ void flexible_backward(const FlexibleBackward<T>& p, Team team) {
     const auto weights = [&](const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,
                              int64_t columns, T* dw) {
       if (dw)
-        multiply_tn(a, a_stride, m, b, b_stride, static_cast<const T* const*>(nullptr), columns,
-                    rows, dw, accumulate, p.pack, team);
+        multiply_tn(Rows<T>{a, a_stride}, m, Rows<T>{b, b_stride}, columns, rows, dw, columns,
+                    accumulate, p.pack, team);
     };
     const auto sums = [&](int s, int64_t count, T* total) {
       if (total) sum_rows(slot(s), W * H, count, rows, total, accumulate, team);

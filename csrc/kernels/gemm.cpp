@@ -42,26 +42,42 @@ void pack_transposed(const T* src, int64_t column, int columns, int64_t count, T
   }
 }
 
+// Rows and columns from `from` on, into vectors of columns that lie `width` apart a row.
+template <class T>
+void pack_rows(const Source<T>& s, const T* from, int64_t columns, int vectors, int64_t count,
+               T* to, int64_t width) {
+  constexpr int n = kLanes<T>;
+  if (s.column == 1) {
+    for (int64_t k = 0; k < count; k++)
+      for (int u = 0; u < vectors; u++)
+        store(to + k * width + u * n,
+              load_tail(from + k * s.row + u * n, int(smaller(n, columns - u * n))));
+  } else {
+    for (int u = 0; u < vectors; u++)
+      pack_transposed(from + u * n * s.column, s.column, int(smaller(n, columns - u * n)), count,
+                      to + u * n, width);
+  }
+}
+
 template <class T>
 void block_of_panels(const Panels<T>& p, int64_t vector, int vectors, int64_t k_0, int64_t count,
                      T* panel) {
   constexpr int n = kLanes<T>;
   const Source<T>& s = p.source;
   const int64_t width = int64_t(vectors) * s.groups * n;
-  for (int g = 0; g < s.groups; g++) {
-    const T* from = s.data + (vector * n + g * s.group) * s.column + k_0 * s.row;
-    T* to = panel + g * vectors * n;
-    const int64_t columns = p.n - vector * n;
-    if (s.column == 1) {
-      for (int64_t k = 0; k < count; k++)
-        for (int u = 0; u < vectors; u++)
-          store(to + k * width + u * n,
-                load_tail(from + k * s.row + u * n, int(smaller(n, columns - u * n))));
-    } else {
-      for (int u = 0; u < vectors; u++)
-        pack_transposed(from + u * n * s.column, s.column, int(smaller(n, columns - u * n)), count,
-                        to + u * n, width);
-    }
+  const int64_t columns = p.n - vector * n;
+  const T* first = s.data + vector * n * s.column;
+  if (s.height == 0) {
+    for (int g = 0; g < s.groups; g++)
+      pack_rows(s, first + s.begin[g] + k_0 * s.row, columns, vectors, count,
+                panel + g * vectors * n, width);
+    return;
+  }
+  for (int64_t k = k_0, rows; k < k_0 + count; k += rows) {
+    const int64_t row = k % s.height;
+    rows = smaller(s.height - row, k_0 + count - k);
+    pack_rows(s, first + s.begin[k / s.height] + row * s.row, columns, vectors, rows,
+              panel + (k - k_0) * width, width);
   }
 }
 
@@ -191,8 +207,9 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
     const int64_t begin = part_begin(vectors, blocks, share.block_begin) * n;
     const int64_t end = smaller(part_begin(vectors, blocks, share.block_end) * n, p.n);
     few_rows(a + share.row_begin * a_stride, a_stride, share.row_end - share.row_begin,
-             p.source.data + begin, p.source.row, p.k, bias ? bias + begin : nullptr, false,
-             c + share.row_begin * c_stride + begin, c_stride, end - begin);
+             p.source.data + p.source.begin[0] + begin, p.source.row, p.k,
+             bias ? bias + begin : nullptr, false, c + share.row_begin * c_stride + begin, c_stride,
+             end - begin);
     return;
   }
   const int64_t depth = smaller(p.k, kDepth);
@@ -251,14 +268,18 @@ void tn_tile(const T* a, const T* b, int64_t count, T* c, int64_t c_stride, int 
     }
 }
 
-// One row of the product of few rows, for which packing would not pay.
 template <class T>
-RNNFAST_INLINE void outer_row(const T* a, int64_t a_stride, const T* b, int64_t b_stride,
-                              const T* const* b_rows, int64_t rows, int64_t columns, T* c,
-                              bool accumulate) {
+RNNFAST_INLINE const T* row_of(const Rows<T>& m, int64_t r) {
+  return m.each ? m.each[r] : m.first + r * m.stride;
+}
+
+// Row i of the product of few rows, for which packing would not pay.
+template <class T>
+RNNFAST_INLINE void outer_row(const Rows<T>& a, int64_t i, const Rows<T>& b, int64_t rows,
+                              int64_t columns, T* c, bool accumulate) {
   constexpr int n = kLanes<T>;
-  const T* first = b_rows ? b_rows[0] : b;
-  const Vec<T> scalar = broadcast(a[0]);
+  const T* first = row_of(b, 0);
+  const Vec<T> scalar = broadcast(row_of(a, 0)[i]);
   int64_t j = 0;
   if (rows == 1 && !accumulate)
 #pragma GCC unroll 4
@@ -267,23 +288,21 @@ RNNFAST_INLINE void outer_row(const T* a, int64_t a_stride, const T* b, int64_t 
     const int lanes = int(smaller(n, columns - j));
     Vec<T> sum{};
     for (int64_t r = 0; r < rows; r++)
-      sum = fma(broadcast(a[r * a_stride]),
-                load_tail((b_rows ? b_rows[r] : b + r * b_stride) + j, lanes), sum);
+      sum = fma(broadcast(row_of(a, r)[i]), load_tail(row_of(b, r) + j, lanes), sum);
     if (accumulate) sum += load_tail(c + j, lanes);
     store_tail(c + j, sum, lanes);
   }
 }
 
 template <class T>
-void transposed_times_rows(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,
-                           const T* const* b_rows, int64_t n_columns, int64_t rows, T* c,
-                           bool accumulate, T* scratch, Team team) {
+void transposed_times_rows(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_t n_columns,
+                           int64_t rows, T* c, int64_t c_stride, bool accumulate, T* scratch,
+                           Team team) {
   constexpr int n = kLanes<T>;
   if (rows <= kTnFew) {
     for (int64_t i = part_begin(m, team.size, team.id); i < part_begin(m, team.size, team.id + 1);
          i++)
-      outer_row(a + i, a_stride, b, b_stride, b_rows, rows, n_columns, c + i * n_columns,
-                accumulate);
+      outer_row(a, i, b, rows, n_columns, c + i * c_stride, accumulate);
     if (team.size > 1) team.barrier->wait();
     return;
   }
@@ -296,7 +315,7 @@ void transposed_times_rows(const T* a, int64_t a_stride, int64_t m, const T* b, 
        j < part_begin(b_blocks, team.size, team.id + 1); j++) {
     T* to = packed_b + j * width * rows;
     for (int64_t r = 0; r < rows; r++) {
-      const T* from = (b_rows ? b_rows[r] : b + r * b_stride) + j * width;
+      const T* from = row_of(b, r) + j * width;
       for (int v = 0; v < kTnVectors; v++) {
         const int64_t left = n_columns - j * width - v * n;
         store(to + r * width + v * n,
@@ -315,21 +334,20 @@ void transposed_times_rows(const T* a, int64_t a_stride, int64_t m, const T* b, 
       const int64_t column = (first + i) * kTnRows;
       const int64_t columns = smaller(kTnRows, m - column);
       T* to = packed_a + i * kTnRows * rows;
-      const T* from = a + column;
       if (columns == kTnRows) {
         for (int64_t r = 0; r < rows; r++)
-          __builtin_memcpy(to + r * kTnRows, from + r * a_stride, sizeof(T) * kTnRows);
+          __builtin_memcpy(to + r * kTnRows, row_of(a, r) + column, sizeof(T) * kTnRows);
       } else {
         for (int64_t r = 0; r < rows; r++)
           for (int64_t q = 0; q < kTnRows; q++)
-            to[r * kTnRows + q] = q < columns ? from[r * a_stride + q] : T(0);
+            to[r * kTnRows + q] = q < columns ? row_of(a, r)[column + q] : T(0);
       }
     }
     for (int64_t j = 0; j < b_blocks; j++)
       for (int64_t i = 0; i < count; i++) {
         const int64_t row = (first + i) * kTnRows;
         tn_tile(packed_a + i * kTnRows * rows, packed_b + j * width * rows, rows,
-                c + row * n_columns + j * width, n_columns, int(smaller(kTnRows, m - row)),
+                c + row * c_stride + j * width, c_stride, int(smaller(kTnRows, m - row)),
                 n_columns - j * width, accumulate);
       }
   }
@@ -392,11 +410,9 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
                      int64_t columns) {                                                          \
     few_rows(a, a_stride, rows, b, b_stride, count, bias, resume, c, c_stride, columns);         \
   }                                                                                              \
-  void multiply_tn(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,        \
-                   const T* const* b_rows, int64_t n, int64_t rows, T* c, bool accumulate,       \
-                   T* scratch, Team team) {                                                      \
-    transposed_times_rows(a, a_stride, m, b, b_stride, b_rows, n, rows, c, accumulate, scratch,  \
-                          team);                                                                 \
+  void multiply_tn(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_t n, int64_t rows, T* c, \
+                   int64_t c_stride, bool accumulate, T* scratch, Team team) {                   \
+    transposed_times_rows(a, m, b, n, rows, c, c_stride, accumulate, scratch, team);             \
   }                                                                                              \
   void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate, \
                 Team team) {                                                                     \

@@ -22,12 +22,10 @@ constexpr int kWidest = 4;  // vectors of a column block in plain panels
   void multiply_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_stride,   \
                      int64_t count, const T* bias, bool resume, T* c, int64_t c_stride,          \
                      int64_t columns);                                                           \
-  /* c[m][n] (+)= sum over r of a[r][m] * b[r][n] for the rows r of a chunk. `b` gives either    \
-     the first row and a stride, or, with b_rows, each row. `scratch` is shared by the team and  \
-     holds tn_scratch(...) numbers. Ends with a barrier of the team. */                          \
-  void multiply_tn(const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,        \
-                   const T* const* b_rows, int64_t n, int64_t rows, T* c, bool accumulate,       \
-                   T* scratch, Team team);                                                       \
+  /* c[m][n] (+)= sum over r of a[r][m] * b[r][n] for the rows r of a chunk. `scratch` is        \
+     shared by the team and holds tn_scratch(...) numbers. Ends with a barrier of the team. */   \
+  void multiply_tn(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_t n, int64_t rows, T* c, \
+                   int64_t c_stride, bool accumulate, T* scratch, Team team);                    \
   /* sums[m] (+)= sum over r of a[r][m] */                                                       \
   void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate, \
                 Team team);                                                                      \

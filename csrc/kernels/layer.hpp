@@ -179,7 +179,8 @@ template <class Cell, class T, int kStage>
 struct ForwardTile {
   static constexpr bool kMayBeLow = sizeof(T) == sizeof(float);
   int64_t hidden, y_stride;
-  const T* gx;       // [n, G, H] of this step
+  const T* gx;       // [n, G, H] of this step, the gates at their places
+  const int* place;  // [G]
   const T* bias_h;   // [H] or null
   const T* operand;  // [n, operand_stride] what the recurrent matrix multiplies; null for zeros
   int64_t operand_stride;
@@ -197,8 +198,9 @@ struct ForwardTile {
   // Where the sums of a gate start.
   RNNFAST_INLINE Vec<T> start(int64_t row, int gate, int64_t unit) const {
     constexpr int first = Cell::stage_first(kStage);
-    const T* from =
-        first + gate == Cell::kApart ? bias_h : gx + (row * Cell::kGates + first + gate) * hidden;
+    const T* from = first + gate == Cell::kApart
+                        ? bias_h
+                        : gx + (row * Cell::kGates + place[first + gate]) * hidden;
     return load_tail(from + unit, int(lesser(kLanes<T>, hidden - unit)));
   }
 
@@ -271,7 +273,7 @@ struct ForwardTile {
           x.a[g] = load(sums + ((m * gates_here + g) * kVectors + u) * n);
         if constexpr (Cell::kApart >= 0)
           x.x_apart = load_tail(
-              gx + ((row + m) * Cell::kGates + Cell::kApart) * hidden + unit + u * n, lanes);
+              gx + ((row + m) * Cell::kGates + place[Cell::kApart]) * hidden + unit + u * n, lanes);
         if constexpr (Cell::kReadsH) x.h = load_tail(h_before + at, lanes);
         if constexpr (Cell::kHasC) x.c = load_tail(c_before + at, lanes);
         if constexpr (kStage > 0)
@@ -321,6 +323,7 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
   tile.hidden = H;
   tile.y_stride = p.y_stride;
   tile.gx = p.gx + (row - chunk_row) * Cell::kGates * H;
+  tile.place = p.place;
   tile.bias_h = p.bias_h;
   tile.gates = p.gates ? p.gates + (p.save_gates ? row * Cell::kSaved * H : 0) : nullptr;
   tile.h = p.save ? p.h + row * H : p.h + i % 2 * p.batch * H;
@@ -584,6 +587,7 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
   ForwardTile<Cell, T, kStage> tile{};
   tile.hidden = H;
   tile.gx = f.gx;
+  tile.place = f.place;
   tile.bias_h = f.bias_h;
   tile.gates = f.gates;
   const T** before = p.before + chunk_row;
@@ -626,12 +630,13 @@ void backward_rows(const Backward<T>& p, const T* operand, const Share& share, i
   if (begin >= end) return;
   int64_t unit_begin = 0, unit_end = 0, k = 0;
   units_of(share, panels, unit_begin, unit_end);
+  const T* weights = panels.source.data + panels.source.begin[0] + unit_begin;
   for (int part = 0; part < Cell::back_parts(kStage); part++) {
     const int64_t count = Cell::back_gates(kStage, part) * H;
     multiply_rows(operand + begin * stride + Cell::back_first(kStage, part) * H, stride,
-                  end - begin, panels.source.data + k * panels.source.row + unit_begin,
-                  panels.source.row, count, static_cast<const T*>(nullptr), part > 0,
-                  p.partial + begin * H + unit_begin, H, unit_end - unit_begin);
+                  end - begin, weights + k * panels.source.row, panels.source.row, count,
+                  static_cast<const T*>(nullptr), part > 0, p.partial + begin * H + unit_begin, H,
+                  unit_end - unit_begin);
     k += count;
   }
 }
@@ -672,7 +677,7 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   const int64_t rows = visits.rows(i), rows_later = visits.rows(i + 1);
   const int64_t continuing = lesser(rows, rows_later);
 
-  if (kStage == 0 && continuing < rows_later) {  // rows that started at visit i + 1
+  if (kStage == 0 && p.dh_0 && continuing < rows_later) {  // rows that started at visit i + 1
     tile.operand = later;
     tile.add_direct = Cell::kDirect;
     tile.dh_0 = p.dh_0;
@@ -743,6 +748,28 @@ void point_before(const Backward<T>& p, const Visits& visits) {
   }
 }
 
+// Adds what a chunk of rows gives to the gradients of some gates' weights and biases: `dgates` are
+// the columns of those gates, `operand` [rows, width] what their weights multiply.
+template <class T>
+void weight_gradient(const Backward<T>& p, int first, int count, Rows<T> dgates,
+                     const Rows<T>& operand, int64_t width, int64_t rows, int all_gates, T* dw,
+                     T* db, bool accumulate, Team team) {
+  const int64_t H = p.hidden;
+  const int* place = p.layout.place + first;
+  for (int gate = 0, together; gate < count; gate += together, dgates.first += together * H) {
+    for (together = 1; gate + together < count; together++)
+      if (place[gate + together] != place[gate] + together) break;
+    const int64_t row = place[gate] * H, m = together * H;
+    if (p.layout.transposed)
+      multiply_tn(operand, width, dgates, m, rows, dw + row, all_gates * H, accumulate, p.pack,
+                  team);
+    else
+      multiply_tn(dgates, m, operand, width, rows, dw + row * width, width, accumulate, p.pack,
+                  team);
+    if (db) sum_rows(dgates.first, dgates.stride, m, rows, db + row, accumulate, team);
+  }
+}
+
 template <class Cell, class T>
 void backward_pass(const Backward<T>& p, Team team) {
   const Visits visits{p.steps, p.reverse};
@@ -751,10 +778,10 @@ void backward_pass(const Backward<T>& p, Team team) {
     point_before(p, visits);
     if (p.x_order) point_to_x(p);
     const int64_t reached = T_ > 0 ? p.steps.offset[1] - p.steps.offset[0] : 0;
-    copy_rows(p.dh_n, p.dh_0, reached, p.batch, H, 0, H);
+    if (p.dh_0) copy_rows(p.dh_n, p.dh_0, reached, p.batch, H, 0, H);
     if (Cell::kHasC) copy_rows(p.dc_n, p.dc_0, 0, p.batch, H, 0, H);
   }
-  if (p.x_order) clear_padding(p.steps, p.x_order, p.batch, p.dx, p.input, p.input, team);
+  if (p.x_order && p.dx) clear_padding(p.steps, p.x_order, p.batch, p.dx, p.input, p.input, team);
   meet(team.barrier, team.size);
   const bool takes_part = team.id < p.split.members;
   Share shares[Cell::kStages] = {};
@@ -799,34 +826,30 @@ void backward_pass(const Backward<T>& p, Team team) {
         later = here;
       }
       meet(team.barrier, team.size);
-      multiply_panels(dgates + (first - chunk_row) * width, width, stretch, p.x_panels,
-                      static_cast<const T*>(nullptr),
-                      p.x_order ? p.dx_rows : p.dx + first * p.input, p.input, team);
-      if (p.x_order) {
+      if (p.dx)
+        multiply_panels(dgates + (first - chunk_row) * width, width, stretch, p.x_panels,
+                        static_cast<const T*>(nullptr),
+                        p.x_order ? p.dx_rows : p.dx + first * p.input, p.input, team);
+      if (p.x_order && p.dx) {
         meet(team.barrier, team.size);
         scatter_rows(p, visits, j + 1, end, team);
       }
       if (p.done) raise_to(p.done, p.steps.offset[T_] - first);
     }
-    multiply_tn(dgates, width, Cell::kGates * H, p.x + chunk_row * p.input, p.input,
-                p.x_order ? p.x_rows + chunk_row : nullptr, p.input, rows, p.dw_ih, accumulate,
-                p.pack, team);
-    if (p.db_ih) sum_rows(dgates, width, Cell::kGates * H, rows, p.db_ih, accumulate, team);
+    const Rows<T> x{p.x + chunk_row * p.input, p.input, p.x_order ? p.x_rows + chunk_row : nullptr};
+    weight_gradient(p, 0, Cell::kGates, Rows<T>{dgates, width}, x, p.input, rows, Cell::kGates,
+                    p.dw_ih, p.db_ih, accumulate, team);
     for (int s = 0; s < Cell::kWeightParts; s++) {
-      const int64_t row = Cell::weight_row(s) * H, count = Cell::weight_gates(s) * H;
-      const T* columns = dgates + Cell::weight_column(s) * H;
-      if (Cell::weight_from_saved(s))
-        multiply_tn(columns, width, count, saved + Cell::kStageOperand * H, Cell::kSaved * H,
-                    static_cast<const T* const*>(nullptr), H, rows, p.dw_hh + row * H, accumulate,
-                    p.pack, team);
-      else
-        multiply_tn(columns, width, count, static_cast<const T*>(nullptr), 0, p.before + chunk_row,
-                    H, rows, p.dw_hh + row * H, accumulate, p.pack, team);
-      if (p.db_hh) sum_rows(columns, width, count, rows, p.db_hh + row, accumulate, team);
+      const Rows<T> columns{dgates + Cell::weight_column(s) * H, width};
+      const Rows<T> operand = Cell::weight_from_saved(s)
+                                  ? Rows<T>{saved + Cell::kStageOperand * H, Cell::kSaved * H}
+                                  : Rows<T>{nullptr, 0, p.before + chunk_row};
+      weight_gradient(p, Cell::weight_row(s), Cell::weight_gates(s), columns, operand, H, rows,
+                      Cell::kGates, p.dw_hh, p.db_hh, accumulate, team);
     }
     accumulate = true;
   }
-  if (takes_part)
+  if (takes_part && p.dh_0)
     backward_stage<Cell, T, 0>(p, visits, -1, static_cast<const T*>(nullptr), later,
                                static_cast<T*>(nullptr), shares[0]);
 }

@@ -292,7 +292,7 @@ void pack(Precision precision, const Panels<float>& p, const LowColumns& columns
       const int64_t unit = (block.vector + c / kWords % block.vectors) * kWords + c % kWords;
       uint32_t* to = words + first * p.k + c;
       if (unit < p.n) {
-        const int64_t column = unit + c / (kWords * block.vectors) * s.group;
+        const int64_t column = unit + s.begin[c / (kWords * block.vectors)];
         pack_column(precision, s.data + column * k, k, to, width, columns.scale + first + c,
                     columns.correction + first + c);
       } else {

@@ -31,8 +31,8 @@ struct Kernels {
   void (*pack_panels)(const Panels<T>&, Team);
   void (*multiply_panels)(const T*, int64_t, int64_t, const Panels<T>&, const T*, T*, int64_t,
                           Team);
-  void (*multiply_tn)(const T*, int64_t, int64_t, const T*, int64_t, const T* const*, int64_t,
-                      int64_t, T*, bool, T*, Team);
+  void (*multiply_tn)(const Rows<T>&, int64_t, const Rows<T>&, int64_t, int64_t, T*, int64_t, bool,
+                      T*, Team);
   void (*add)(const T*, const T*, int64_t, T*, Team);
   int64_t (*tn_scratch)(const T*, int64_t, int64_t, int);
   const FlexibleKernels<T>* flexible;            // [kFlexKinds]

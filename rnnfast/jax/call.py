@@ -32,8 +32,12 @@ def run(
     transposed: bool = False,
     reset_after: bool = True,
     nonlinearity: Any = "tanh",
+    places: tuple[int, ...] = (),
 ) -> tuple[Any, Any]:
-    """Check the arguments by their shapes and dtypes, run the layers, and lay out the results."""
+    """Check the arguments by their shapes and dtypes, run the layers, and lay out the results.
+
+    `places` are those of the gates in the weights, where they are not in our order.
+    """
     if isinstance(weights, Packed):
         raise TypeError("weights: rnnfast.jax cannot use packed weights; expected the weights")
     checked = _Call(
@@ -55,6 +59,9 @@ def run(
         for entry in ([weights] if is_entry(weights) else weights)
     ]
     _refuse(checked)
+    if not checked.spec.plain and places:
+        layers = [[_in_order(w, places) for w in layer] for layer in layers]
+        places = ()
     transposed = checks.flag("transposed", transposed)
     noise, spec = checked.noise, checked.spec
     drop = checked.dropout if noise.training and len(layers) > 1 else 0.0
@@ -93,6 +100,7 @@ def run(
             has_c,
             checked.save,
             spec.plain and transposed,
+            places,
         )
         at = slice(first * directions, (first + len(some)) * directions)
         masks = [None] * 3
@@ -152,6 +160,10 @@ def _integers(lengths: Any) -> Any:
         return jnp.zeros((0,), jnp.int32)
     lengths = jnp.asarray(lengths)
     return lengths.astype(jnp.int64 if lengths.dtype.itemsize == 8 else jnp.int32)
+
+
+def _in_order(w: Weights, places: tuple[int, ...]) -> Weights:
+    return Weights(*(None if a is None else stack.in_order(a, places) for a in w))
 
 
 def _or_empty(array: Any, dtype: Any) -> Any:

@@ -89,9 +89,9 @@ def _tangent(*flat: Any, plan: Plan, parts: Parts) -> list[Any]:
     return stack.tangent(plan, given.operands, dict(zip(parts, given.tangents, strict=True)))
 
 
-def _backward(*flat: Any, plan: Plan) -> list[Any]:
+def _backward(*flat: Any, plan: Plan, wanted: Parts) -> list[Any]:
     given = _split(flat, plan, saved=True, cotangents=True)
-    return stack.backward(plan, given.operands, given.saved, given.cotangents)
+    return stack.backward(plan, given.operands, given.saved, given.cotangents, wanted)
 
 
 def _second(*flat: Any, plan: Plan, parts: Parts) -> list[Any]:
@@ -102,7 +102,7 @@ def _second(*flat: Any, plan: Plan, parts: Parts) -> list[Any]:
 
 _layers = _primitive("rnnfast", _forward, ("plan", "saving"))
 _tangents = _primitive("rnnfast_tangent", _tangent, ("plan", "parts"))
-_gradients = _primitive("rnnfast_backward", _backward, ("plan",))
+_gradients = _primitive("rnnfast_backward", _backward, ("plan", "wanted"))
 _seconds = _primitive("rnnfast_second", _second, ("plan", "parts"))
 
 
@@ -174,14 +174,15 @@ def _jvp_tangents(primals: Operands, tangents: Operands, *, plan: Plan, parts: P
     return results, _sum(terms, results)
 
 
-def _jvp_gradients(primals: Operands, tangents: Operands, *, plan: Plan) -> Any:
-    results = _gradients.bind(*primals, plan=plan)
+def _jvp_gradients(primals: Operands, tangents: Operands, *, plan: Plan, wanted: Parts) -> Any:
+    results = _gradients.bind(*primals, plan=plan, wanted=wanted)
     given = _split(primals, plan, saved=True, cotangents=True)
     of = _split(tangents, plan, saved=True, cotangents=True)
     terms = []
     if _given(of.cotangents)[0]:
         own = _or_empty(of.cotangents, results[0].dtype)
-        terms.append(_gradients.bind(*given.operands, *given.saved, *own, plan=plan))
+        flat = (*given.operands, *given.saved, *own)
+        terms.append(_gradients.bind(*flat, plan=plan, wanted=wanted))
     parts, along = _given(stack.smooth(of.operands))
     if parts:
         flat = (*given.operands, *given.cotangents, *along)
@@ -222,11 +223,13 @@ def _unknown(flat: Operands, first: int, found: Sequence[Any]) -> list[Any]:
 def _transpose_tangents(cotangents: Operands, *flat: Any, plan: Plan, parts: Parts) -> list[Any]:
     given = _split(flat, plan, saved=True, cotangents=False)
     own = _or_empty(cotangents, given.operands[0].dtype)
-    found = _gradients.bind(*given.operands, *given.saved, *own, plan=plan)
+    flat_back = (*given.operands, *given.saved, *own)
+    wanted = tuple(k for k in (0, 1) if k in parts)
+    found = _gradients.bind(*flat_back, plan=plan, wanted=wanted)
     return _unknown(flat, len(flat) - len(parts), [found[k] for k in parts])
 
 
-def _transpose_gradients(cotangents: Operands, *flat: Any, plan: Plan) -> list[Any]:
+def _transpose_gradients(cotangents: Operands, *flat: Any, plan: Plan, wanted: Parts) -> list[Any]:
     given = _split(flat, plan, saved=True, cotangents=True)
     parts, along = _given(cotangents)
     found = _tangents.bind(*given.operands, *given.saved, *along, plan=plan, parts=parts)

@@ -64,6 +64,7 @@ class Plan(NamedTuple):
     has_c: bool
     save: str
     transposed: bool  # w_ih and w_hh of a plain cell are handed over as their transposes
+    places: tuple[int, ...]  # of its gates in the weights, or () for our order
 
     def check_dual(self) -> None:
         """Refuse what changes gradients and not results: it has no derivative along a direction."""
@@ -138,10 +139,22 @@ def forward(plan: Plan, saving: bool, *operands: Any) -> list[Any]:
     return _pass("forward", plan._replace(save=""), (*results, *nothing), operands)[:3]
 
 
-def backward(plan: Plan, operands: Operands, saved: Operands, cotangents: Operands) -> list[Any]:
-    """The gradients of `smooth(operands)`, for cotangents of y, h_n and c_n."""
+def backward(
+    plan: Plan,
+    operands: Operands,
+    saved: Operands,
+    cotangents: Operands,
+    wanted: Sequence[int],
+) -> list[Any]:
+    """The gradients of `smooth(operands)`, for cotangents of y, h_n and c_n.
+
+    Those of x and h_0, which are the first two, may be zero where they are not `wanted`.
+    """
     like = smooth(operands)
     shapes = _of_gradients(plan, operands, [a.shape for a in like])
+    if plan.plain is not None:
+        for k in {0, 1}.difference(wanted):
+            shapes[k] = (0,)
     return _fit(_pass("backward", plan, shapes, (*operands, *saved, *cotangents)), like)
 
 
@@ -160,7 +173,17 @@ def second(
     results = _fit(_dual("second", plan, shapes, operands, along, cotangents), like)
     kept = len(SMOOTH)
     every = range(kept, len(results))
-    return [*results[:kept], *(results[k] for k in every if (k - kept) % _FIELDS < plan.fields)]
+    found = (results[k] for k in every if (k - kept) % _FIELDS < plan.fields)
+    places = tuple(plan.places.index(g) for g in range(len(plan.places)))
+    return [*results[:kept], *(in_order(a, places) for a in found)]
+
+
+def in_order(a: Any, places: Sequence[int]) -> Any:
+    """Weights or biases from where their gates are to our order."""
+    if not places or not a.size:
+        return a
+    gates = jnp.split(a, len(places))
+    return jnp.concatenate([gates[place] for place in places])
 
 
 def _of_gradients(plan: Plan, operands: Operands, like: list[Shape]) -> list[Shape]:
@@ -180,7 +203,12 @@ def _pass(verb: str, plan: Plan, shapes: Sequence[Shape], operands: Operands) ->
         more: dict[str, Any] = {"cell": plan.cell, "options": np.array(plan.options)}
         return _call(f"flexible_{verb}", plan, shapes, operands, save=plan.save, **more)
     operands = (*operands[: MASKS.start], *operands[MASKS.stop :])
-    more = {"cell": plan.plain, "layers": np.int64(plan.layers), "transposed": plan.transposed}
+    more = {
+        "cell": plan.plain,
+        "layers": np.int64(plan.layers),
+        "transposed": plan.transposed,
+        "places": np.array(plan.places or range(plan.gates)),
+    }
     if not plan.transposed:
         return _call(verb, plan, shapes, operands, save=plan.save, **more)
     # The transpose of a transpose, which XLA removes. All matrices are weights.
@@ -211,11 +239,16 @@ def _dual(
 
 
 def _every_field(plan: Plan, parts: list[Any]) -> list[Any]:
-    """Parts of `smooth` with an empty array for each field that a plain cell does not have."""
+    """Parts of `smooth` as cells with options have them.
+
+    Their gates are in our order, and there is an empty array for each field that a plain cell does
+    not have.
+    """
     nothing = [jnp.zeros((0,), parts[0].dtype)] * (_FIELDS - plan.fields)
     found = parts[: len(SMOOTH)]
     for first in range(len(SMOOTH), len(parts), plan.fields):
-        found += [*parts[first : first + plan.fields], *nothing]
+        given = (in_order(a, plan.places) for a in parts[first : first + plan.fields])
+        found += [*given, *nothing]
     return found
 
 
