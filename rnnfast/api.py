@@ -19,7 +19,7 @@ from .noise import Between, DropConnect, OnState
 from .options import QUIET, Options, activation, with_weights
 from .options import parse as parse_options
 from .spec import CELLS, Spec, Steps
-from .weights import RUNNING, Checked, Layer, Weights, matching, parse, rebuild
+from .weights import RUNNING, Checked, InOrder, Layer, Weights, matching, parse, rebuild
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -272,7 +272,9 @@ def lstm_vjp(
         ``dx, dweights, (dh_0, dc_0) = backward(dy, (dh_n, dc_n))``: the gradients of a scalar
         loss, given its gradients with respect to y, h_n and c_n. Any of dy, the pair, dh_n, dc_n
         may be None, for zeros. dx is like x, dweights has exactly the structure of `weights`,
-        dh_0 and dc_0 are like h_n. It may be called any number of times.
+        dh_0 and dc_0 are like h_n. With ``dx=False`` or ``dstate_0=False`` None comes in place of
+        dx or of the pair, and their work is left out where that is possible. It may be called any
+        number of times.
 
     Raises
     ------
@@ -497,14 +499,23 @@ def _forward(
         if fits and weights.shortcut is not None:
             done = weights.shortcut(rows, state, out, lengths)
     elif out is None:
-        given = weights.single if type(weights) is Checked else weights
+        given, places = _as_they_lie(weights)
         if isinstance(given, list | tuple):
-            done = get(backend, spec).call(spec, rows, given, state, lengths)
+            done = get(backend, spec).call(spec, rows, given, state, lengths, places)
     if done is not None:
         return (done[0].swapaxes(0, 1), done[1]) if batch_first else done
     rest = (lengths, batch_first, dropout, rng, backend, out, options)
     call = _Call(spec, x, weights, state, *rest)
     return call.forward()
+
+
+def _as_they_lie(weights: Any) -> tuple[Any, tuple[int, ...]]:
+    """Weights for the short way, and the places of their gates where these are not in our order."""
+    if type(weights) is Checked:
+        return weights.single, ()
+    if type(weights) is InOrder:
+        return weights.weights, weights.places
+    return weights, ()
 
 
 def _steps_first(x: Any, batch_first: Any) -> Array | None:
@@ -535,7 +546,7 @@ def _vjp(
 ) -> tuple[Any, Any, Backward]:
     # As in `_forward`.
     rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
-    given = weights.single if type(weights) is Checked else weights
+    given, places = _as_they_lie(weights)
     if (
         type(dropout) is float
         and dropout == 0.0
@@ -548,7 +559,7 @@ def _vjp(
         and checkpoint is None
         and (rows := _steps_first(x, batch_first)) is not None
     ):
-        done = get(backend, spec).call_vjp(spec, rows, given, state, lengths)
+        done = get(backend, spec).call_vjp(spec, rows, given, state, lengths, places)
         if done is not None:
             y, state_n, tape = done
             # What the caller may change before `backward`.
@@ -1056,9 +1067,12 @@ class Backward:
         self._call = call
         self._tape = tape
 
-    def __call__(self, dy: Any = None, dstate_n: Any = None) -> tuple[Any, Any, Any]:
+    def __call__(
+        self, dy: Any = None, dstate_n: Any = None, *, dx: bool = True, dstate_0: bool = True
+    ) -> tuple[Any, Any, Any]:
         """Gradients of x, of the weights and of the initial state; see `rnnfast.lstm_vjp`."""
-        return self._call.backward(self._tape, dy, dstate_n)
+        of_x, dweights, of_state = self._call.backward(self._tape, dy, dstate_n)
+        return of_x if dx else None, dweights, of_state if dstate_0 else None
 
     def vjp(self, dy: Any = None, dstate_n: Any = None) -> tuple[tuple[Any, Any, Any], Any]:
         """``backward(dy, dstate_n)``, and a function that back-propagates through it.
@@ -1114,25 +1128,31 @@ class _ShortBackward(Backward):
         self._arguments = arguments
         self._call = None
 
-    def __call__(self, dy: Any = None, dstate_n: Any = None) -> tuple[Any, Any, Any]:
+    def __call__(
+        self, dy: Any = None, dstate_n: Any = None, *, dx: bool = True, dstate_0: bool = True
+    ) -> tuple[Any, Any, Any]:
         """See `Backward`."""
         done = None
         if dy is None:
-            done = self._short.backward(None, dstate_n, False)
+            done = self._short.backward(None, dstate_n, False, dx, dstate_0)
         elif type(dy) is np.ndarray and dy.shape == self._shape:
             # The gradient of a sum is one number repeated, with strides of 0.
             rows = np.ascontiguousarray(dy.swapaxes(0, 1) if self._batch_first else dy)
-            done = self._short.backward(rows, dstate_n, False)
+            done = self._short.backward(rows, dstate_n, False, dx, dstate_0)
         if done is None:
             call = self._checked()
             h, c = call._dstate(dstate_n)
             given = (h, c) if call.spec.info.has_c else h
-            done = self._short.backward(call._dy("dy", dy), given, True)
+            done = self._short.backward(call._dy("dy", dy), given, True, dx, dstate_0)
             assert done is not None
-        dx, dweights, dstate = done
-        if self._batch_first:
-            dx = dx.swapaxes(0, 1)
-        return dx, rebuild(self._arguments[2], (Weights(*w) for w in dweights)), dstate
+        of_x, found, of_state = done
+        if dx and self._batch_first:
+            of_x = of_x.swapaxes(0, 1)
+        template = self._arguments[2]
+        if type(template) is InOrder:
+            template = template.weights
+        dweights = rebuild(template, (Weights(*w) for w in found))
+        return of_x if dx else None, dweights, of_state if dstate_0 else None
 
     def vjp(self, dy: Any = None, dstate_n: Any = None) -> tuple[tuple[Any, Any, Any], Any]:
         """See `Backward`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,6 +86,36 @@ class Checked:
         return self.layers
 
 
+class InOrder:
+    """Weights of plain cells whose gates are in another order than ours, for adapters.
+
+    Gate g of `rnnfast.spec.CELLS` is the `places[g]`-th of theirs. Accepted in place of `weights`;
+    gradients have their order, too.
+    """
+
+    __slots__ = ("places", "weights")
+
+    def __init__(self, weights: Any, places: Iterable[int]) -> None:
+        self.weights = weights
+        self.places = tuple(places)
+
+    def to_ours(self, w: Weights) -> Weights:
+        return _moved(w, self.places)
+
+    def to_theirs(self, w: Weights) -> Weights:
+        return _moved(w, [self.places.index(g) for g in range(len(self.places))])
+
+
+def _moved(w: Weights, places: Sequence[int]) -> Weights:
+    def moved(array: Any) -> Any:
+        if array is None:
+            return None
+        gates = np.split(array, len(places))
+        return np.concatenate([gates[place] for place in places])
+
+    return Weights(*map(moved, w))
+
+
 _OF_LSTM = ("w_hr", "w_peep", "ln_c", "ln_c_shift")
 _NEEDED = {  # by a field: the others that must be there
     "ln_ih": ("ln_hh",),
@@ -117,6 +147,9 @@ def parse(weights: object, cell: Cell, dtype: np.dtype[Any] | None) -> list[Laye
     """
     if type(weights) is Checked:
         return weights.fitting(cell, dtype)
+    if type(weights) is InOrder:
+        theirs = parse(weights.weights, cell, dtype)
+        return [tuple(map(weights.to_ours, layer)) for layer in theirs]
     if is_entry(weights):
         entries: Sequence[object] = [weights]
         names = ["weights"]
@@ -274,6 +307,8 @@ def rebuild(template: Any, leaves: Iterator[Weights]) -> Any:
         return next(leaves)
     if type(template) is Checked:
         return rebuild(template.template, leaves)
+    if type(template) is InOrder:
+        return rebuild(template.weights, map(template.to_theirs, leaves))
     if is_entry(template):
         return tuple(next(leaves))[: len(template)]
     return type(template)(rebuild(entry, leaves) for entry in template)
@@ -286,6 +321,8 @@ def matching(name: str, value: Any, template: Any, parsed: Iterator[Weights]) ->
     """
     if type(template) is Checked:
         template = template.template
+    if type(template) is InOrder:
+        return list(map(template.to_ours, matching(name, value, template.weights, parsed)))
     if value is None:
         return [Weights(None, None) for _ in _leaves(template) if next(parsed)]
     if not is_entry(template):

@@ -28,12 +28,12 @@ class ShortTape(Protocol):
     """What `Backend.call_vjp` leaves."""
 
     def backward(
-        self, dy: Any, dstate_n: Any, checked: bool
+        self, dy: Any, dstate_n: Any, checked: bool, wants_dx: bool, wants_dh: bool
     ) -> tuple[Any, list[tuple[Any, ...]], Any] | None:
         """dx, the gradients of each layer's weights, and those of the initial state.
 
         None, as by a `Shortcut`. With `checked`, dy and dstate_n have been made as the kernels
-        read them, with a batch axis.
+        read them, with a batch axis. dx and dh_0 may be None where they are not wanted.
         """
 
 
@@ -75,14 +75,18 @@ class Backend(Protocol):
         """For layers prepared for `reuse`: see `Shortcut`. None where there is none."""
 
     def call(
-        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
     ) -> tuple[Any, Any] | None:
-        """As a `Shortcut`, for weights that are not prepared; None also where it has none."""
+        """As a `Shortcut`, for weights that are not prepared; None also where it has none.
+
+        `places` are those of the gates in the weights, as `rnnfast.weights.InOrder` has them, or
+        () for our order.
+        """
 
     def call_vjp(
-        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
     ) -> tuple[Any, Any, ShortTape] | None:
-        """As `call`, with what goes back."""
+        """As `call`, with what goes back; the gradients of weights are laid out as those are."""
 
     def forward(
         self,

@@ -98,16 +98,18 @@ class Native:
         return _STACKS[type(prepared[0])](tuple(prepared)).forward
 
     def call(
-        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
     ) -> tuple[Any, Any] | None:
-        return _native.call(_kernel(spec), x, weights, state, lengths) if spec.plain else None
+        if not spec.plain:
+            return None
+        return _native.call(_kernel(spec), x, weights, state, lengths, places)
 
     def call_vjp(
-        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
     ) -> tuple[Any, Any, ShortTape] | None:
         if not spec.plain:
             return None
-        return _native.call_vjp(_kernel(spec), x, weights, state, lengths)
+        return _native.call_vjp(_kernel(spec), x, weights, state, lengths, places)
 
     def forward(
         self,

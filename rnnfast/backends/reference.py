@@ -46,10 +46,14 @@ class Reference:
     def shortcut(self, prepared: list[Any]) -> None:
         return None
 
-    def call(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
+    def call(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
+    ) -> None:
         return None
 
-    def call_vjp(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
+    def call_vjp(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
+    ) -> None:
         return None
 
     def forward(

@@ -14,7 +14,7 @@ from ..api import Packed, _Call, _spec
 from ..arrays import describe
 from ..backends.native import _kernel, flexible_kernel
 from ..errors import UnsupportedError
-from ..weights import Weights, is_entry
+from ..weights import InOrder, Weights, is_entry
 from . import derivatives, stack
 
 
@@ -32,12 +32,11 @@ def run(
     transposed: bool = False,
     reset_after: bool = True,
     nonlinearity: Any = "tanh",
-    places: tuple[int, ...] = (),
 ) -> tuple[Any, Any]:
-    """Check the arguments by their shapes and dtypes, run the layers, and lay out the results.
-
-    `places` are those of the gates in the weights, where they are not in our order.
-    """
+    """Check the arguments by their shapes and dtypes, run the layers, and lay out the results."""
+    places: tuple[int, ...] = ()
+    if type(weights) is InOrder:
+        weights, places = weights.weights, weights.places
     if isinstance(weights, Packed):
         raise TypeError("weights: rnnfast.jax cannot use packed weights; expected the weights")
     checked = _Call(

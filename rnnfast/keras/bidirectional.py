@@ -37,6 +37,7 @@ class Bidirectional(keras.layers.Bidirectional):
             )
         layers = (self.forward_layer, self.backward_layer)
         first, dtype = layers[0], computed_in(layers[0])
+        at_zero = initial_state is None
         if initial_state is None:
             batch = keras.ops.shape(sequences)[0]
             initial_state = [s for k in layers for s in listed(k.get_initial_state(batch))]
@@ -55,6 +56,7 @@ class Bidirectional(keras.layers.Bidirectional):
             steps.lengths,
             options,
             bool(training),
+            at_zero,
         )
         if self.return_sequences:
             y = steps.unpack(y, None, None)

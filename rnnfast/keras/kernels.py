@@ -12,7 +12,8 @@ import rnnfast
 
 from ..api import Packed
 from ..errors import UnsupportedError
-from ..weights import Weights
+from ..weights import InOrder, Weights
+from .translation import in_our_order, places_of
 
 BACKEND = keras.backend.backend()
 _ADAPTERS = {
@@ -34,37 +35,48 @@ def run(
     lengths: Any,
     options: dict[str, Any],
     training: bool,
+    at_zero: bool,
 ) -> tuple[Any, list[list[Any]]]:
     """One layer in one or two directions: y (B, T, D*H) and the new states.
 
     Tensors of Keras' backend, of one dtype: x (B, T, I), lengths (B,) or None, and for each
-    direction one or two states (B, H). With `training` a backward pass is likely.
+    direction one or two states (B, H), all zeros where it starts `at_zero`. With `training` a
+    backward pass is likely.
     """
     if isinstance(weights, Packed):
-        return _run_packed(cell, x, weights, states, lengths, options)
-    if BACKEND == "torch":
-        # NumPy would take six times as long as torch to transpose a kernel.
-        weights = tuple(
-            Weights(*(None if a is None else a.contiguous() for a in w)) for w in weights
-        )
+        return _run_packed(cell, x, weights, states, lengths, options, at_zero)
+    given: Any = [weights if len(weights) > 1 else weights[0]]
     if BACKEND == "tensorflow":
         options = {**options, "keep": training}
-    if BACKEND == "jax":
-        options = {**options, "transposed": True}  # Keras' kernels, where they lie
-    initial = [
-        keras.ops.stack(s) if len(s) > 1 else keras.ops.expand_dims(s[0], 0)
-        for s in zip(*states, strict=True)
-    ]
+        weights = tuple(in_our_order(cell, w) for w in weights)
+        given = [weights if len(weights) > 1 else weights[0]]
+        at_zero = False  # its callbacks take the size from the state
+    else:
+        if BACKEND == "jax":
+            options = {**options, "transposed": True}
+        elif len(weights) > 1 or not options.keys() <= _OF_PLAIN_CELLS:
+            # These are not read as they lie. NumPy would take six times as long as torch.
+            weights = tuple(
+                Weights(*(None if a is None else a.contiguous() for a in w)) for w in weights
+            )
+            given = [weights if len(weights) > 1 else weights[0]]
+        if places_of(cell):
+            given = InOrder(given, places_of(cell))
+    initial: Any = None
+    if not at_zero:
+        initial = tuple(
+            keras.ops.stack(s) if len(s) > 1 else keras.ops.expand_dims(s[0], 0)
+            for s in zip(*states, strict=True)
+        )
+        initial = initial if cell == "lstm" else initial[0]
     y, state_n = getattr(_adapter, cell)(
-        x,
-        [weights if len(weights) > 1 else weights[0]],
-        tuple(initial) if cell == "lstm" else initial[0],
-        lengths=lengths,
-        batch_first=True,
-        **options,
+        x, given, initial, lengths=lengths, batch_first=True, **options
     )
     found = state_n if cell == "lstm" else (state_n,)
     return y, [[s[d] for s in found] for d in range(len(states))]
+
+
+_OF_PLAIN_CELLS = {"reset_after", "nonlinearity"}
 
 
 def _run_packed(
@@ -74,6 +86,7 @@ def _run_packed(
     states: list[list[Any]],
     lengths: Any,
     options: dict[str, Any],
+    at_zero: bool,
 ) -> tuple[Any, list[list[Any]]]:
     """`run` on tensors of torch that take no part in autograd.
 
@@ -84,18 +97,16 @@ def _run_packed(
 
     from ..torch.calls import array
 
-    initial = [
-        np.stack([array(a) for a in s]) if len(s) > 1 else array(s[0])[None]
-        for s in zip(*states, strict=True)
-    ]
+    initial: Any = None
+    if not at_zero:
+        initial = tuple(
+            np.stack([array(a) for a in s]) if len(s) > 1 else array(s[0])[None]
+            for s in zip(*states, strict=True)
+        )
+        initial = initial if cell == "lstm" else initial[0]
     if lengths is not None:
         options = {**options, "lengths": array(lengths)}
-    y, state_n = getattr(rnnfast, cell)(
-        array(x).swapaxes(0, 1),
-        weights,
-        tuple(initial) if cell == "lstm" else initial[0],
-        **options,
-    )
+    y, state_n = getattr(rnnfast, cell)(array(x).swapaxes(0, 1), weights, initial, **options)
     found = [from_numpy(s) for s in (state_n if cell == "lstm" else (state_n,))]
     return from_numpy(y.swapaxes(0, 1)), [[s[d] for s in found] for d in range(len(states))]
 

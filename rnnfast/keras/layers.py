@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import keras
@@ -11,6 +12,9 @@ from . import kernels
 from .masks import Masked, Unmasked
 from .packing import Packing
 from .translation import cast, options_of
+
+# Whether the layer that is called starts with a state of zeros, which Keras makes a tensor.
+_at_zero: ContextVar[bool] = ContextVar("rnnfast_at_zero", default=False)
 
 
 class Fused(keras.layers.RNN):
@@ -26,6 +30,18 @@ class Fused(keras.layers.RNN):
         self._packing = Packing()
         if kernels.BACKEND == "tensorflow":
             self.supports_jit = False  # XLA cannot call Python
+
+    def call(
+        self, sequences: Any, initial_state: Any = None, mask: Any = None, training: Any = False
+    ) -> Any:
+        """See Keras' own layer."""
+        token = _at_zero.set(initial_state is None and not self.stateful)
+        try:
+            return super().call(
+                sequences, initial_state=initial_state, mask=mask, training=training
+            )
+        finally:
+            _at_zero.reset(token)
 
     def inner_loop(
         self, sequences: Any, initial_state: Any, mask: Any, training: bool = False
@@ -59,6 +75,7 @@ class Fused(keras.layers.RNN):
             steps.lengths,
             options,
             bool(training),
+            _at_zero.get(),
         )
         before = None if steps.lengths is None else output_before(self, state[0])
         last = steps.last(state_n[0], before)

@@ -13,7 +13,7 @@ import rnnfast
 from ..api import Packed
 from ..weights import Weights
 from . import kernels
-from .translation import weights_of
+from .translation import in_our_order, weights_of
 
 
 class Packing:
@@ -32,11 +32,11 @@ class Packing:
     ) -> tuple[Weights, ...] | Packed:
         """What `kernels.run` takes: packed where no gradient is wanted."""
         if kernels.BACKEND != "torch":
-            return _arranged(cell, keras_cells, dtype)
+            return _as_they_lie(keras_cells, dtype)
         import torch
 
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return _arranged(cell, keras_cells, dtype)
+            return _as_they_lie(keras_cells, dtype)
         variables = [v for c in keras_cells for v in (c.kernel, c.recurrent_kernel, c.bias)]
         tensors = [v.value for v in variables if v is not None]
         now = [(t, t._version) for t in tensors]
@@ -46,16 +46,16 @@ class Packing:
         )
         if not same:
             self._seen, self._packed = now, None
-            return _arranged(cell, keras_cells, dtype)
+            return _as_they_lie(keras_cells, dtype)
         if self._packed is None:
             weights = tuple(
-                Weights(*(None if a is None else a.detach() for a in w))
-                for w in _arranged(cell, keras_cells, dtype)
+                Weights(*(None if a is None else a.detach() for a in in_our_order(cell, w)))
+                for w in _as_they_lie(keras_cells, dtype)
             )
             layer = weights if len(weights) > 1 else weights[0]
             self._packed = rnnfast.pack([layer], cell=cell, **options)
         return self._packed
 
 
-def _arranged(cell: str, keras_cells: list[Any], dtype: str) -> tuple[Weights, ...]:
-    return tuple(weights_of(cell, keras_cell, dtype) for keras_cell in keras_cells)
+def _as_they_lie(keras_cells: list[Any], dtype: str) -> tuple[Weights, ...]:
+    return tuple(weights_of(keras_cell, dtype) for keras_cell in keras_cells)

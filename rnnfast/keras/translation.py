@@ -67,25 +67,37 @@ def cast(tensor: Any, dtype: str) -> Any:
     return keras.ops.cast(tensor, dtype)
 
 
-def weights_of(cell: str, keras_cell: Any, dtype: str) -> Weights:
-    """The variables of a Keras cell in PyTorch's layout and gate order."""
+def places_of(cell: str) -> tuple[int, ...]:
+    """Those of PyTorch's gates among Keras'; () where they are the same."""
     order, wanted = ORDERS["keras"][cell], CELLS[cell].gates
+    return () if order == wanted else tuple(map(order.index, wanted))
 
-    def arranged(variable: Any) -> Any:
-        """Gates from the last axis, in Keras' order, to the first, in PyTorch's."""
+
+def weights_of(keras_cell: Any, dtype: str) -> Weights:
+    """The variables of a Keras cell in PyTorch's layout, with the gates in Keras' order."""
+
+    def turned(variable: Any) -> Any:
+        """Gates from the last axis to the first."""
         value = cast(variable.value, dtype)
-        if len(value.shape) > 1:
-            # Tensors of torch and JAX transpose themselves in a tenth of the time of Keras.
-            value = value.T if hasattr(value, "T") else keras.ops.transpose(value)
-        if order == wanted:
-            return value
-        count = value.shape[0] // len(order)
-        blocks = {gate: value[k * count : (k + 1) * count] for k, gate in enumerate(order)}
-        return keras.ops.concatenate([blocks[gate] for gate in wanted], axis=0)
+        # Tensors of torch and JAX transpose themselves in a tenth of the time of Keras.
+        return value.T if hasattr(value, "T") else keras.ops.transpose(value)
 
     b_ih = b_hh = None
     if keras_cell.bias is not None:
-        b_ih = arranged(keras_cell.bias)
-        if cell == "gru" and keras_cell.reset_after:
-            b_ih, b_hh = b_ih[:, 0], b_ih[:, 1]
-    return Weights(arranged(keras_cell.kernel), arranged(keras_cell.recurrent_kernel), b_ih, b_hh)
+        b_ih = cast(keras_cell.bias.value, dtype)
+        if len(b_ih.shape) > 1:  # of a GRU with reset_after
+            b_ih, b_hh = b_ih[0], b_ih[1]
+    return Weights(turned(keras_cell.kernel), turned(keras_cell.recurrent_kernel), b_ih, b_hh)
+
+
+def in_our_order(cell: str, w: Weights) -> Weights:
+    """The same with the gates in PyTorch's order."""
+    places = places_of(cell)
+
+    def moved(a: Any) -> Any:
+        if a is None or not places:
+            return a
+        gates = keras.ops.split(a, len(places), axis=0)
+        return keras.ops.concatenate([gates[place] for place in places], axis=0)
+
+    return Weights(*map(moved, w))

@@ -59,8 +59,12 @@ def gradients(
     lengths: Lengths,
     seed: Tensor | None,
     call: Call,
+    of_x: bool = True,
 ) -> Sequence[Tensor | None]:
-    """Those of x, h_0, c_0 and each of the weights, as whoever asks for them needs them."""
+    """Those of x, h_0, c_0 and each of the weights, as whoever asks for them needs them.
+
+    That of x may be None where `of_x` is False.
+    """
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     found: Sequence[Tensor | None]
     if is_traced(x):
@@ -69,7 +73,7 @@ def gradients(
     elif torch.is_grad_enabled() or is_transformed():
         found = _Gradients.apply(*first, lengths, seed, call, *weights)  # type: ignore[no-untyped-call]
     else:
-        found = calls.gradients(*first, weights, lengths, seed, call)
+        found = calls.gradients(*first, weights, lengths, seed, call, of_x)
     return found
 
 
@@ -99,8 +103,9 @@ class _Run(torch.autograd.Function):
         tape, x, h_0, c_0, *weights = ctx.saved_tensors
         dy, dh_n, dc_n = cotangents
         _, lengths, seed, call = ctx.given
+        first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
         dx, dh_0, dc_0, *dweights = gradients(
-            tape, dy, dh_n, dc_n, x, h_0, c_0, weights, lengths, seed, call
+            *first, weights, lengths, seed, call, ctx.needs_input_grad[0]
         )
         return dx, dh_0, dc_0, None, *dweights
 

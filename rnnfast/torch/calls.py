@@ -17,6 +17,9 @@ fields
     of one layer if all are alike, or for each with commas between.
 options
     The other keyword arguments, as the `repr` of a dictionary.
+places
+    Of the gates in the weights, as `rnnfast.weights.InOrder` has them, with spaces between them,
+    or none for our order.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ import rnnfast
 
 from ..api import Backward
 from ..spec import CELLS, Steps
+from ..weights import InOrder
 
 Lengths: TypeAlias = "Tensor | Steps | None"
 Results: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"  # y, h_n, and c_n where there is one
@@ -51,13 +55,19 @@ class Call(NamedTuple):
     batch_first: bool
     dropout: float
     options: str
+    places: str = ""
 
     def names(self, count: int) -> tuple[tuple[str, ...], ...]:
         """The fields of each direction of each layer, for so many arrays."""
         return _names(self.fields, count)
 
-    def structure(self, arrays: Sequence[Any]) -> list[Any]:
+    def structure(self, arrays: Sequence[Any]) -> Any:
         """The arrays as `rnnfast.lstm` takes weights."""
+        found = self.unflatten(arrays)
+        return InOrder(found, map(int, self.places.split())) if self.places else found
+
+    def unflatten(self, arrays: Sequence[Any]) -> list[Any]:
+        """The arrays in the structure of `rnnfast.lstm`'s weights, and of their gradients."""
         rest = iter(arrays)
         entries = [_weights(names, rest) for names in self.names(len(arrays))]
         if self.directions == 1:
@@ -65,7 +75,7 @@ class Call(NamedTuple):
         return list(zip(entries[::2], entries[1::2], strict=True))
 
     def flatten(self, structure: list[Any], count: int) -> list[Any]:
-        """`count` arrays: the inverse of `structure`."""
+        """`count` arrays: the inverse of `unflatten`."""
         entries = structure if self.directions == 1 else [w for pair in structure for w in pair]
         flat: list[Any] = []
         for entry, names in zip(entries, self.names(count), strict=True):
@@ -144,21 +154,27 @@ def gradients(
     lengths: Lengths,
     seed: Tensor | None,
     call: Call,
+    of_x: bool = True,
 ) -> list[Tensor | None]:
     """Those of x, h_0, c_0 and of each of the weights.
 
-    None for a state that is None, and for running statistics, which have none. Where the tape is
-    lost, or nothing was kept, the forward pass is run again.
+    None for x where `of_x` is False, for a state that is None, and for running statistics, which
+    have none. Where the tape is lost, or nothing was kept, the forward pass is run again.
     """
     backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
-    dx, dweights, dinitial = backward(_array(dy), state(call, dh_n, dc_n))
-    if not CELLS[call.cell].has_c:
+    of_state = h_0 is not None or c_0 is not None
+    dx, dweights, dinitial = backward(
+        _array(dy), state(call, dh_n, dc_n), dx=of_x, dstate_0=of_state
+    )
+    if not of_state:
+        dinitial = None, None
+    elif not CELLS[call.cell].has_c:
         dinitial = dinitial, None
     states = [
         None if given is None else torch.from_numpy(d)
         for given, d in zip((h_0, c_0), dinitial, strict=True)
     ]
-    return [torch.from_numpy(dx), *states, *_flat(call, dweights, len(weights))]
+    return [_tensor(dx), *states, *_flat(call, dweights, len(weights))]
 
 
 def second(
@@ -182,7 +198,7 @@ def second(
     backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
     _, double_backward = backward.vjp(_array(dy), state(call, dh_n, dc_n))
     (gx, gweights, gstate), (gdy, gdstate) = double_backward(
-        _array(ddx), call.structure(list(map(_array, ddweights))), state(call, ddh_0, ddc_0)
+        _array(ddx), call.unflatten(list(map(_array, ddweights))), state(call, ddh_0, ddc_0)
     )
     return [
         *results(call, gdy, gdstate),
@@ -211,7 +227,11 @@ def _array(tensor: Tensor | None) -> NDArray[Any] | None:
 
 
 def _flat(call: Call, structure: list[Any], count: int) -> list[Tensor | None]:
-    return [None if a is None else torch.from_numpy(a) for a in call.flatten(structure, count)]
+    return [_tensor(a) for a in call.flatten(structure, count)]
+
+
+def _tensor(a: NDArray[Any] | None) -> Tensor | None:
+    return None if a is None else torch.from_numpy(a)
 
 
 def state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:

@@ -11,7 +11,7 @@ import rnnfast
 
 from .. import arrays
 from ..spec import CELLS
-from ..weights import Weights, is_entry, parse
+from ..weights import InOrder, Weights, is_entry, parse
 from . import autograd, calls, ops
 from .autograd import Given
 from .calls import Call, Results
@@ -126,10 +126,13 @@ def _call(
             )
         call = Call(cell, "", 1, batch_first, dropout, chosen)
         return calls.run(x, h_0, c_0, weights, ends, seed, call)
+    places = ""
+    if type(weights) is InOrder:
+        weights, places = weights.weights, " ".join(map(str, weights.places))
     entries, directions = _entries(weights, cell)
     flat = [v for entry in entries for v in entry if v is not None]
     fields = ",".join([_fields(entry) for entry in entries])
-    call = Call(cell, fields, directions, batch_first, dropout, chosen)
+    call = Call(cell, fields, directions, batch_first, dropout, chosen, places)
     if not autograd.is_plain(x):
         return ops.general(x, h_0, c_0, flat, ends, seed, call)
     structure = call.structure([calls.array(w) for w in flat])

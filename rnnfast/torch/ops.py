@@ -19,7 +19,9 @@ from . import calls
 from .autograd import gradients, is_traced, needs_gradients, refuse, transformed
 from .calls import Call, Lengths, Results
 
-_CALL = "str cell, str fields, int directions, bool batch_first, float dropout, str options"
+_CALL = (
+    "str cell, str fields, int directions, bool batch_first, float dropout, str options, str places"
+)
 _INPUTS = "Tensor x, Tensor? h_0, Tensor? c_0, Tensor[] weights, Tensor? lengths, Tensor? seed"
 
 
@@ -36,9 +38,10 @@ def _run(
     batch_first: bool,
     dropout: float,
     options: str,
+    places: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call = Call(cell, fields, directions, batch_first, dropout, options)
+    call = Call(cell, fields, directions, batch_first, dropout, options, places)
     structure = call.structure([calls.array(w) for w in weights])
     if keep:
         y, h_n, c_n, tape = calls.run_and_keep(x, h_0, c_0, structure, lengths, seed, call)
@@ -65,12 +68,15 @@ def _gradients(
     batch_first: bool,
     dropout: float,
     options: str,
+    places: str,
 ) -> list[Tensor]:
-    call = Call(cell, fields, directions, batch_first, dropout, options)
+    call = Call(cell, fields, directions, batch_first, dropout, options, places)
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     dx, dh_0, dc_0, *dweights = calls.gradients(*first, weights, lengths, seed, call)
     states = [x.new_empty(0) if d is None else d for d in (dh_0, dc_0)]
-    return [d for d in (dx, *states, *dweights) if d is not None]  # see `general`
+    # As the fake ones are laid out.
+    of_weights = [None if d is None else d.contiguous() for d in dweights]
+    return [d for d in (dx, *states, *of_weights) if d is not None]  # see `general`
 
 
 run_op = torch.library.custom_op(
@@ -100,9 +106,10 @@ def _fake_run(
     batch_first: bool,
     dropout: float,
     options: str,
+    places: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call = Call(cell, fields, directions, batch_first, dropout, options)
+    call = Call(cell, fields, directions, batch_first, dropout, options, places)
     h_n, c_n = _fake_states(call, x, weights)
     y = _fake_sequence(call, x, directions * h_n.shape[-1])
     return y, h_n, c_n, x.new_empty(int(keep), dtype=torch.uint8)
@@ -125,8 +132,9 @@ def _fake_gradients(
     batch_first: bool,
     dropout: float,
     options: str,
+    places: str,
 ) -> list[Tensor]:
-    call = Call(cell, fields, directions, batch_first, dropout, options)
+    call = Call(cell, fields, directions, batch_first, dropout, options, places)
     return [
         _fake_sequence(call, x, x.shape[-1]),
         *(x.new_empty(0 if s is None else s.shape) for s in (h_0, c_0)),
@@ -168,7 +176,7 @@ def _back_op(
         dc_n = None
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     dx, dh_0, dc_0, *dweights = gradients(*first, weights, lengths, seed, ctx.call)
-    return dx, dh_0, dc_0, dweights, *[None] * 9
+    return dx, dh_0, dc_0, dweights, *[None] * 10
 
 
 run_op.register_fake(_fake_run)

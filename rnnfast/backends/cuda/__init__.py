@@ -60,10 +60,14 @@ class Cuda:
     def shortcut(self, prepared: list[Any]) -> None:
         return None
 
-    def call(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
+    def call(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
+    ) -> None:
         return None
 
-    def call_vjp(self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any) -> None:
+    def call_vjp(
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
+    ) -> None:
         return None
 
     def forward(

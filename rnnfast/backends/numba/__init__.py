@@ -168,15 +168,15 @@ class Numba:
         return _Shortcut(prepared)
 
     def call(
-        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
     ) -> tuple[Any, Any] | None:
-        prepared = self._prepared(spec, x, weights)
+        prepared = None if places else self._prepared(spec, x, weights)
         return None if prepared is None else _Shortcut(prepared)(x, state, None, lengths)
 
     def call_vjp(
-        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
+        self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
     ) -> tuple[Any, Any, _ShortTape] | None:
-        prepared = None if lengths is not None else self._prepared(spec, x, weights)
+        prepared = None if places or lengths is not None else self._prepared(spec, x, weights)
         if prepared is None:
             return None
         way = _Shortcut(prepared)
@@ -433,7 +433,7 @@ class _ShortTape(NamedTuple):
     known: _Known
 
     def backward(
-        self, dy: Any, dstate_n: Any, checked: bool
+        self, dy: Any, dstate_n: Any, checked: bool, wants_dx: bool, wants_dh: bool
     ) -> tuple[Any, list[tuple[Any, ...]], Any] | None:
         shapes, way = self.known.state_shapes, self.prepared[0][0]
         given = dstate_n if len(shapes) == 2 else (dstate_n,)
