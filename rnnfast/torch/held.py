@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from numpy.typing import NDArray
@@ -91,11 +92,14 @@ class Held:
             return None
         if self._samples is None:
             self._samples = [_sample(a) for a in self._arrays]
-        return [w._version for w in weights], [s.tobytes() for s in self._samples]
+        return [*map(_version, weights)], [s.tobytes() for s in self._samples]
+
+
+_version = attrgetter("_version")
 
 
 def _addresses(weights: Sequence[Tensor]) -> list[Any]:
-    return [(w.data_ptr(), w.stride()) for w in weights]
+    return [*map(Tensor.data_ptr, weights), *map(Tensor.stride, weights)]
 
 
 def _sample(array: NDArray[Any]) -> NDArray[Any]:
