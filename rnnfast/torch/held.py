@@ -18,7 +18,7 @@ from ..weights import Checked
 from . import calls
 from .calls import Call, Results
 
-_SAMPLES = 97  # of each large array
+_SAMPLES = 31  # of each large array
 
 
 class Held:
