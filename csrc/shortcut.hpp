@@ -85,8 +85,6 @@ struct Ragged {
   }
 };
 
-using Shape = std::vector<py::ssize_t>;
-
 template <class T>
 bool fits(const py::object& value, const Shape& shape, bool writeable = false) {
   if (!is_plain<T>(value)) return false;
