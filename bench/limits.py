@@ -1,4 +1,4 @@
-"""What the machine can do at most: float32 arithmetic, bandwidth of each cache, barriers."""
+"""What the machine can do at most: float32 arithmetic, functions, bandwidth, barriers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from rnnfast import _native
 
 from . import report
 from .load import Load, is_loaded
@@ -22,7 +25,14 @@ from .rows import Row
 from .shapes import Shape
 from .suite import Suite
 
-_COLUMNS = {"threads": 7, "FMA GF/s": 8, "barrier ns": 10, "working set": 11, "GB/s": 6}
+_COLUMNS = {
+    "threads": 7,
+    "FMA GF/s": 8,
+    "barrier ns": 10,
+    "sigmoid, tanh ns": 16,
+    "working set": 11,
+    "GB/s": 6,
+}
 _SIZES = [1 << k for k in range(15, 40, 2)]  # of the printed lines; the JSON has more
 
 
@@ -43,6 +53,14 @@ class Limits:
         """Bytes a second that all threads together read of a working set of `size` bytes."""
         sizes, rates = np.transpose(self._rows[threads]["read"])
         return float(np.interp(math.log(size), np.log(sizes), rates)) * 1e9
+
+    def barrier(self, threads: int) -> float:
+        """Seconds in which so many threads meet."""
+        return float(self._rows[threads]["barrier_ns"] or 0) / 1e9
+
+    def function(self, threads: int, name: str) -> float:
+        """Seconds for each number of a long array in the nearest caches, divided among threads."""
+        return float(self._rows[threads].get("function_ns", {}).get(name, 0)) / 1e9 / threads
 
 
 def work(row: Row) -> float:
@@ -80,13 +98,32 @@ def bounds(limits: Limits, row: Row) -> tuple[float, float]:
 
 
 def in_turn(limits: Limits, row: Row) -> float:
-    """Seconds of a row whose products come one after the other, each at its own higher bound.
+    """Seconds of a row that does one thing after the other, each at its own higher bound.
 
-    Each layer multiplies all inputs at once, then loops over the steps, which read w_hh each.
-    Training does both again for dx and dh, and has one product more of each kind for the
-    gradients of the weights.
+    Each layer multiplies all inputs at once, then loops over the steps, which read w_hh each and
+    evaluate the cell's functions. Training does both products again for dx and dh, and has one
+    more of each kind for the gradients of the weights. Where there is one row, one direction and
+    one layer, threads divide units and meet in each step, or one of them does it alone.
     """
-    threads, (gates, shape) = row["threads"], _problem(row)
+    threads, (_, shape) = row["threads"], _problem(row)
+    least = _on(limits, row, threads)
+    if threads == 1 or (shape.B, shape.D, shape.L) != (1, 1, 1) or 1 not in limits.threads():
+        return least
+    passes = 2 if row["mode"] == "training" else 1
+    return min(least + passes * shape.T * limits.barrier(threads), _on(limits, row, 1))
+
+
+# Evaluations for each unit of a step; those of the vanilla RNN are its nonlinearity's.
+_FUNCTIONS = {
+    "lstm": {"sigmoid": 3, "tanh": 2},
+    "gru": {"sigmoid": 2, "tanh": 1},
+    "gated": {"sigmoid": 3},
+}
+
+
+def _on(limits: Limits, row: Row, threads: int) -> float:
+    """`in_turn` on threads that never wait."""
+    gates, shape = _problem(row)
     rate = limits.bandwidth(threads, working_set(row))
     steps = (1 + shape.T) / 2 if shape.ragged else shape.T
     training = row["mode"] == "training"
@@ -96,8 +133,12 @@ def in_turn(limits: Limits, row: Row) -> float:
         operations = 2.0 * steps * shape.B * numbers
         return max(operations / limits.flops(threads), 4.0 * numbers * reads / rate)
 
+    spec = CELLS[row["cell"]]
+    functions = {spec.nonlinearity: 1} if spec.cell == "rnn" else _FUNCTIONS[spec.cell]
+    of_unit = sum(count * limits.function(threads, name) for name, count in functions.items())
     inputs, total = shape.I, 0.0
     for _ in range(shape.L):
+        total += steps * shape.B * shape.D * shape.H * of_unit
         total += (at_least(inputs, 1) + at_least(shape.H, shape.T)) * (2 if training else 1)
         if training:
             total += at_least(inputs, 1) + at_least(shape.H, 1)
@@ -121,13 +162,26 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
         load = Load()
         command = [program, str(options.worker), str(largest), str(seconds)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
+    functions = {name: _function_ns(name) for name in ("sigmoid", "tanh")}
     others = load.others()
     yield {
         "threads": options.worker,
         **json.loads(done.stdout),
+        "function_ns": functions,
         "other_cores": others,
         "loaded": is_loaded(others),
     }
+
+
+def _function_ns(name: str) -> float:
+    """Nanoseconds of one thread for each of 65536 numbers, the best of many trials."""
+    x = np.linspace(-4, 4, 1 << 16, dtype=np.float32)
+    seconds = []
+    for _ in range(200):
+        start = time.perf_counter()
+        _native.evaluate(name, x)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / x.size * 1e9
 
 
 def compiled(folder: Path) -> str:
@@ -147,12 +201,13 @@ def compiled(folder: Path) -> str:
 
 
 def _lines(row: Row) -> list[str]:
-    first = [row["threads"], row["fma_gflops"], row["barrier_ns"]]
+    functions = ", ".join(f"{ns:.3f}" for ns in row["function_ns"].values())
+    first = [row["threads"], row["fma_gflops"], row["barrier_ns"], functions]
     lines = []
     for size, rate in row["read"]:
         if size in _SIZES:
             lines.append(report.line(_COLUMNS, [*first, report.size(size), rate]))
-            first = ["", "", ""]
+            first = [""] * 4
     return lines
 
 

@@ -165,13 +165,15 @@ def _limits(document: Document) -> str:
             row["fma_gflops"],
             *(f"{limits.bandwidth(row['threads'], size) / 1e9:.0f}" for size in _SHOWN),
             row["barrier_ns"] or "",
+            ", ".join(f"{ns:.2f}" for ns in row.get("function_ns", {}).values()),
         )
         for row in document["rows"]
     ]
     return (
         "The best of several trials of a C++ program: multiply-adds from registers, and reading a "
         "working set again and again, of which each thread has its own part. A barrier is one of "
-        f"spinning threads.\n\n{_table([*header, 'barrier, ns'], lines)}"
+        "spinning threads. sigmoid and tanh are rnnfast's own, for each number of a long array, on "
+        f"one thread.\n\n{_table([*header, 'barrier, ns', 'sigmoid, tanh, ns'], lines)}"
     )
 
 
@@ -309,8 +311,10 @@ def _missed(limits: Limits, rows: list[Row]) -> str:
     if missed:
         parts[0] += (
             ' "At the limit" is the ratio of a program whose products come one after the other, '
-            "each at the FMA peak or at the bandwidth of the cache that holds the weights, and "
-            "which does nothing else in between. Where that is below the target, the machine does "
+            "each at the FMA peak or at the bandwidth of the cache that holds the weights, then "
+            "the cell's functions at their measured rate, and which does nothing else in between; "
+            "one row of one layer is divided among threads that meet at each step, or not at all. "
+            "Where that is below the target, the machine does "
             f"not allow the target: so it is with {len(found[False])} of the {missed} misses. "
             "The last column is the share of that limit which rnnfast reaches."
         )

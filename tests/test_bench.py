@@ -373,6 +373,17 @@ def test_limits_of_a_row() -> None:
     machine = limits.Limits([{"threads": 2, "fma_gflops": 1e3, "read": read}])
     numbers = 3 * 24 * 4 + (2 * 7 + 1) * 24 * 8  # read: inputs at once, recurrent ones a step
     assert limits.in_turn(machine, row) == pytest.approx(4 * numbers / 100e9)
+    # Two sigmoids and a tanh for each of 7 * 8 units, divided; a barrier a step, forward and back;
+    # or all of it on one thread, where that is less.
+    ns = {"sigmoid": 0.5, "tanh": 0.25}
+    two = {"threads": 2, "fma_gflops": 1e3, "read": read, "function_ns": ns, "barrier_ns": 1.0}
+    one = two | {"threads": 1, "read": [[1024, 60.0], [4096, 30.0]]}
+    seconds = 4 * numbers / 100e9 + 7 * 8 * 1.25e-9 / 2
+    together = limits.Limits([one, two])
+    assert limits.in_turn(together, row) == pytest.approx(seconds + 2 * 7 * 1e-9)
+    far = limits.Limits([one, two | {"barrier_ns": 1e6}])
+    alone = limits.in_turn(far, row | {"threads": 1})
+    assert limits.in_turn(far, row) == alone == pytest.approx(4 * numbers / 60e9 + 7 * 8 * 1.25e-9)
 
 
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
