@@ -292,8 +292,8 @@ void pack(Precision precision, const Panels<float>& p, const LowColumns& columns
       const int64_t unit = (block.vector + c / kWords % block.vectors) * kWords + c % kWords;
       uint32_t* to = words + first * p.k + c;
       if (unit < p.n) {
-        const int64_t column = unit + s.begin[c / (kWords * block.vectors)];
-        pack_column(precision, s.data + column * k, k, to, width, columns.scale + first + c,
+        const float* column = s.data + s.begin[c / (kWords * block.vectors)] + unit * k;
+        pack_column(precision, column, k, to, width, columns.scale + first + c,
                     columns.correction + first + c);
       } else {
         for (int64_t d = 0; d < p.k; d++) to[d * width] = 0;
