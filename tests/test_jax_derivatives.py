@@ -14,6 +14,7 @@ from tolerance import TORCH
 
 import rnnfast
 from rnnfast.spec import Spec
+from rnnfast.weights import InOrder
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("rnnfast.jax", exc_type=ImportError)
@@ -75,6 +76,28 @@ def test_against_a_scan(spec: Spec) -> None:
         jax.jit(partial(products, scalar_of(f)))(inputs_of(p), u) for f in (ours(spec), scanned(p))
     )
     assert_near(got, wanted, TORCH)
+
+
+@pytest.mark.parametrize(("D", "transposed"), [(1, True), (2, False)])
+def test_gates_in_another_order(D: int, transposed: bool, spec: Spec) -> None:
+    """As Keras hands them over, in every derivative."""
+    p = problem(Case(spec, T=3, B=2, I=3, H=5, L=2, D=D))
+    count = len(spec.info.gates)
+    places = (*range(1, count), 0)
+
+    def moved(a: Any) -> Any:
+        gates = jnp.split(a, count)
+        return jnp.concatenate([gates[places.index(k)] for k in range(count)])
+
+    def reordered(x: Any, weights: Any, state: Any) -> Any:
+        theirs = InOrder(jax.tree.map(moved, weights), places)
+        return ours(spec)(x, theirs, state, transposed=transposed)
+
+    u = random_like(inputs_of(p))
+    got, wanted = (
+        jax.jit(partial(products, scalar_of(f)))(inputs_of(p), u) for f in (reordered, ours(spec))
+    )
+    assert_near(got, wanted)
 
 
 def check_by_differences(scalar: Callable[..., Any], arguments: Any) -> None:
