@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,15 +42,18 @@ class _Writable:
         }
 
 
-def _flat(a: Array) -> Array:
+def _readable(a: Array) -> Array:
     """A contiguous array as the kernels read it.
 
     To Numba, arrays that may not be written are of another type, for which it would compile the
     kernels again. They write into none of these.
     """
-    if not a.flags.writeable:
-        a = np.asarray(_Writable(a))
-    return a.reshape(-1)
+    return a if a.flags.writeable else np.asarray(_Writable(a))
+
+
+def _flat(a: Array) -> Array:
+    """The same, with one axis."""
+    return _readable(a).reshape(-1)
 
 
 def _packed(w: Array) -> Array:
@@ -70,6 +74,7 @@ class Direction:
         self.spec = spec
         self.dtype = w.w_hh.dtype
         self.empty = np.empty(0, self.dtype)
+        self.no_state = np.empty((0, 0, 0), self.dtype)
         self.direction = direction
         self.reuse = reuse
         rows, outputs = w.w_hh.shape
@@ -139,6 +144,7 @@ class _Saved:
 
     x: Array
     steps: Steps
+    begun: int  # rows of h_0 that are not zero
     h_0: Array | None
     c_0: Array | None
     tapes: list[Array] = field(default_factory=list)
@@ -180,12 +186,14 @@ class Numba:
         if prepared is None:
             return None
         way = _Shortcut(prepared)
-        running = way.start(x, state)
-        if running is None or way.known is None:
+        known = way.known_of(x)
+        running = None if known is None else way.start(known, state)
+        if known is None or running is None:
             return None
-        y, saved = way.run(x, running, "all")
-        tape = _ShortTape(prepared, saved, way.known)
-        return y, running[0] if len(running) == 1 else tuple(running), tape
+        y = np.empty(known.y_shape, way.dtype)
+        begun = 0 if state is None else known.steps.batch
+        saved = way.run(known, x, running, begun, y, "all")
+        return y, way.state_of(running), _ShortTape(prepared, saved, known)
 
     def _prepared(self, spec: Spec, x: Any, weights: Any) -> list[list[Direction]] | None:
         """Weights of one direction a layer that need no conversion."""
@@ -230,7 +238,8 @@ class Numba:
         _start(h_n, h_0)
         if c_n is not None:
             _start(c_n, c_0)
-        return self.run(spec, prepared, x, steps, ys, (h_n, c_n), save, masks)
+        begun = 0 if h_0 is None else steps.batch
+        return self.run(spec, prepared, x, steps, ys, (h_n, c_n), begun, save, masks)
 
     def run(
         self,
@@ -240,15 +249,16 @@ class Numba:
         steps: Steps,
         ys: list[Array],
         state: tuple[Array, Array | None],  # in and out
+        begun: int,  # rows of h that are not zero: all of them or none
         save: str | None,
         masks: list[Masks] | None,
     ) -> list[_Saved]:
         one = prepared[0][0]
         work = x.shape[0] * one.w.w_hh.size * len(prepared[0]) * len(prepared)
         if work <= _SMALL:
-            return self._layers(spec, prepared, x, steps, ys, state, save, masks, 1)
+            return self._layers(spec, prepared, x, steps, ys, state, begun, save, masks, 1)
         with threads.several() as count:
-            return self._layers(spec, prepared, x, steps, ys, state, save, masks, count)
+            return self._layers(spec, prepared, x, steps, ys, state, begun, save, masks, count)
 
     def _layers(
         self,
@@ -258,6 +268,7 @@ class Numba:
         steps: Steps,
         ys: list[Array],
         state: tuple[Array, Array | None],
+        begun: int,
         save: str | None,
         masks: list[Masks] | None,
         count: int,
@@ -268,11 +279,11 @@ class Numba:
             of = slice(at, at + len(layer))
             h, c = (None if s is None else s[of] for s in state)
             assert h is not None
-            kept = _Saved(x, steps, None, None)
+            kept = _Saved(x, steps, begun, None, None)
             if save == "recompute":
                 kept.h_0 = h.copy()
                 kept.c_0 = None if c is None else c.copy()
-            tapes = _forward(spec, layer, x, steps, h, c, y, masks, save == "all", count)
+            tapes = _forward(spec, layer, x, steps, h, c, begun, y, masks, save == "all", count)
             if save == "all":
                 kept.tapes = tapes
             if save is not None:
@@ -326,6 +337,14 @@ def _plain(a: Any) -> bool:
     return flags.c_contiguous and flags.aligned
 
 
+class _Pass(NamedTuple):
+    """One direction of one layer, in one thread."""
+
+    weights: Direction
+    plan: Plan
+    visits: _Visits
+
+
 class _Known(NamedTuple):
     """What follows from the shape of x."""
 
@@ -333,54 +352,65 @@ class _Known(NamedTuple):
     y_shape: tuple[int, ...]
     state_shapes: list[tuple[int, int, int]]
     steps: Steps
-    plan: Plan
-    visits: _Visits | None  # of a plain call of one layer and direction that is for one thread
+    passes: list[list[_Pass]] | None  # of each layer; None where threads may share the work
+    tape: int  # a size that is enough for each of the passes
 
     @classmethod
     def of(cls, call: _Shortcut, x_shape: tuple[int, ...]) -> _Known:
         num_steps, batch, _ = x_shape
-        w, rows = call.prepared[0][0], num_steps * batch
-        shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.spec.info.has_c]]
-        plan = w.plan(_extent(rows, batch, False, None, 0))
-        steps = Steps(num_steps, batch)
-        alone = call.count == 1 and rows * w.w.w_hh.size <= _SMALL and plan.plain
-        return cls(
-            x_shape,
-            (num_steps, batch, call.directions * call.sizes[0]),
-            shapes,
-            steps,
-            plan,
-            _visits(steps, False, None) if alone else None,
-        )
+        one, rows = call.prepared[0][0], num_steps * batch
+        shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.has_c]]
+        steps, extent = Steps(num_steps, batch), _extent(rows, batch, False, None, 0)
+        passes: list[list[_Pass]] | None = None
+        tape = 0
+        if one.plan(extent).plain and rows * one.w.w_hh.size * call.count <= _SMALL:
+            passes = [
+                [
+                    _Pass(w, w.plan(extent), _visits(steps, d == 1, None))
+                    for d, w in enumerate(layer)
+                ]
+                for layer in call.prepared
+            ]
+            tape = max(p.plan.tape for layer in passes for p in layer)
+        y_shape = num_steps, batch, call.directions * call.sizes[0]
+        return cls(x_shape, y_shape, shapes, steps, passes, tape)
 
 
 class _Shortcut:
-    """Calls that need no conversion, without buffers of the caller's."""
+    """Calls that need no conversion."""
 
     def __init__(self, prepared: list[list[Direction]]) -> None:
         one = prepared[0][0]
         self.prepared = prepared
         self.spec = one.spec
         self.dtype = one.dtype
+        self.has_c = one.spec.info.has_c
         self.input_size = one.shape.inputs
         self.directions, self.count = len(prepared[0]), len(prepared[0]) * len(prepared)
         self.sizes = one.shape.outputs, one.shape.hidden
         self.known: _Known | None = None  # of the last call
 
     def __call__(self, x: Any, state: Any, out: Any, lengths: Any) -> tuple[Any, Any] | None:
-        running = None if out is not None or lengths is not None else self.start(x, state)
-        if running is None or self.known is None:
+        if lengths is not None:
             return None
-        if self.known.visits is None:
-            y, _ = self.run(x, running, None)
+        known = self.known_of(x)
+        if known is None:
+            return self._unbatched(x, state, out) if getattr(x, "ndim", 0) == 2 else None
+        if out is None:
+            y, running = np.empty(known.y_shape, self.dtype), self.start(known, state)
         else:
-            y = np.empty(self.known.y_shape, self.dtype)
-            c = running[1] if len(running) == 2 else None
-            self._alone(self.known.plan, self.known.visits, x, running[0], c, y)
-        return y, running[0] if len(running) == 1 else tuple(running)
+            y, running = self._into(known, x, state, out)
+        if running is None:
+            return None
+        begun = 0 if state is None else known.steps.batch
+        if known.passes is None:
+            self.run(known, x, running, begun, y, None)
+        elif not self._run_here(known, known.passes, x, running, begun, y):
+            return None
+        return y, out[1] if type(out) is tuple else self.state_of(running)
 
-    def start(self, x: Any, state: Any) -> list[Array] | None:
-        """The initial state, to be run on; None where an argument needs a conversion."""
+    def known_of(self, x: Any) -> _Known | None:
+        """What follows from the shape of x; None where x needs a conversion."""
         if not self._fits(x) or x.ndim != 3:
             return None
         known = self.known
@@ -388,41 +418,129 @@ class _Shortcut:
             if x.shape[2] != self.input_size or x.shape[0] == 0:
                 return None
             known = self.known = _Known.of(self, x.shape)
+        return known
+
+    def start(self, known: _Known, state: Any) -> tuple[Array, ...] | None:
+        """The initial state, to be run on; None where it needs a conversion."""
         if state is None:
-            return [np.zeros(shape, self.dtype) for shape in known.state_shapes]
-        given = state if len(known.state_shapes) == 2 else (state,)
+            return tuple([np.zeros(shape, self.dtype) for shape in known.state_shapes])
+        given = self._states(known, state)
+        return None if given is None else tuple([a.copy() for a in given])
+
+    def run(
+        self,
+        known: _Known,
+        x: Array,
+        running: tuple[Array, ...],  # becomes the last state
+        begun: int,
+        y: Array,
+        save: str | None,
+    ) -> list[_Saved]:
+        """By way of the backend, which uses threads."""
+        rows, width = known.steps.rows, y.shape[2]
+        ys = [np.empty((rows, width), self.dtype) for _ in self.prepared[1:]]
+        ys.append(y.reshape(rows, width))
+        state = running[0], running[1] if self.has_c else None
+        x = x.reshape(rows, self.input_size)
+        return BACKEND.run(self.spec, self.prepared, x, known.steps, ys, state, begun, save, None)
+
+    def state_of(self, running: tuple[Array, ...]) -> Any:
+        """A state as the API has it."""
+        return running if self.has_c else running[0]
+
+    def _run_here(
+        self,
+        known: _Known,
+        passes: list[list[_Pass]],
+        x: Array,
+        running: tuple[Array, ...],
+        begun: int,
+        y: Array,
+    ) -> bool:
+        """In this thread. False, and nothing is done, where arrays of the caller meet."""
+        h, c = running[0], running[1] if self.has_c else self.prepared[0][0].no_state
+        alone = self.count == 1
+        x, tape = _readable(x), np.empty(known.tape, self.dtype)
+        of_h, of_c = h, c
+        at = 0
+        for layer in passes:
+            to = y if layer is passes[-1] else np.empty(known.y_shape, self.dtype)
+            for w, plan, (row, size, _) in layer:
+                if not alone:
+                    of_h, of_c = h[at : at + 1], c[at : at + 1]
+                arrays = x, w.panels, tape, of_h, of_c, to
+                if not plain.forward(plan.numbers, _NOBODY, row, size, begun, *arrays):
+                    return False
+                at += 1
+            x = to
+        return True
+
+    def _states(self, known: _Known, state: Any) -> tuple[Array, ...] | None:
+        """The arrays of a state, as they are."""
+        given: tuple[Any, ...] = state if self.has_c else (state,)
         if type(given) is not tuple or len(given) != len(known.state_shapes):
             return None
         for a, shape in zip(given, known.state_shapes, strict=True):
             if not self._fits(a) or a.shape != shape:
                 return None
-        return [a.copy() for a in given]
+        return given
 
-    def run(self, x: Array, running: list[Array], save: str | None) -> tuple[Array, list[_Saved]]:
-        """y, and what is saved. `running` becomes the last state."""
-        assert self.known is not None
-        y = np.empty(self.known.y_shape, self.dtype)
-        steps, width = self.known.steps, y.shape[2]
-        ys = [np.empty((steps.rows, width), self.dtype) for _ in self.prepared[1:]]
-        ys.append(y.reshape(steps.rows, width))
-        state = running[0], running[1] if len(running) == 2 else None
-        x = x.reshape(steps.rows, self.input_size)
-        return y, BACKEND.run(self.spec, self.prepared, x, steps, ys, state, save, None)
+    def _into(
+        self, known: _Known, x: Array, state: Any, out: Any
+    ) -> tuple[Any, tuple[Array, ...] | None]:
+        """y and the state to be run on, both the caller's; None in its place as by a `Shortcut`."""
+        y, state_n = out if type(out) is tuple and len(out) == 2 else (out, None)
+        nothing = y, None
+        if not self._fits(y) or y.shape != known.y_shape or not y.flags.writeable:
+            return nothing
+        if state_n is None:
+            given = () if state is None else self._states(known, state)
+            if type(out) is tuple or given is None or not _apart(x, y, *given):
+                return nothing
+            return y, self.start(known, state)
+        running = self._states(known, state_n)
+        if running is None or not all(a.flags.writeable for a in running):
+            return nothing
+        if state is None and _apart(x, y, *running):
+            for a in running:
+                a[...] = 0
+        elif state is not state_n and not self._same(known, state, running):
+            return nothing
+        alone = known.passes is not None and self.count == 1  # then the kernel looks
+        return (y, running) if alone or _apart(x, y, *running) else nothing
 
-    def _alone(
-        self, plan: Plan, visits: _Visits, x: Array, h: Array, c: Array | None, y: Array
-    ) -> None:
-        """One layer in one direction, in one thread."""
-        w = self.prepared[0][0]
-        row, size, _ = visits
-        plain.forward(
-            plan.numbers, _NOBODY, row, size, _flat(x), w.panels,
-            np.empty(plan.tape, self.dtype), h.reshape(-1),
-            w.empty if c is None else c.reshape(-1), y.reshape(-1),
-        )  # fmt: skip
+    def _same(self, known: _Known, state: Any, running: tuple[Array, ...]) -> bool:
+        given = self._states(known, state)
+        return given is not None and all(a is b for a, b in zip(given, running, strict=True))
+
+    def _unbatched(self, x: Array, state: Any, out: Any) -> tuple[Any, Any] | None:
+        """A call whose arrays have no batch axis."""
+
+        def batched(a: Any) -> Any:
+            if type(a) is tuple:
+                return tuple(map(batched, a))
+            return a[:, None] if type(a) is np.ndarray and a.ndim == 2 else a
+
+        def flat(a: Any) -> Any:
+            return tuple(map(flat, a)) if type(a) is tuple else a[:, 0]
+
+        lifted, to = batched(state), batched(out)
+        if type(out) is tuple and len(out) == 2 and out[1] is state:
+            to = to[0], lifted
+        done = self(batched(x), lifted, to, None)
+        if done is None:
+            return None
+        if out is None:
+            return flat(done[0]), flat(done[1])
+        return out if type(out) is tuple else (out, flat(done[1]))
 
     def _fits(self, a: Any) -> bool:
         return _plain(a) and a.dtype == self.dtype
+
+
+def _apart(*arrays: Array) -> bool:
+    """Whether no two of them have memory in common."""
+    return not any(np.may_share_memory(a, b) for a, b in combinations(arrays, 2))
 
 
 class _ShortTape(NamedTuple):
@@ -591,18 +709,21 @@ def _forward_task(
     counter: Array,
     row: Array,
     size: Array,
-    x: Array,
+    begun: int,
+    x: Array,  # (N, I)
     panels: Array,
     masks: tuple[Array, Array, Array],
     tape: Array,
-    h: Array,
-    c: Array,
-    y: Array,
+    h: Array,  # (1, B, P)
+    c: Array,  # (1, B, H)
+    y: Array,  # (N, D*P)
 ) -> threads.Task:
-    if plan.plain:
-        return plain.forward, (numbers, counter, row, size, x, panels, tape, h, c, y)
     steps = counter, row, size
-    return loops.forward, (numbers, plan.floats, *steps, x, panels, *masks, tape, h, c, y)
+    if plan.plain:
+        return plain.forward, (numbers, *steps, begun, x[None], panels, tape, h, c, y[None])
+    state = h.reshape(-1), c.reshape(-1)
+    arrays = x.reshape(-1), panels, *masks, tape, *state, y.reshape(-1)
+    return loops.forward, (numbers, plan.floats, *steps, *arrays)
 
 
 def _forward(
@@ -612,6 +733,7 @@ def _forward(
     steps: Steps,
     h: Array,  # (D, B, P) in and out
     c: Array | None,
+    begun: int,  # rows of h that are not zero: all of them or none
     y: Array,
     masks: list[Masks] | None,
     save: bool,
@@ -622,7 +744,8 @@ def _forward(
     dtype, empty = layer[0].dtype, layer[0].empty
     B, G = steps.batch, len(spec.info.gates)
     most, rows = _CHUNK // (G * H * dtype.itemsize), steps.rows
-    flat_x, flat_y = _flat(x), y.reshape(-1)
+    x = _readable(x)
+    states = [(h[d : d + 1], layer[0].no_state if c is None else c[d : d + 1]) for d in range(D)]
     if count == 1 and (save or rows <= most) and not spec.layer_norm:
         tapes = []
         for d, w in enumerate(layer):
@@ -630,8 +753,7 @@ def _forward(
             tape = np.empty(plan.tape, dtype)
             row, size, _ = _visits(steps, d == 1, None)
             own = _of_masks(masks, d, 0, rows, empty)
-            state = h[d].reshape(-1), empty if c is None else c[d].reshape(-1)
-            arguments = _NOBODY, row, size, flat_x, w.panels, own, tape, *state, flat_y
+            arguments = _NOBODY, row, size, begun, x, w.panels, own, tape, *states[d], y
             threads.run([_forward_task(plan, plan.numbers, *arguments)])
             tapes.append(tape)
         return tapes
@@ -655,8 +777,10 @@ def _forward(
                 continue
             w, tape, plan, (i, j) = layer[d], tapes[d], of_direction[d], chunks[d][k]
             row, size, _ = visits[d]
-            first, n = 0, steps.rows
+            first, n, before = 0, steps.rows, begun
             if n > rows:
+                if i:
+                    before = max(before, int(size[i - 1]))
                 row, size = row[i:j], size[i:j]
                 first, n = int(row.min()), int(size.sum())
                 row = row - first
@@ -664,7 +788,7 @@ def _forward(
             by_input, bias = (plan.part(w.panels, plans.WEIGHTS, part) for part in range(2))
             _divided(
                 count, G * H * I * n, product,
-                (gates, G * H, G * H, bias, flat_x, first * I, I, 1, by_input, I), n,
+                (gates, G * H, G * H, bias, x.reshape(-1), first * I, I, 1, by_input, I), n,
             )  # fmt: skip
             if spec.layer_norm:
                 gain = _flat(w.w.ln_ih)
@@ -675,12 +799,12 @@ def _forward(
                     (gates, hats, scales, gain, shift, G, H, plan.first), n,
                 )  # fmt: skip
             own = _of_masks(masks, d, first, first + n, empty)
-            state = h[d].reshape(-1), empty if c is None else c[d].reshape(-1)
             tasks.append([])
             for member in teams[d]:
                 numbers = member.numbers(plan)
                 numbers[[plans.WHOLE, plans.FIRST_ROW, plans.ROWS]] = 0, first, n
-                arguments = member.counter, row, size, flat_x, w.panels, own, tape, *state, flat_y
+                visits_of = member.counter, row, size, before
+                arguments = *visits_of, x, w.panels, own, tape, *states[d], y
                 tasks[-1].append(_forward_task(plan, numbers, *arguments))
         _together(count, teams, work, tasks)
     return tapes
@@ -693,7 +817,7 @@ def _again(
     assert kept.h_0 is not None
     h, c = kept.h_0.copy(), None if kept.c_0 is None else kept.c_0.copy()
     y = np.empty((kept.x.shape[0], len(layer) * h.shape[2]), h.dtype)
-    return _forward(spec, layer, kept.x, kept.steps, h, c, y, masks, True, count)
+    return _forward(spec, layer, kept.x, kept.steps, h, c, kept.begun, y, masks, True, count)
 
 
 def _backward(

@@ -228,6 +228,27 @@ def part(typingctx: Any, a: Any, begin: Any, end: Any) -> Any:
 
 
 @intrinsic
+def held(typingctx: Any, a: Any) -> Any:
+    """All of a C-contiguous array, of any number of axes, as `part` has it."""
+    flat = types.Array(a.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.make_array(a)(context, builder, arguments[0])
+        made = context.make_array(flat)(context, builder)
+        context.populate_array(
+            made,
+            data=whole.data,
+            shape=cgutils.pack_array(builder, [whole.nitems]),
+            strides=cgutils.pack_array(builder, [whole.itemsize]),
+            itemsize=whole.itemsize,
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return flat(a), generate
+
+
+@intrinsic
 def arrive(typingctx: Any, counter: Any) -> Any:
     """Add 1 to counter[0]; return what it was."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import units
 from .compiled import entry, jit
-from .lanes import part, stay_apart
+from .lanes import held, part, stay_apart
 from .plans import (
     BACK,
     DIRECTION,
@@ -35,8 +35,8 @@ from .shared import (
     K,
     clear,
     copy,
-    held,
     meet,
+    meets,
     panel_count,
     read_team,
     section,
@@ -46,22 +46,30 @@ from .shared import (
 
 @entry
 def forward(
-    plan: Any, counter: Any, visits_row: Any, visits_count: Any, x: Any, weights: Any, tape: Any,
-    h: Any, c: Any, y: Any,
-) -> None:  # fmt: skip
-    """Run the steps of a plan; with WHOLE the product with x too."""
+    plan: Any, counter: Any, visits_row: Any, visits_count: Any, begun: int, x: Any, weights: Any,
+    tape: Any, h: Any, c: Any, y: Any,
+) -> bool:  # fmt: skip
+    """Run the steps of a plan; with WHOLE the product with x too.
+
+    Of h, rows from `begun` on are zero: at their first step they take no part in products. False,
+    and nothing is done, where an array that is written meets another one.
+    """
     cell, G, H, I = plan[0], plan[1], plan[HIDDEN], plan[INPUTS]  # noqa: E741
     D, split = plan[DIRECTIONS], plan[2] * H
     team = read_team(plan, counter)
     weights, tape = aligned(weights), aligned(tape)
-    h, c, y, starts, counts = held(h), held(c), held(y), held(visits_row), held(visits_count)
+    x, h, c, y, starts, counts = (
+        held(x), held(h), held(c), held(y), held(visits_row), held(visits_count)
+    )  # fmt: skip
+    if meets(x, h) or meets(x, c) or meets(x, y) or meets(h, c) or meets(h, y) or meets(c, y):
+        return False
     first, second = section(weights, plan, WEIGHTS, K[2]), section(weights, plan, WEIGHTS, K[3])
     bias = section(weights, plan, WEIGHTS, K[4])
     a, extra = section(tape, plan, TAPE, K[0]), section(tape, plan, TAPE, K[1])
     h_before, c_before = section(tape, plan, TAPE, K[2]), section(tape, plan, TAPE, K[4])
     if plan[WHOLE]:
         product_rows(
-            a, G * H, G * H, section(weights, plan, WEIGHTS, K[1]), held(x), plan[FIRST_ROW] * I,
+            a, G * H, G * H, section(weights, plan, WEIGHTS, K[1]), x, plan[FIRST_ROW] * I,
             I, ONE, section(weights, plan, WEIGHTS, K[0]), I, ZERO, plan[ROWS],
         )  # fmt: skip
     u, u1 = share(team, H, UNITS)
@@ -72,15 +80,18 @@ def forward(
     begin, y_at = team.begin, (plan[FIRST_ROW] * D + plan[DIRECTION]) * H + u
     for i in range(len(starts)):
         row, rows = starts[i] + begin, min(team.end, counts[i]) - begin
-        if rows > 0:
-            multiply(a, row * G * H, G * H, split, rows, h, begin * H, H, ONE, first, H, q0, q1)
-            if cell == GRU_AFTER:
-                for r in range(row, row + rows):
-                    if bias.size:
-                        copy(extra, r * H + s_at, bias, s_at, s_columns)
-                    else:
-                        clear(extra, r * H, ZERO, ONE, s_at, s_at + s_columns)
-                multiply(extra, row * H, H, H, rows, h, begin * H, H, ONE, second, H, s0, s1)
+        old = min(begun - begin, rows)
+        begun = max(begun, counts[i])
+        if old > 0:
+            multiply(a, row * G * H, G * H, split, old, h, begin * H, H, ONE, first, H, q0, q1)
+        if rows > 0 and cell == GRU_AFTER:
+            for r in range(row, row + rows):
+                if bias.size:
+                    copy(extra, r * H + s_at, bias, s_at, s_columns)
+                else:
+                    clear(extra, r * H, ZERO, ONE, s_at, s_at + s_columns)
+            if old > 0:
+                multiply(extra, row * H, H, H, old, h, begin * H, H, ONE, second, H, s0, s1)
         meet(team)
         for k in range(rows):
             r = row + k
@@ -102,9 +113,9 @@ def forward(
                 units.gated(n, a, at, a, at + H, a, at + 2 * H, h, h_at, y, to, h_before, one)
         if cell == GRU_BEFORE:
             meet(team)
-            if rows > 0:
+            if old > 0:
                 multiply(
-                    a, (row * G + 2) * H, G * H, H, rows, extra, row * H, H, ONE, second, H, s0, s1
+                    a, (row * G + 2) * H, G * H, H, old, extra, row * H, H, ONE, second, H, s0, s1
                 )
             meet(team)
             for k in range(rows):
@@ -115,6 +126,7 @@ def forward(
                     h_before, r * H + u,
                 )  # fmt: skip
         meet(team)
+    return True
 
 
 @entry
