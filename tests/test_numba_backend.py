@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, Case, assert_same_bits, forward, problem, python, run
+from helpers import BIASES, Array, Case, assert_same_bits, forward, problem, python, run, variant
 
 import rnnfast
 from rnnfast.spec import Spec
@@ -154,6 +155,126 @@ print(before, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_forked_child_has_threads_of_its_own() -> None:
     found = python("import warnings; warnings.simplefilter('ignore')" + COUNT + FORK)
     assert found.stdout.split() == ["3", "13"], found.stderr
+
+
+# -------------------------------------------------------------------------- the short ways
+
+
+@pytest.mark.parametrize("H", [1, 5, 33, 70])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize(("L", "state"), [(1, "both"), (1, "none"), (2, "both"), (1, "c")])
+def test_weights_read_where_they_lie(
+    H: int, bias: str, L: int, state: str, spec: Spec, dtype: str
+) -> None:
+    """One step of one row has the bits of packed weights, forward and back."""
+    case = Case(spec, T=1, B=1, I=H + 3, H=H, L=L, bias=bias, state=state, dtype=dtype)
+    p = problem(case)
+    long = run(p, "numba", save="recompute")
+    assert_same_bits(run(p, "numba"), long)
+    for cotangents in ("h", "c"):
+        p = problem(replace(case, cotangents=cotangents))
+        assert_same_bits(run(p, "numba"), run(p, "numba", save="recompute"))
+    outputs = {name: a for name, a in long.items() if name in ("y", "h_n", "c_n")}
+    assert_same_bits(forward(p, "numba"), outputs)
+    packed = rnnfast.pack(p.weights, backend="numba", **variant(spec))
+    assert_same_bits(forward(p, "numba", weights=packed), outputs)
+    more = replace(p, x=np.concatenate([p.x, p.x]))
+    assert_same_bits({"y": forward(more, "numba")["y"][:1]}, {"y": outputs["y"]})
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize(("L", "D"), [(1, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("T", [1, 4, 400])
+def test_no_state_is_a_state_of_zeros(
+    T: int, L: int, D: int, ragged: bool, spec: Spec, dtype: str
+) -> None:
+    """Where the product with it is left out: at the first step of each row."""
+    B, H = (300, 17) if T == 400 else (5, 7)  # many rows are worked on in parts
+    p = problem(Case(spec, T=T, B=B, H=H, L=L, D=D, dtype=dtype, state="none", ragged=ragged))
+    zeros = problem(Case(spec, T=T, B=B, H=H, L=L, D=D, dtype=dtype, ragged=ragged))
+    assert zeros.h_0 is not None
+    h_0, c_0 = np.zeros_like(zeros.h_0), None if zeros.c_0 is None else np.zeros_like(zeros.c_0)
+    p_zeros = replace(p, h_0=h_0, c_0=c_0)
+    assert_same_bits(forward(p, "numba"), forward(p_zeros, "numba"))
+    if T < 400:
+        assert_same_bits(run(p, "numba"), run(p_zeros, "numba"))
+        assert_same_bits(run(p, "numba", save="recompute"), run(p_zeros, "numba"))
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("L", [1, 2])
+def test_a_stream_takes_the_short_way(
+    L: int, rank: int, spec: Spec, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = problem(Case(spec, T=6, B=1, I=9, H=9, L=L, dtype=dtype, state="none"))
+    wanted = forward(p, "numba")
+    stream = rnnfast.Stream(p.weights, backend="numba", **variant(spec))
+    plain = spec.nonlinearity == "tanh"
+    if plain:  # relu has loops of its own
+        monkeypatch.setattr("rnnfast.api._Call", None)
+    xs = p.x if rank == 3 else p.x[:, 0]
+    ys = [stream(x).copy() for x in np.split(xs, [1, 2, 3, 5])]
+    y = np.concatenate(ys)
+    assert_same_bits({"y": y if rank == 3 else y[:, None]}, {"y": wanted["y"]})
+
+
+def test_a_stream_reads_what_it_wrote(dtype: str) -> None:
+    """y of a call, in the stream's buffer, as x of the next one."""
+    p = problem(Case(Spec("lstm"), T=1, B=1, I=9, H=9, dtype=dtype))
+    stream = rnnfast.Stream(p.weights, backend="numba")
+    y, state = rnnfast.lstm(p.x, p.weights, backend="numba")
+    found = stream(p.x)
+    for _ in range(3):
+        y, state = rnnfast.lstm(y, p.weights, state, backend="numba")
+        found = stream(found)
+    assert_same_bits({"y": found}, {"y": y})
+
+
+@pytest.mark.parametrize("L", [1, 2])
+def test_results_that_meet_are_refused(L: int) -> None:
+    p = problem(Case(Spec("lstm"), T=1, B=2, I=5, H=5, L=L, dtype="float32"))
+    packed = rnnfast.pack(p.weights, cell="lstm", backend="numba")
+    rnnfast.lstm(p.x, packed)
+    room = np.zeros(100, np.float32)
+    x, y = room[:10].reshape(1, 2, 5), room[5:15].reshape(1, 2, 5)
+    h, c = (a.copy() for a in p.state)
+    with pytest.raises(ValueError, match="overlap"):
+        rnnfast.lstm(x, packed, (h, c), out=(y, (h, c)))
+    for state, out in (
+        ((h, c), (p.x, (h, c))),
+        ((h, c), (y, (h, h))),
+        (None, (h[:1], (h, c))),
+        ((h, c), h[:1]),
+    ):
+        with pytest.raises(ValueError, match="overlap"):
+            rnnfast.lstm(p.x, packed, state, out=out)
+    for a, b in zip((h, c), p.state, strict=True):
+        assert_same_bits({"state": a}, {"state": b})
+
+
+@pytest.mark.parametrize("given", ["y", "both", "new state"])
+def test_buffers_without_copies(
+    given: str, spec: Spec, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All forms that `out` may have are what they are on the long way."""
+    p = problem(Case(spec, T=2, B=2, H=9, dtype=dtype))
+    packed = rnnfast.pack(p.weights, backend="numba", **variant(spec))
+    wanted = forward(p, "numba")
+    y = np.full_like(wanted["y"], np.nan)
+    states = [a.copy() for a in (p.h_0, p.c_0) if a is not None]
+    state = tuple(states) if spec.info.has_c else states[0]
+    if given == "y":
+        found = forward(p, "numba", weights=packed, out=y)
+    elif given == "both":
+        found = forward(replace(p, h_0=states[0], c_0=states[-1]), "numba", weights=packed,
+                        out=(y, state))  # fmt: skip
+    else:
+        for a in states:
+            a[...] = np.nan
+        wanted = forward(replace(p, h_0=None, c_0=None), "numba")
+        found = forward(replace(p, h_0=None, c_0=None), "numba", weights=packed, out=(y, state))
+    assert found["y"] is y
+    assert_same_bits(found, wanted)
 
 
 # ------------------------------------------------------------------- compiling, being there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -19,8 +20,9 @@ from ...arrays import FLOATS
 from ...reference.precision import ROUNDED
 from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
-from .. import Array, Shortcut
-from . import loops, packing, plain, plans, threads
+from .. import Array, Shortcut, ShortTape
+from . import loops, packing, plain, plans, short, threads
+from .memory import flat, readable, taken
 from .plans import GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
 from .products import pack, panel_size, product, sums
 
@@ -31,36 +33,11 @@ _STEP = 150_000  # multiplications of one step that are worth dividing its units
 _NO_MASKS = (False, False, False)
 
 
-class _Writable:
-    """Memory of an array, as NumPy's array interface describes it."""
-
-    def __init__(self, a: Array) -> None:
-        self.owner = a
-        self.__array_interface__ = {
-            **a.__array_interface__,
-            "data": (a.__array_interface__["data"][0], False),
-        }
-
-
-def _readable(a: Array) -> Array:
-    """A contiguous array as the kernels read it.
-
-    To Numba, arrays that may not be written are of another type, for which it would compile the
-    kernels again. They write into none of these.
-    """
-    return a if a.flags.writeable else np.asarray(_Writable(a))
-
-
-def _flat(a: Array) -> Array:
-    """The same, with one axis."""
-    return _readable(a).reshape(-1)
-
-
 def _packed(w: Array) -> Array:
     """A matrix as panels."""
     rows, columns = w.shape
     panels = np.empty(panel_size(rows, columns, w.itemsize), w.dtype)
-    pack(_flat(w), columns, 1, rows, columns, panels)
+    pack(flat(w), columns, 1, rows, columns, panels)
     return panels
 
 
@@ -107,14 +84,14 @@ class Direction:
         return plans.make(self.spec, self.shape, self.direction, extent)
 
     def _or_empty(self, a: Array | None) -> Array:
-        return self.empty if a is None else _flat(a)
+        return self.empty if a is None else flat(a)
 
     @cached_property
     def panels(self) -> Array:
         """All that the forward pass reads."""
         w, plan = self.w, self.plan(_NOTHING)
         to = self._memory[0]
-        matrices = _flat(w.w_ih), _flat(w.w_hh)
+        matrices = flat(w.w_ih), flat(w.w_hh)
         biases = self._or_empty(w.b_ih), self._or_empty(w.b_hh)
         w_hr = self._or_empty(w.w_hr)
         packing.pack_forward(plan.numbers, *matrices, *biases, w_hr, to)
@@ -130,7 +107,7 @@ class Direction:
         """The matrices that BPTT reads."""
         w, plan = self.w, self.plan(_NOTHING)
         to = self._memory[1]
-        matrices = _flat(w.w_ih), _flat(w.w_hh), self._or_empty(w.w_hr)
+        matrices = flat(w.w_ih), flat(w.w_hh), self._or_empty(w.w_hr)
         packing.pack_backward(plan.numbers, *matrices, to)
         return to
 
@@ -176,50 +153,32 @@ class Numba:
     def call(
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
     ) -> tuple[Any, Any] | None:
-        prepared = self._prepared(spec, x, weights)
-        return None if prepared is None else _Shortcut(prepared)(x, state, None, lengths)
+        layers = _layers_of(spec, x, weights)
+        if layers is None:
+            return None
+        if lengths is None and _is_one_step(spec, x):
+            done = short.call(spec, x, layers, state, False)
+            return None if done is None else done[:2]
+        return _Shortcut(_prepared(spec, layers))(x, state, None, lengths)
 
     def call_vjp(
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
-    ) -> tuple[Any, Any, _ShortTape] | None:
-        prepared = None if lengths is not None else self._prepared(spec, x, weights)
-        if prepared is None:
+    ) -> tuple[Any, Any, ShortTape] | None:
+        layers = None if lengths is not None else _layers_of(spec, x, weights)
+        if layers is None:
             return None
-        way = _Shortcut(prepared)
+        if _is_one_step(spec, x):
+            return short.call(spec, x, layers, state, True)
+        way = _Shortcut(_prepared(spec, layers))
         known = way.known_of(x)
+        x = None if known is None else taken(x, way.dtype, known.x_shape)
         running = None if known is None else way.start(known, state)
-        if known is None or running is None:
+        if known is None or x is None or running is None:
             return None
         y = np.empty(known.y_shape, way.dtype)
         begun = 0 if state is None else known.steps.batch
         saved = way.run(known, x, running, begun, y, "all")
-        return y, way.state_of(running), _ShortTape(prepared, saved, known)
-
-    def _prepared(self, spec: Spec, x: Any, weights: Any) -> list[list[Direction]] | None:
-        """Weights of one direction a layer that need no conversion."""
-        entries = [weights] if type(weights) is Weights else weights
-        if not (spec.plain and entries and _plain(x) and x.dtype in FLOATS):
-            return None
-        prepared = []
-        gates, inputs, hidden = len(spec.info.gates), None, None
-        for w in entries:
-            if type(w) is not Weights or any(a is not None for a in w[4:]):
-                return None
-            w_ih, w_hh, *biases = w[:4]
-            if not (_plain(w_ih) and _plain(w_hh) and w_ih.dtype == w_hh.dtype == x.dtype):
-                return None
-            rows, size = w_hh.shape if w_hh.ndim == 2 else (0, 0)
-            if size == 0 or rows != gates * size or size != (hidden or size):
-                return None
-            hidden = size
-            if w_ih.ndim != 2 or w_ih.size == 0 or w_ih.shape != (rows, inputs or w_ih.shape[1]):
-                return None
-            for b in biases:
-                if b is not None and not (_plain(b) and b.shape == (rows,) and b.dtype == x.dtype):
-                    return None
-            prepared.append([Direction(spec, w, 1, 0, False)])
-            inputs = size
-        return prepared
+        return y, way.state_of(running), _ShortTape(way.prepared, saved, known)
 
     def forward(
         self,
@@ -329,6 +288,42 @@ class Numba:
         return dy, gradients, dh, dc
 
 
+def _layers_of(spec: Spec, x: Any, weights: Any) -> list[short.Arrays] | None:
+    """Weights of one direction a layer, for x and one another, that need no conversion."""
+    if type(x) is not np.ndarray or not (spec.plain and x.dtype in FLOATS and x.ndim > 1):
+        return None
+    found: list[short.Arrays] = []
+    gates, dtype, inputs, H = len(spec.info.gates), x.dtype, x.shape[-1], None
+    for w in [weights] if type(weights) is Weights else weights:
+        if type(w) is not Weights or type(w.w_hh) is not np.ndarray or w.w_hh.ndim != 2:
+            return None
+        for a in w[4:]:
+            if a is not None:
+                return None
+        if H is None:
+            H = w.w_hh.shape[1]
+        w_ih = taken(w.w_ih, dtype, (gates * H, inputs))
+        w_hh = taken(w.w_hh, dtype, (gates * H, H))
+        if w_ih is None or w_hh is None or w_ih.size == 0:
+            return None
+        b_ih, b_hh = w[2:4]
+        if b_ih is not None and (b_ih := taken(b_ih, dtype, (gates * H,))) is None:
+            return None
+        if b_hh is not None and (b_hh := taken(b_hh, dtype, (gates * H,))) is None:
+            return None
+        found.append((w_ih, w_hh, b_ih, b_hh))
+        inputs = H
+    return found or None
+
+
+def _is_one_step(spec: Spec, x: Array) -> bool:
+    return x.shape[:2] == (1, 1) and x.ndim == 3 and plans.is_plain(spec)
+
+
+def _prepared(spec: Spec, layers: list[short.Arrays]) -> list[list[Direction]]:
+    return [[Direction(spec, Weights(*arrays), 1, 0, False)] for arrays in layers]
+
+
 def _plain(a: Any) -> bool:
     """Whether it is an array that the kernels read as it is."""
     if type(a) is not np.ndarray:
@@ -340,9 +335,10 @@ def _plain(a: Any) -> bool:
 class _Pass(NamedTuple):
     """One direction of one layer, in one thread."""
 
-    weights: Direction
-    plan: Plan
-    visits: _Visits
+    numbers: Array  # of its plan
+    row: Array
+    size: Array
+    panels: Array
 
 
 class _Known(NamedTuple):
@@ -353,69 +349,84 @@ class _Known(NamedTuple):
     state_shapes: list[tuple[int, int, int]]
     steps: Steps
     passes: list[list[_Pass]] | None  # of each layer; None where threads may share the work
+    alone: _Pass | None  # where there is one
     tape: int  # a size that is enough for each of the passes
 
     @classmethod
     def of(cls, call: _Shortcut, x_shape: tuple[int, ...]) -> _Known:
         num_steps, batch, _ = x_shape
-        one, rows = call.prepared[0][0], num_steps * batch
+        rows = num_steps * batch
         shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.has_c]]
         steps, extent = Steps(num_steps, batch), _extent(rows, batch, False, None, 0)
         passes: list[list[_Pass]] | None = None
         tape = 0
-        if one.plan(extent).plain and rows * one.w.w_hh.size * call.count <= _SMALL:
-            passes = [
-                [
-                    _Pass(w, w.plan(extent), _visits(steps, d == 1, None))
-                    for d, w in enumerate(layer)
-                ]
-                for layer in call.prepared
-            ]
-            tape = max(p.plan.tape for layer in passes for p in layer)
+        if call.fused and rows * call.prepared[0][0].w.w_hh.size * call.count <= _SMALL:
+            passes = []
+            for layer in call.prepared:
+                plan_of = [w.plan(extent) for w in layer]
+                tape = max(tape, *[plan.tape for plan in plan_of])
+                visits = [_visits(steps, d == 1, None)[:2] for d in range(len(layer))]
+                of_each = zip(plan_of, visits, layer, strict=True)
+                passes.append([_Pass(plan.numbers, *v, w.panels) for plan, v, w in of_each])
         y_shape = num_steps, batch, call.directions * call.sizes[0]
-        return cls(x_shape, y_shape, shapes, steps, passes, tape)
+        alone = passes[0][0] if passes is not None and call.count == 1 else None
+        return cls(x_shape, y_shape, shapes, steps, passes, alone, tape)
 
 
 class _Shortcut:
-    """Calls that need no conversion."""
+    """Calls that need no conversion. Most are short: every step here is a part of their time."""
 
     def __init__(self, prepared: list[list[Direction]]) -> None:
         one = prepared[0][0]
         self.prepared = prepared
         self.spec = one.spec
+        self.fused = plans.is_plain(one.spec)
         self.dtype = one.dtype
         self.has_c = one.spec.info.has_c
+        self.no_state = one.no_state
         self.input_size = one.shape.inputs
         self.directions, self.count = len(prepared[0]), len(prepared[0]) * len(prepared)
         self.sizes = one.shape.outputs, one.shape.hidden
         self.known: _Known | None = None  # of the last call
 
     def __call__(self, x: Any, state: Any, out: Any, lengths: Any) -> tuple[Any, Any] | None:
-        if lengths is not None:
+        pair = type(out) is tuple
+        if lengths is not None or type(x) is not np.ndarray or (pair and len(out) != 2):
             return None
-        known = self.known_of(x)
+        known, dtype = self.known_of(x), self.dtype
         if known is None:
-            return self._unbatched(x, state, out) if getattr(x, "ndim", 0) == 2 else None
+            return self._unbatched(x, state, out) if x.ndim == 2 else None
+        x = taken(x, dtype, known.x_shape)
+        if x is None:
+            return None
         if out is None:
-            y, running = np.empty(known.y_shape, self.dtype), self.start(known, state)
+            y, running = np.empty(known.y_shape, dtype), self.start(known, state)
+        elif pair and out[1] is state and state is not None:
+            y, running = self._in_place(known, out)
         else:
             y, running = self._into(known, x, state, out)
         if running is None:
             return None
         begun = 0 if state is None else known.steps.batch
-        if known.passes is None:
+        if known.alone is not None:
+            numbers, row, size, panels = known.alone
+            h, c = running if self.has_c else (running[0], self.no_state)
+            tape = np.empty(known.tape, dtype)
+            if not plain.forward(numbers, _NOBODY, row, size, begun, x, panels, tape, h, c, y):
+                return None
+        elif out is not None and not _apart(x, y, *running):
+            return None
+        elif known.passes is not None:
+            self._run_here(known, known.passes, x, running, begun, y)
+        else:
             self.run(known, x, running, begun, y, None)
-        elif not self._run_here(known, known.passes, x, running, begun, y):
-            return None
-        return y, out[1] if type(out) is tuple else self.state_of(running)
+        return y, out[1] if pair else self.state_of(running)
 
-    def known_of(self, x: Any) -> _Known | None:
-        """What follows from the shape of x; None where x needs a conversion."""
-        if not self._fits(x) or x.ndim != 3:
-            return None
+    def known_of(self, x: Array) -> _Known | None:
+        """What follows from the shape of x; None for one that does not fit."""
         known = self.known
         if known is None or x.shape != known.x_shape:
-            if x.shape[2] != self.input_size or x.shape[0] == 0:
+            if x.ndim != 3 or x.shape[2] != self.input_size or x.shape[0] == 0:
                 return None
             known = self.known = _Known.of(self, x.shape)
         return known
@@ -444,10 +455,6 @@ class _Shortcut:
         x = x.reshape(rows, self.input_size)
         return BACKEND.run(self.spec, self.prepared, x, known.steps, ys, state, begun, save, None)
 
-    def state_of(self, running: tuple[Array, ...]) -> Any:
-        """A state as the API has it."""
-        return running if self.has_c else running[0]
-
     def _run_here(
         self,
         known: _Known,
@@ -456,86 +463,96 @@ class _Shortcut:
         running: tuple[Array, ...],
         begun: int,
         y: Array,
-    ) -> bool:
-        """In this thread. False, and nothing is done, where arrays of the caller meet."""
-        h, c = running[0], running[1] if self.has_c else self.prepared[0][0].no_state
-        alone = self.count == 1
-        x, tape = _readable(x), np.empty(known.tape, self.dtype)
-        of_h, of_c = h, c
+    ) -> None:
+        """In this thread."""
+        h, c = running if self.has_c else (running[0], self.no_state)
+        tape = np.empty(known.tape, self.dtype)
         at = 0
         for layer in passes:
             to = y if layer is passes[-1] else np.empty(known.y_shape, self.dtype)
-            for w, plan, (row, size, _) in layer:
-                if not alone:
-                    of_h, of_c = h[at : at + 1], c[at : at + 1]
-                arrays = x, w.panels, tape, of_h, of_c, to
-                if not plain.forward(plan.numbers, _NOBODY, row, size, begun, *arrays):
-                    return False
+            for numbers, row, size, panels in layer:
+                state = h[at : at + 1], c[at : at + 1]
+                plain.forward(numbers, _NOBODY, row, size, begun, x, panels, tape, *state, to)
                 at += 1
             x = to
-        return True
+
+    def state_of(self, running: tuple[Array, ...]) -> Any:
+        """A state as the API has it."""
+        return running if self.has_c else running[0]
 
     def _states(self, known: _Known, state: Any) -> tuple[Array, ...] | None:
-        """The arrays of a state, as they are."""
-        given: tuple[Any, ...] = state if self.has_c else (state,)
+        """The arrays of a state, as they are or, where that may not be written, can be read."""
+        given = state if self.has_c else (state,)
         if type(given) is not tuple or len(given) != len(known.state_shapes):
             return None
+        found = []
         for a, shape in zip(given, known.state_shapes, strict=True):
-            if not self._fits(a) or a.shape != shape:
+            array = taken(a, self.dtype, shape)
+            if array is None:
                 return None
-        return given
+            found.append(array)
+        return tuple(found)
+
+    def _in_place(self, known: _Known, out: Any) -> tuple[Any, tuple[Array, ...] | None]:
+        """y and the state to be run on, of the caller; None for the latter as by a `Shortcut`."""
+        y = out[0]
+        running: tuple[Array, ...] = out[1] if self.has_c else out[1:]
+        if type(running) is not tuple or len(running) != len(known.state_shapes):
+            return y, None
+        for a, shape in zip((y, *running), (known.y_shape, *known.state_shapes), strict=True):
+            fits = type(a) is np.ndarray and a.shape == shape and a.dtype == self.dtype
+            if not (fits and a.flags.carray):
+                return y, None
+        return y, running
 
     def _into(
         self, known: _Known, x: Array, state: Any, out: Any
     ) -> tuple[Any, tuple[Array, ...] | None]:
-        """y and the state to be run on, both the caller's; None in its place as by a `Shortcut`."""
-        y, state_n = out if type(out) is tuple and len(out) == 2 else (out, None)
-        nothing = y, None
-        if not self._fits(y) or y.shape != known.y_shape or not y.flags.writeable:
-            return nothing
-        if state_n is None:
-            given = () if state is None else self._states(known, state)
-            if type(out) is tuple or given is None or not _apart(x, y, *given):
-                return nothing
-            return y, self.start(known, state)
-        running = self._states(known, state_n)
-        if running is None or not all(a.flags.writeable for a in running):
-            return nothing
-        if state is None and _apart(x, y, *running):
-            for a in running:
-                a[...] = 0
-        elif state is not state_n and not self._same(known, state, running):
-            return nothing
-        alone = known.passes is not None and self.count == 1  # then the kernel looks
-        return (y, running) if alone or _apart(x, y, *running) else nothing
-
-    def _same(self, known: _Known, state: Any, running: tuple[Array, ...]) -> bool:
-        given = self._states(known, state)
-        return given is not None and all(a is b for a, b in zip(given, running, strict=True))
+        """The same, where the initial state stands elsewhere."""
+        if type(out) is tuple:  # rare, but for the start of a loop
+            y, running = self._in_place(known, out)
+            if running is None or not _apart(x, y, *running):
+                return y, None
+            if state is None:
+                for a in running:
+                    a[...] = 0
+            elif not _same(running, state):
+                return y, None
+            return y, running
+        read = () if state is None else self._states(known, state)
+        y = taken(out, self.dtype, known.y_shape)
+        if read is None or y is None or y is not out or not _apart(x, y, *read):
+            return y, None
+        return y, self.start(known, state)
 
     def _unbatched(self, x: Array, state: Any, out: Any) -> tuple[Any, Any] | None:
         """A call whose arrays have no batch axis."""
-
-        def batched(a: Any) -> Any:
-            if type(a) is tuple:
-                return tuple(map(batched, a))
-            return a[:, None] if type(a) is np.ndarray and a.ndim == 2 else a
-
-        def flat(a: Any) -> Any:
-            return tuple(map(flat, a)) if type(a) is tuple else a[:, 0]
-
-        lifted, to = batched(state), batched(out)
+        lifted, to = _batched(state), _batched(out)
         if type(out) is tuple and len(out) == 2 and out[1] is state:
             to = to[0], lifted
-        done = self(batched(x), lifted, to, None)
+        done = self(x[:, None], lifted, to, None)
         if done is None:
             return None
         if out is None:
-            return flat(done[0]), flat(done[1])
-        return out if type(out) is tuple else (out, flat(done[1]))
+            return done[0][:, 0], _unbatched(done[1])
+        return out if type(out) is tuple else (out, _unbatched(done[1]))
 
-    def _fits(self, a: Any) -> bool:
-        return _plain(a) and a.dtype == self.dtype
+
+def _batched(a: Any) -> Any:
+    """An array, or each of a tuple, with a batch axis; anything else as it is."""
+    if type(a) is tuple:
+        return tuple(map(_batched, a))
+    return a[:, None] if type(a) is np.ndarray and a.ndim == 2 else a
+
+
+def _unbatched(state: Any) -> Any:
+    return tuple([a[:, 0] for a in state]) if type(state) is tuple else state[:, 0]
+
+
+def _same(arrays: tuple[Array, ...], state: Any) -> bool:
+    """Whether a state is of these arrays."""
+    given = state if type(state) is tuple else (state,)
+    return len(given) == len(arrays) and all(map(operator.is_, arrays, given))
 
 
 def _apart(*arrays: Array) -> bool:
@@ -744,7 +761,7 @@ def _forward(
     dtype, empty = layer[0].dtype, layer[0].empty
     B, G = steps.batch, len(spec.info.gates)
     most, rows = _CHUNK // (G * H * dtype.itemsize), steps.rows
-    x = _readable(x)
+    x = readable(x)
     states = [(h[d : d + 1], layer[0].no_state if c is None else c[d : d + 1]) for d in range(D)]
     if count == 1 and (save or rows <= most) and not spec.layer_norm:
         tapes = []
@@ -791,8 +808,8 @@ def _forward(
                 (gates, G * H, G * H, bias, x.reshape(-1), first * I, I, 1, by_input, I), n,
             )  # fmt: skip
             if spec.layer_norm:
-                gain = _flat(w.w.ln_ih)
-                shift = empty if w.w.b_ih is None else _flat(w.w.b_ih)
+                gain = flat(w.w.ln_ih)
+                shift = empty if w.w.b_ih is None else flat(w.w.b_ih)
                 hats, scales = (plan.part(tape, plans.TAPE, part) for part in (9, 10))
                 _divided(
                     count, n * G * H * 10, loops.normalise_inputs,
@@ -835,7 +852,7 @@ def _backward(
     dtype, empty = layer[0].dtype, layer[0].empty
     B, N, G = kept.steps.batch, kept.steps.rows, len(spec.info.gates)
     teams = _teams(count, D, B, kept.steps.num_steps, G * H * P, spec.layer_norm)
-    flat_dy = empty if dy is None else _flat(dy)
+    flat_dy = empty if dy is None else flat(dy)
     tasks: list[list[threads.Task]] = []
     rooms: list[Array] = []
     dxs: list[Array] = []
@@ -857,7 +874,7 @@ def _backward(
             results = (dx.reshape(-1), dw_ih.reshape(-1), dw_hh.reshape(-1), b_ih, b_hh)
             plain.backward(
                 plan.numbers, _NOBODY, row, size, w.panels_back, tapes[d], flat_dy, *state, room,
-                _flat(kept.x), *results,
+                flat(kept.x), *results,
             )  # fmt: skip
             dxs.append(dx)
             dweights.append(Weights(dw_ih, dw_hh, *biases))
@@ -915,7 +932,7 @@ def _weights(
         by_x, x_row, by_h, h_row = np.empty(N * G * H, dtype), G * H, d_norm, G * H
         _divided(
             count, N * G * H * 10, loops.normalise_inputs_back,
-            (flat_d, slots * H, x_hats, x_scales, _flat(w.w.ln_ih), G, H, plan.first, by_x), N,
+            (flat_d, slots * H, x_hats, x_scales, flat(w.w.ln_ih), G, H, plan.first, by_x), N,
         )  # fmt: skip
         more["ln_ih"] = np.einsum("nk,nk->k", d[:, : G * H], x_hats.reshape(N, G * H))
         more["ln_hh"] = np.einsum("nk,nk->k", of_h, hats.reshape(N, G * H))

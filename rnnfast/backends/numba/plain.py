@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import units
+from .cells import update, update_back
 from .compiled import entry, jit
 from .lanes import held, part, stay_apart
 from .plans import (
@@ -20,8 +21,6 @@ from .plans import (
     GRU_BEFORE,
     HIDDEN,
     INPUTS,
-    LSTM,
-    RNN,
     ROWS,
     TAPE,
     WEIGHTS,
@@ -96,21 +95,7 @@ def forward(
         for k in range(rows):
             r = row + k
             at, one, h_at, to = r * G * H + u, r * H + u, (begin + k) * H + u, y_at + r * D * H
-            if cell == LSTM:
-                units.lstm(
-                    n, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H, c, h_at, h, h_at, y, to,
-                    extra, one, c_before, one, h_before, one,
-                )  # fmt: skip
-            elif cell == GRU_AFTER:
-                units.gru_after(
-                    n, a, at, a, at + H, a, at + 2 * H, extra, one, h, h_at, y, to, h_before, one
-                )
-            elif cell == GRU_BEFORE:
-                units.gru_reset(n, a, at, extra, one, h, h_at)
-            elif cell == RNN:
-                units.rnn(n, a, at, h, h_at, y, to, h_before, one)
-            else:
-                units.gated(n, a, at, a, at + H, a, at + 2 * H, h, h_at, y, to, h_before, one)
+            update(cell, n, H, a, at, extra, one, h, c, h_at, y, to, h_before, c_before)
         if cell == GRU_BEFORE:
             meet(team)
             if old > 0:
@@ -156,29 +141,9 @@ def backward(
             r = row + k
             at, one, h_at, of = r * G * H + u, r * H + u, (begin + k) * H + u, y_at + r * D * H
             to = r * slots * H + u
-            if cell == LSTM:
-                units.lstm_back(
-                    n, dh, h_at, dc, h_at, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H,
-                    extra, one, c_before, one, d, to, d, to + H, d, to + 2 * H, d, to + 3 * H,
-                    dy, of,
-                )  # fmt: skip
-            elif cell == GRU_AFTER:
-                units.gru_after_back(
-                    n, dh, h_at, a, at, a, at + H, a, at + 2 * H, extra, one, h_before, one,
-                    d, to, d, to + H, d, to + 2 * H, d, to + 3 * H, dy, of,
-                )  # fmt: skip
-            elif cell == GRU_BEFORE:
-                units.gru_before_back(
-                    n, dh, h_at, a, at + H, a, at + 2 * H, h_before, one, d, to + H,
-                    d, to + 2 * H, dy, of,
-                )  # fmt: skip
-            elif cell == RNN:
-                units.rnn_back(n, dh, h_at, a, at, d, to, dy, of)
-            else:
-                units.gated_back(
-                    n, dh, h_at, a, at, a, at + H, a, at + 2 * H, h_before, one,
-                    d, to, d, to + H, d, to + 2 * H, dy, of,
-                )  # fmt: skip
+            update_back(
+                cell, n, H, dh, dc, h_at, a, at, extra, one, h_before, c_before, d, to, dy, of
+            )
         meet(team)
         d_at, d_row = row * slots * H, slots * H
         if cell == GRU_BEFORE:

@@ -91,15 +91,24 @@ class _Layout:
         return self.size + self.unit
 
 
+def cell_of(spec: Spec) -> int:
+    if spec.cell == "gru":
+        return GRU_AFTER if spec.reset_after else GRU_BEFORE
+    return _KINDS[spec.cell]
+
+
+def is_plain(spec: Spec) -> bool:
+    """Whether `plain.py` has this cell."""
+    return spec.plain and not (spec.cell == "rnn" and spec.nonlinearity != "tanh")
+
+
 @lru_cache(maxsize=256)
 def make(spec: Spec, shape: Shape, direction: int, extent: Extent) -> Plan:
     H, P, I, D, itemsize, b_ih, b_hh, ln_c, ln_c_shift = shape  # noqa: E741
     n, batch, save, (recurrent, _, keep_c) = extent
-    cell = _KINDS.get(spec.cell)
-    if cell is None:
-        cell = GRU_AFTER if spec.reset_after else GRU_BEFORE
+    cell = cell_of(spec)
     G, first, norm = len(spec.info.gates), _FIRST[cell], spec.layer_norm
-    plain = spec.plain and not (cell == RNN and spec.nonlinearity != "tanh")
+    plain = is_plain(spec)
     rest = G - first
 
     def panels(rows: int, columns: int) -> int:
