@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,22 @@ print(before, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_forked_child_has_threads_of_its_own() -> None:
     found = python("import warnings; warnings.simplefilter('ignore')" + COUNT + FORK)
     assert found.stdout.split() == ["3", "13"], found.stderr
+
+
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("state", ["both", "none"])
+@pytest.mark.parametrize("rows", range(1, 8))
+def test_parts_do_not_matter(
+    rows: int, state: str, D: int, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long inference call; two directions may have different numbers of them."""
+    p = problem(Case(spec, T=3, B=4, H=5, D=D, state=state, dtype="float32", ragged=True))
+    p = replace(p, lengths=np.array([1, 3, 2, 1]))
+    wanted = forward(p, "numba")
+    gates = len(spec.info.gates)
+    module = import_module("rnnfast.backends.numba")
+    monkeypatch.setattr(module, "_CHUNK", rows * gates * 5 * 4)
+    assert_same_bits(forward(p, "numba"), wanted)
 
 
 # -------------------------------------------------------------------------- the short ways

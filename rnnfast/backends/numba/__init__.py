@@ -795,7 +795,7 @@ def _forward(
             w, tape, plan, (i, j) = layer[d], tapes[d], of_direction[d], chunks[d][k]
             row, size, _ = visits[d]
             first, n, before = 0, steps.rows, begun
-            if n > rows:
+            if len(chunks[d]) > 1:
                 if i:
                     before = max(before, int(size[i - 1]))
                 row, size = row[i:j], size[i:j]
