@@ -13,7 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import BIASES, Array, Case, assert_same_bits, forward, problem, python, run, variant
+from helpers import (
+    BIASES,
+    Array,
+    Case,
+    assert_same_bits,
+    forward,
+    gradients,
+    problem,
+    python,
+    run,
+    variant,
+    vjp,
+)
 
 import rnnfast
 from rnnfast.spec import Spec
@@ -199,6 +211,19 @@ def test_weights_read_where_they_lie(
     assert_same_bits({"y": forward(more, "numba")["y"][:1]}, {"y": outputs["y"]})
 
 
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize(("T", "B", "L"), [(3, 1, 1), (1, 2, 1), (3, 2, 2)])
+def test_short_calls(T: int, B: int, L: int, bias: str, spec: Spec, dtype: str) -> None:
+    """Weights that are packed in the call give what packed ones do, and back what the rest does."""
+    p = problem(Case(spec, T=T, B=B, I=7, H=9, L=L, bias=bias, dtype=dtype))
+    long = run(p, "numba", save="recompute")
+    _, backward = vjp(p, "numba")
+    for _ in range(2):
+        assert_same_bits(gradients(p, backward), {k: v for k, v in long.items() if k[0] == "d"})
+    packed = rnnfast.pack(p.weights, backend="numba", **variant(spec))
+    assert_same_bits(forward(p, "numba"), forward(p, "numba", weights=packed))
+
+
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
 @pytest.mark.parametrize(("L", "D"), [(1, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("T", [1, 4, 400])
@@ -218,6 +243,21 @@ def test_no_state_is_a_state_of_zeros(
         assert_same_bits(run(p, "numba", save="recompute"), run(p_zeros, "numba"))
 
 
+def test_weights_in_any_form_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(Case(Spec("lstm"), T=1, B=1, dtype="float32", state="none"))
+    one = p.weights[0]
+    arrays = tuple(one[:4])
+    y = forward(p, "numba")["y"]
+    with pytest.raises(TypeError, match="two layers or two directions"):
+        rnnfast.lstm(p.x, (one,), backend="numba")
+    monkeypatch.setattr("rnnfast.api._Call", None)
+    for weights in (one, arrays, [one], [arrays]):
+        assert_same_bits({"y": forward(p, "numba", weights=weights)["y"]}, {"y": y})
+        found, _, backward = rnnfast.lstm_vjp(p.x, weights, backend="numba")
+        assert_same_bits({"y": found}, {"y": y})
+        assert type(backward(y)[1]) is type(weights)
+
+
 @pytest.mark.parametrize("rank", [2, 3])
 @pytest.mark.parametrize("L", [1, 2])
 def test_a_stream_takes_the_short_way(
@@ -226,9 +266,7 @@ def test_a_stream_takes_the_short_way(
     p = problem(Case(spec, T=6, B=1, I=9, H=9, L=L, dtype=dtype, state="none"))
     wanted = forward(p, "numba")
     stream = rnnfast.Stream(p.weights, backend="numba", **variant(spec))
-    plain = spec.nonlinearity == "tanh"
-    if plain:  # relu has loops of its own
-        monkeypatch.setattr("rnnfast.api._Call", None)
+    monkeypatch.setattr("rnnfast.api._Call", None)
     xs = p.x if rank == 3 else p.x[:, 0]
     ys = [stream(x).copy() for x in np.split(xs, [1, 2, 3, 5])]
     y = np.concatenate(ys)
@@ -273,23 +311,25 @@ def test_results_that_meet_are_refused(L: int) -> None:
 def test_buffers_without_copies(
     given: str, spec: Spec, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All forms that `out` may have are what they are on the long way."""
+    """In all forms that `out` may have."""
     p = problem(Case(spec, T=2, B=2, H=9, dtype=dtype))
     packed = rnnfast.pack(p.weights, backend="numba", **variant(spec))
-    wanted = forward(p, "numba")
-    y = np.full_like(wanted["y"], np.nan)
     states = [a.copy() for a in (p.h_0, p.c_0) if a is not None]
     state = tuple(states) if spec.info.has_c else states[0]
+    if given == "new state":
+        p = replace(p, h_0=None, c_0=None)
+    wanted = forward(p, "numba")
+    y = np.full_like(wanted["y"], np.nan)
+    monkeypatch.setattr("rnnfast.api._Call", None)
     if given == "y":
         found = forward(p, "numba", weights=packed, out=y)
     elif given == "both":
-        found = forward(replace(p, h_0=states[0], c_0=states[-1]), "numba", weights=packed,
-                        out=(y, state))  # fmt: skip
+        p = replace(p, h_0=states[0], c_0=states[-1])
+        found = forward(p, "numba", weights=packed, out=(y, state))
     else:
         for a in states:
             a[...] = np.nan
-        wanted = forward(replace(p, h_0=None, c_0=None), "numba")
-        found = forward(replace(p, h_0=None, c_0=None), "numba", weights=packed, out=(y, state))
+        found = forward(p, "numba", weights=packed, out=(y, state))
     assert found["y"] is y
     assert_same_bits(found, wanted)
 
@@ -316,20 +356,46 @@ def test_what_was_compiled_is_found_again() -> None:
 
 @pytest.mark.parametrize("spec", [Spec("lstm"), Spec("gru", False)], ids=Spec.variants)
 def test_read_only_arrays_compile_nothing(spec: Spec) -> None:
-    from rnnfast.backends.numba import packing, plain
-
-    p = problem(Case(spec, dtype="float32", D=2, ragged=True))
-    wanted = run(p, "numba")
-    compiled = [packing.pack_forward, packing.pack_backward, plain.forward, plain.backward]
-    before = [len(function.signatures) for function in compiled]
-
     def locked(a: Array) -> Array:
         a = a.copy()
         a.flags.writeable = False
         return a
 
-    assert_same_bits(run(p.map(locked), "numba"), wanted)
-    assert [len(function.signatures) for function in compiled] == before
+    for case in (
+        Case(spec, dtype="float32", D=2, ragged=True),
+        Case(spec, dtype="float32"),
+        Case(spec, dtype="float32", T=1, B=1),
+    ):
+        p = problem(case)
+        wanted = run(p, "numba")
+        before = compilations()
+        assert_same_bits(run(p.map(locked), "numba"), wanted)
+        assert_same_bits({"y": forward(p.map(locked), "numba")["y"]}, {"y": wanted["y"]})
+        assert compilations() == before
+
+
+def compilations() -> list[int]:
+    """How often each function that Python calls has been compiled."""
+    from rnnfast.backends.numba import packing, plain, step
+
+    functions = [packing.pack_forward, packing.pack_backward, plain.forward, plain.backward]
+    return [len(function.signatures) for function in (*functions, step.forward, step.backward)]
+
+
+@pytest.mark.parametrize("D", [1, 2])
+def test_all_calls_share_a_compilation(D: int, spec: Spec) -> None:
+    """Long, short, in threads or not, with buffers or without: one for each dtype."""
+    for T, B, H in ((1, 1, 5), (3, 2, 5), (40, 2, 170), (40, 1, 500)):
+        p = problem(Case(spec, T=T, B=B, I=9, H=H, D=D, dtype="float32"))
+        for threads in (1, 2):
+            rnnfast.set_num_threads(threads)
+            wanted = run(p, "numba")
+            run(replace(p, h_0=None, c_0=None), "numba")
+            packed = rnnfast.pack(p.weights, backend="numba", **variant(spec))
+            out = np.empty_like(wanted["y"])
+            forward(p, "numba", weights=packed, out=out)
+            assert_same_bits({"y": out}, {"y": wanted["y"]})
+    assert max(compilations()) <= 2
 
 
 MISSING = """

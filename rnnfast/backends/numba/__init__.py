@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -16,19 +16,18 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}; pip install 'rnnfast[numba]' has it") from error
 
-from ...arrays import FLOATS
 from ...reference.precision import ROUNDED
 from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
 from .. import Array, Shortcut, ShortTape
 from . import loops, packing, plain, plans, short, threads
-from .memory import flat, readable, taken
+from .memory import NO_MATRIX, NO_ROW, NO_STATE, flat, readable, taken
 from .plans import GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
 from .products import pack, panel_size, product, sums
+from .threads import NOBODY, SMALL
+from .visits import chunks, visits_of
 
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
-_SMALL = 2_000_000  # multiplications that are not worth a second thread
-_NOBODY = np.zeros(1, np.int64)
 _STEP = 150_000  # multiplications of one step that are worth dividing its units
 _NO_MASKS = (False, False, False)
 
@@ -50,8 +49,7 @@ class Direction:
         self.w = w
         self.spec = spec
         self.dtype = w.w_hh.dtype
-        self.empty = np.empty(0, self.dtype)
-        self.no_state = np.empty((0, 0, 0), self.dtype)
+        self.empty, self.no_state = NO_ROW[self.dtype], NO_STATE[self.dtype]
         self.direction = direction
         self.reuse = reuse
         rows, outputs = w.w_hh.shape
@@ -84,16 +82,16 @@ class Direction:
         return plans.make(self.spec, self.shape, self.direction, extent)
 
     def _or_empty(self, a: Array | None) -> Array:
-        return self.empty if a is None else flat(a)
+        return self.empty if a is None else readable(a)
 
     @cached_property
     def panels(self) -> Array:
         """All that the forward pass reads."""
         w, plan = self.w, self.plan(_NOTHING)
         to = self._memory[0]
-        matrices = flat(w.w_ih), flat(w.w_hh)
+        matrices = readable(w.w_ih), readable(w.w_hh)
         biases = self._or_empty(w.b_ih), self._or_empty(w.b_hh)
-        w_hr = self._or_empty(w.w_hr)
+        w_hr = NO_MATRIX[self.dtype] if w.w_hr is None else readable(w.w_hr)
         packing.pack_forward(plan.numbers, *matrices, *biases, w_hr, to)
         if not self.spec.plain:
             shift = w.b_hh if self.spec.layer_norm else None
@@ -107,8 +105,8 @@ class Direction:
         """The matrices that BPTT reads."""
         w, plan = self.w, self.plan(_NOTHING)
         to = self._memory[1]
-        matrices = flat(w.w_ih), flat(w.w_hh), self._or_empty(w.w_hr)
-        packing.pack_backward(plan.numbers, *matrices, to)
+        w_hr = NO_MATRIX[self.dtype] if w.w_hr is None else readable(w.w_hr)
+        packing.pack_backward(plan.numbers, readable(w.w_ih), readable(w.w_hh), w_hr, to)
         return to
 
 
@@ -153,22 +151,23 @@ class Numba:
     def call(
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
     ) -> tuple[Any, Any] | None:
-        layers = _layers_of(spec, x, weights)
-        if layers is None:
+        facts = short.facts_of(spec)
+        layers = None if facts is None else short.layers_of(facts, x, weights)
+        if facts is None or layers is None:
             return None
-        if lengths is None and _is_one_step(spec, x):
-            done = short.call(spec, x, layers, state, False)
-            return None if done is None else done[:2]
+        if lengths is None and short.takes(x, layers):
+            return short.run(facts, x, layers, state)
         return _Shortcut(_prepared(spec, layers))(x, state, None, lengths)
 
     def call_vjp(
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any
     ) -> tuple[Any, Any, ShortTape] | None:
-        layers = None if lengths is not None else _layers_of(spec, x, weights)
-        if layers is None:
+        facts = None if lengths is not None else short.facts_of(spec)
+        layers = None if facts is None else short.layers_of(facts, x, weights)
+        if facts is None or layers is None:
             return None
-        if _is_one_step(spec, x):
-            return short.call(spec, x, layers, state, True)
+        if short.takes(x, layers):
+            return short.run_vjp(facts, x, layers, state)
         way = _Shortcut(_prepared(spec, layers))
         known = way.known_of(x)
         x = None if known is None else taken(x, way.dtype, known.x_shape)
@@ -214,7 +213,7 @@ class Numba:
     ) -> list[_Saved]:
         one = prepared[0][0]
         work = x.shape[0] * one.w.w_hh.size * len(prepared[0]) * len(prepared)
-        if work <= _SMALL:
+        if work <= SMALL:
             return self._layers(spec, prepared, x, steps, ys, state, begun, save, masks, 1)
         with threads.several() as count:
             return self._layers(spec, prepared, x, steps, ys, state, begun, save, masks, count)
@@ -272,7 +271,7 @@ class Numba:
         gradients: list[Weights] = []
         at = shape[0]
         work = saved[0].x.shape[0] * first.w.w_hh.size * len(prepared[0])
-        with nullcontext(1) if work <= _SMALL else threads.several() as count:
+        with nullcontext(1) if work <= SMALL else threads.several() as count:
             for layer, kept in zip(reversed(prepared), reversed(saved), strict=True):
                 of = slice(at - len(layer), at)
                 tapes = kept.tapes
@@ -286,38 +285,6 @@ class Numba:
                 at = of.start
         assert dy is not None
         return dy, gradients, dh, dc
-
-
-def _layers_of(spec: Spec, x: Any, weights: Any) -> list[short.Arrays] | None:
-    """Weights of one direction a layer, for x and one another, that need no conversion."""
-    if type(x) is not np.ndarray or not (spec.plain and x.dtype in FLOATS and x.ndim > 1):
-        return None
-    found: list[short.Arrays] = []
-    gates, dtype, inputs, H = len(spec.info.gates), x.dtype, x.shape[-1], None
-    for w in [weights] if type(weights) is Weights else weights:
-        if type(w) is not Weights or type(w.w_hh) is not np.ndarray or w.w_hh.ndim != 2:
-            return None
-        for a in w[4:]:
-            if a is not None:
-                return None
-        if H is None:
-            H = w.w_hh.shape[1]
-        w_ih = taken(w.w_ih, dtype, (gates * H, inputs))
-        w_hh = taken(w.w_hh, dtype, (gates * H, H))
-        if w_ih is None or w_hh is None or w_ih.size == 0:
-            return None
-        b_ih, b_hh = w[2:4]
-        if b_ih is not None and (b_ih := taken(b_ih, dtype, (gates * H,))) is None:
-            return None
-        if b_hh is not None and (b_hh := taken(b_hh, dtype, (gates * H,))) is None:
-            return None
-        found.append((w_ih, w_hh, b_ih, b_hh))
-        inputs = H
-    return found or None
-
-
-def _is_one_step(spec: Spec, x: Array) -> bool:
-    return x.shape[:2] == (1, 1) and x.ndim == 3 and plans.is_plain(spec)
 
 
 def _prepared(spec: Spec, layers: list[short.Arrays]) -> list[list[Direction]]:
@@ -347,6 +314,7 @@ class _Known(NamedTuple):
     x_shape: tuple[int, ...]
     y_shape: tuple[int, ...]
     state_shapes: list[tuple[int, int, int]]
+    written: list[tuple[int, int, int]]  # the shapes of y and of the state
     steps: Steps
     passes: list[list[_Pass]] | None  # of each layer; None where threads may share the work
     alone: _Pass | None  # where there is one
@@ -360,17 +328,17 @@ class _Known(NamedTuple):
         steps, extent = Steps(num_steps, batch), _extent(rows, batch, False, None, 0)
         passes: list[list[_Pass]] | None = None
         tape = 0
-        if call.fused and rows * call.prepared[0][0].w.w_hh.size * call.count <= _SMALL:
+        if call.spec.plain and rows * call.prepared[0][0].w.w_hh.size * call.count <= SMALL:
             passes = []
             for layer in call.prepared:
                 plan_of = [w.plan(extent) for w in layer]
                 tape = max(tape, *[plan.tape for plan in plan_of])
-                visits = [_visits(steps, d == 1, None)[:2] for d in range(len(layer))]
+                visits = [visits_of(steps, d == 1, None)[:2] for d in range(len(layer))]
                 of_each = zip(plan_of, visits, layer, strict=True)
                 passes.append([_Pass(plan.numbers, *v, w.panels) for plan, v, w in of_each])
         y_shape = num_steps, batch, call.directions * call.sizes[0]
         alone = passes[0][0] if passes is not None and call.count == 1 else None
-        return cls(x_shape, y_shape, shapes, steps, passes, alone, tape)
+        return cls(x_shape, y_shape, shapes, [y_shape, *shapes], steps, passes, alone, tape)
 
 
 class _Shortcut:
@@ -380,7 +348,6 @@ class _Shortcut:
         one = prepared[0][0]
         self.prepared = prepared
         self.spec = one.spec
-        self.fused = plans.is_plain(one.spec)
         self.dtype = one.dtype
         self.has_c = one.spec.info.has_c
         self.no_state = one.no_state
@@ -393,12 +360,15 @@ class _Shortcut:
         pair = type(out) is tuple
         if lengths is not None or type(x) is not np.ndarray or (pair and len(out) != 2):
             return None
-        known, dtype = self.known_of(x), self.dtype
-        if known is None:
-            return self._unbatched(x, state, out) if x.ndim == 2 else None
-        x = taken(x, dtype, known.x_shape)
-        if x is None:
-            return None
+        known, dtype = self.known, self.dtype
+        if known is None or x.shape != known.x_shape:
+            known = self.known_of(x)
+            if known is None:
+                return self._unbatched(x, state, out) if x.ndim == 2 else None
+        if x.dtype != dtype or not x.flags.carray:
+            x = taken(x, dtype, known.x_shape)
+            if x is None:
+                return None
         if out is None:
             y, running = np.empty(known.y_shape, dtype), self.start(known, state)
         elif pair and out[1] is state and state is not None:
@@ -412,7 +382,7 @@ class _Shortcut:
             numbers, row, size, panels = known.alone
             h, c = running if self.has_c else (running[0], self.no_state)
             tape = np.empty(known.tape, dtype)
-            if not plain.forward(numbers, _NOBODY, row, size, begun, x, panels, tape, h, c, y):
+            if not plain.forward(numbers, NOBODY, row, size, begun, x, panels, tape, h, c, y):
                 return None
         elif out is not None and not _apart(x, y, *running):
             return None
@@ -434,7 +404,9 @@ class _Shortcut:
     def start(self, known: _Known, state: Any) -> tuple[Array, ...] | None:
         """The initial state, to be run on; None where it needs a conversion."""
         if state is None:
-            return tuple([np.zeros(shape, self.dtype) for shape in known.state_shapes])
+            h, *c = known.state_shapes
+            made = np.zeros(h, self.dtype)
+            return (made, np.zeros(c[0], self.dtype)) if c else (made,)
         given = self._states(known, state)
         return None if given is None else tuple([a.copy() for a in given])
 
@@ -472,7 +444,7 @@ class _Shortcut:
             to = y if layer is passes[-1] else np.empty(known.y_shape, self.dtype)
             for numbers, row, size, panels in layer:
                 state = h[at : at + 1], c[at : at + 1]
-                plain.forward(numbers, _NOBODY, row, size, begun, x, panels, tape, *state, to)
+                plain.forward(numbers, NOBODY, row, size, begun, x, panels, tape, *state, to)
                 at += 1
             x = to
 
@@ -495,13 +467,13 @@ class _Shortcut:
 
     def _in_place(self, known: _Known, out: Any) -> tuple[Any, tuple[Array, ...] | None]:
         """y and the state to be run on, of the caller; None for the latter as by a `Shortcut`."""
-        y = out[0]
-        running: tuple[Array, ...] = out[1] if self.has_c else out[1:]
+        y, state = out
+        running: tuple[Array, ...] = state if self.has_c else (state,)
         if type(running) is not tuple or len(running) != len(known.state_shapes):
             return y, None
-        for a, shape in zip((y, *running), (known.y_shape, *known.state_shapes), strict=True):
-            fits = type(a) is np.ndarray and a.shape == shape and a.dtype == self.dtype
-            if not (fits and a.flags.carray):
+        dtype, kind = self.dtype, np.ndarray
+        for a, shape in zip((y, *running), known.written, strict=True):
+            if type(a) is not kind or a.shape != shape or a.dtype != dtype or not a.flags.carray:
                 return y, None
         return y, running
 
@@ -593,48 +565,6 @@ def _start(running: Array, initial: Array | None) -> None:
     running[...] = 0 if initial is None else initial
 
 
-class _Visits(NamedTuple):
-    """Every step in the order of one direction; rows count from that of the whole batch."""
-
-    row: Array
-    size: Array
-    cut: Array  # whether gradients stop on the way to the visit before
-
-
-def _visits(steps: Steps, reverse: bool, truncate: int | None) -> _Visits:
-    if steps.batch_sizes is None:
-        return _visits_of_all(steps.num_steps, steps.batch, reverse, truncate)
-    return _visits_of(np.ascontiguousarray(steps.batch_sizes), reverse, truncate)
-
-
-@lru_cache(maxsize=32)
-def _visits_of_all(steps: int, batch: int, reverse: bool, truncate: int | None) -> _Visits:
-    return _visits_of(np.full(steps, batch, np.int64), reverse, truncate)
-
-
-def _visits_of(count: Array, reverse: bool, truncate: int | None) -> _Visits:
-    row = np.cumsum(count) - count
-    cut = np.zeros(len(count), np.uint8)
-    if truncate is not None:
-        cut[truncate::truncate] = 1
-        if reverse:  # there it is on the way from t - 1 to t
-            cut[:-1] = cut[1:]
-            cut[-1:] = 0
-    order = slice(None, None, -1 if reverse else 1)
-    return _Visits(*(np.ascontiguousarray(a[order]) for a in (row, count, cut)))
-
-
-def _chunks(visits: _Visits, most: int) -> list[tuple[int, int]]:
-    """Visits in groups of about so many rows."""
-    found, begin, rows = [], 0, 0
-    for i, n in enumerate(visits.size):
-        rows += n
-        if rows >= most:
-            found.append((begin, i + 1))
-            begin, rows = i + 1, 0
-    return [*found, (begin, len(visits.size))] if rows else found
-
-
 class _Member(NamedTuple):
     """What falls to one thread: see `loops.Team`."""
 
@@ -656,8 +586,8 @@ def _teams(
     count: int, directions: int, batch: int, steps: int, work: int, whole_rows: bool
 ) -> list[list[_Member]]:
     """Who does what in the loops of each direction; `work` is that of one row in one step."""
-    if count == 1 or work * batch * steps * directions <= _SMALL:
-        return [[_Member(0, batch, 0, 0, 1, _NOBODY)] for _ in range(directions)]
+    if count == 1 or work * batch * steps * directions <= SMALL:
+        return [[_Member(0, batch, 0, 0, 1, NOBODY)] for _ in range(directions)]
     members = max(1, count // directions)
     counter = [np.zeros(1, np.int64) for _ in range(directions)]
     if members > 1 and batch < 4 * members and not whole_rows:
@@ -679,7 +609,7 @@ def _together(
     count: int, teams: list[list[_Member]], work: int, tasks: list[list[threads.Task]]
 ) -> None:
     """Run the tasks of all directions at the same time, or one direction after the other."""
-    if count >= sum(map(len, teams)) and work > _SMALL:
+    if count >= sum(map(len, teams)) and work > SMALL:
         threads.run([task for of in tasks for task in of])
     else:
         for of in tasks:
@@ -688,7 +618,7 @@ def _together(
 
 def _divided(count: int, work: int, function: Any, arguments: tuple[Any, ...], rows: int) -> None:
     """function(*arguments, begin, end) over all rows, in parts."""
-    if count == 1 or work <= _SMALL:
+    if count == 1 or work <= SMALL:
         function(*arguments, 0, rows)
         return
     parts = count
@@ -768,34 +698,34 @@ def _forward(
         for d, w in enumerate(layer):
             plan = w.plan(_extent(rows, B, save, masks, d))
             tape = np.empty(plan.tape, dtype)
-            row, size, _ = _visits(steps, d == 1, None)
+            row, size, _ = visits_of(steps, d == 1, None)
             own = _of_masks(masks, d, 0, rows, empty)
-            arguments = _NOBODY, row, size, begun, x, w.panels, own, tape, *states[d], y
+            arguments = NOBODY, row, size, begun, x, w.panels, own, tape, *states[d], y
             threads.run([_forward_task(plan, plan.numbers, *arguments)])
             tapes.append(tape)
         return tapes
-    visits = [_visits(steps, d == 1, None) for d in range(D)]
+    visits = [visits_of(steps, d == 1, None) for d in range(D)]
     if save or rows <= most:
-        chunks = [[(0, steps.num_steps)]] * D
+        parts = [[(0, steps.num_steps)]] * D
     else:
-        chunks = [_chunks(v, most) for v in visits]
+        parts = [chunks(v, most) for v in visits]
         rows = max(
-            int(v.size[i:j].sum()) for v, of in zip(visits, chunks, strict=True) for i, j in of
+            int(v.size[i:j].sum()) for v, of in zip(visits, parts, strict=True) for i, j in of
         )
     of_direction = [w.plan(_extent(rows, B, save, masks, d)) for d, w in enumerate(layer)]
     tapes = [np.empty(plan.tape, dtype) for plan in of_direction]
     step_work = G * H * P
     work = step_work * steps.rows * D
     teams = _teams(count, D, B, steps.num_steps, step_work, spec.layer_norm)
-    for k in range(max(map(len, chunks))):
+    for k in range(max(map(len, parts))):
         tasks: list[list[threads.Task]] = []
         for d in range(D):
-            if k >= len(chunks[d]):
+            if k >= len(parts[d]):
                 continue
-            w, tape, plan, (i, j) = layer[d], tapes[d], of_direction[d], chunks[d][k]
+            w, tape, plan, (i, j) = layer[d], tapes[d], of_direction[d], parts[d][k]
             row, size, _ = visits[d]
             first, n, before = 0, steps.rows, begun
-            if len(chunks[d]) > 1:
+            if len(parts[d]) > 1:
                 if i:
                     before = max(before, int(size[i - 1]))
                 row, size = row[i:j], size[i:j]
@@ -820,8 +750,8 @@ def _forward(
             for member in teams[d]:
                 numbers = member.numbers(plan)
                 numbers[[plans.WHOLE, plans.FIRST_ROW, plans.ROWS]] = 0, first, n
-                visits_of = member.counter, row, size, before
-                arguments = *visits_of, x, w.panels, own, tape, *states[d], y
+                steps_of = member.counter, row, size, before
+                arguments = *steps_of, x, w.panels, own, tape, *states[d], y
                 tasks[-1].append(_forward_task(plan, numbers, *arguments))
         _together(count, teams, work, tasks)
     return tapes
@@ -852,7 +782,8 @@ def _backward(
     dtype, empty = layer[0].dtype, layer[0].empty
     B, N, G = kept.steps.batch, kept.steps.rows, len(spec.info.gates)
     teams = _teams(count, D, B, kept.steps.num_steps, G * H * P, spec.layer_norm)
-    flat_dy = empty if dy is None else flat(dy)
+    no_state = NO_STATE[dtype]
+    dy = no_state if dy is None else readable(dy)[None]
     tasks: list[list[threads.Task]] = []
     rooms: list[Array] = []
     dxs: list[Array] = []
@@ -861,8 +792,8 @@ def _backward(
     for d, w in enumerate(layer):
         plan = w.plan(_extent(N, B, True, masks, d))
         room = np.empty(plan.room, dtype)
-        row, size, cut = _visits(kept.steps, d == 1, spec.truncate)
-        state = dh[d].reshape(-1), empty if dc is None else dc[d].reshape(-1)
+        row, size, cut = visits_of(kept.steps, d == 1, spec.truncate)
+        state = dh[d : d + 1], no_state if dc is None else dc[d : d + 1]
         own = _of_masks(masks, d, 0, N, empty)
         of_direction.append(plan)
         rooms.append(room)
@@ -871,10 +802,9 @@ def _backward(
             dw_ih, dw_hh = np.empty(w.w.w_ih.shape, dtype), np.empty(w.w.w_hh.shape, dtype)
             biases = [None if b is None else np.empty(b.shape, dtype) for b in (w.w.b_ih, w.w.b_hh)]
             b_ih, b_hh = (empty if b is None else b for b in biases)
-            results = (dx.reshape(-1), dw_ih.reshape(-1), dw_hh.reshape(-1), b_ih, b_hh)
             plain.backward(
-                plan.numbers, _NOBODY, row, size, w.panels_back, tapes[d], flat_dy, *state, room,
-                flat(kept.x), *results,
+                plan.numbers, NOBODY, row, size, w.panels_back, tapes[d], dy, *state, room,
+                readable(kept.x)[None], dx[None], dw_ih, dw_hh, b_ih, b_hh,
             )  # fmt: skip
             dxs.append(dx)
             dweights.append(Weights(dw_ih, dw_hh, *biases))
@@ -884,11 +814,13 @@ def _backward(
             numbers = member.numbers(plan)
             numbers[plans.WHOLE] = 0
             visits = numbers, member.counter, row, size
-            arrays = tapes[d], flat_dy, *state, room
             task: threads.Task
             if plan.plain:
-                task = plain.backward, (*visits, w.panels_back, *arrays, *[empty] * 6)
+                unused = no_state, no_state, *[NO_MATRIX[dtype]] * 2, empty, empty
+                arrays = w.panels_back, tapes[d], dy, *state, room, *unused
+                task = plain.backward, (*visits, *arrays)
             else:
+                arrays = tapes[d], dy.reshape(-1), *(a.reshape(-1) for a in state), room
                 given = plan.floats, cut, w.panels, w.panels_back, *own
                 task = loops.backward, (*visits, *given, *arrays)
             tasks[-1].append(task)

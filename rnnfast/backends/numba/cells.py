@@ -10,7 +10,7 @@ from typing import Any
 
 from . import units
 from .compiled import jit
-from .plans import GRU_AFTER, GRU_BEFORE, LSTM, RNN
+from .plans import GRU_AFTER, GRU_BEFORE, LSTM, RNN, RNN_RELU, RNN_SIGMOID
 
 
 @jit
@@ -32,6 +32,10 @@ def update(
         units.gru_reset(n, a, a_at, extra, at, h, h_at)
     elif cell == RNN:
         units.rnn(n, a, a_at, h, h_at, y, y_at, h_before, at)
+    elif cell == RNN_RELU:
+        units.rnn_relu(n, a, a_at, h, h_at, y, y_at, h_before, at)
+    elif cell == RNN_SIGMOID:
+        units.rnn_sigmoid(n, a, a_at, h, h_at, y, y_at, h_before, at)
     else:
         units.gated(n, a, a_at, a, a_at + H, a, a_at + 2 * H, h, h_at, y, y_at, h_before, at)
 
@@ -60,6 +64,10 @@ def update_back(
         )  # fmt: skip
     elif cell == RNN:
         units.rnn_back(n, dh, h_at, a, a_at, d, d_at, dy, dy_at)
+    elif cell == RNN_RELU:
+        units.rnn_relu_back(n, dh, h_at, a, a_at, d, d_at, dy, dy_at)
+    elif cell == RNN_SIGMOID:
+        units.rnn_sigmoid_back(n, dh, h_at, a, a_at, d, d_at, dy, dy_at)
     else:
         units.gated_back(
             n, dh, h_at, a, a_at, a, a_at + H, a, a_at + 2 * H, h_before, at,

@@ -76,7 +76,7 @@ def _masked_store(builder: Any, kind: Any, value: Any, pointer: Any, mask: Any) 
     builder.call(f, [value, pointer, ir.Constant(_BOUND, kind.bitwidth // 8), mask])
 
 
-def _tile(rows: int, panels: int = 1, packed: bool = True) -> Any:
+def _tile(rows: int, panels: int = 1, packed: bool = True, vectors: int = _VECTORS) -> Any:
     @intrinsic
     def tile(
         typingctx: Any,
@@ -103,7 +103,7 @@ def _tile(rows: int, panels: int = 1, packed: bool = True) -> Any:
             )
             panel = PANEL_BYTES // size
             # (panel, column) of the vectors of a row
-            vectors = [(p, v * lanes) for p in range(panels) for v in range(_VECTORS)]
+            places = [(p, v * lanes) for p in range(panels) for v in range(vectors)]
             scalar = context.get_value_type(kind)
             vector = ir.VectorType(scalar, lanes)
             pointer = vector.as_pointer()
@@ -117,16 +117,16 @@ def _tile(rows: int, panels: int = 1, packed: bool = True) -> Any:
             w_base = data(w, w_, w_at_)
             zero = ir.Constant(_INTP, 0)
             left = _splat(builder, builder.trunc(columns_, _BOUND), ir.VectorType(_BOUND, lanes))
-            sums = [[cgutils.alloca_once(builder, vector) for _ in vectors] for _ in range(rows)]
+            sums = [[cgutils.alloca_once(builder, vector) for _ in places] for _ in range(rows)]
             one_panel = ir.Constant(_INTP, panel)
             end = builder.select(builder.icmp_signed("<", columns_, one_panel), columns_, one_panel)
             with cgutils.for_range_slice(
-                builder, zero, end, ir.Constant(_INTP, _VECTORS * lanes), _INTP
+                builder, zero, end, ir.Constant(_INTP, vectors * lanes), _INTP
             ) as (column, _):
                 here = builder.trunc(column, _BOUND)
                 masks: list[Any] = []
                 targets: list[list[Any]] = []
-                for p, v in vectors:
+                for p, v in places:
                     lane = ir.Constant(
                         ir.VectorType(_BOUND, lanes), [p * panel + v + k for k in range(lanes)]
                     )
@@ -136,7 +136,7 @@ def _tile(rows: int, panels: int = 1, packed: bool = True) -> Any:
                     row = builder.mul(c_row_, ir.Constant(_INTP, r))
                     start = builder.gep(c_base, [builder.add(row, column)])
                     targets.append([])
-                    for at, (p, v) in enumerate(vectors):
+                    for at, (p, v) in enumerate(places):
                         target = builder.gep(start, [ir.Constant(_INTP, p * panel + v)])
                         target = builder.bitcast(target, pointer)
                         targets[r].append(target)
@@ -152,7 +152,7 @@ def _tile(rows: int, panels: int = 1, packed: bool = True) -> Any:
                     w_row = ir.Constant(_INTP, panel) if packed else w_next_
                     w_k = builder.gep(w_start, [builder.mul(k, w_row)])
                     loaded = []
-                    for at, (p, v) in enumerate(vectors):
+                    for at, (p, v) in enumerate(places):
                         place = builder.gep(w_k, [ir.Constant(_INTP, v)])
                         if p:
                             place = builder.gep(place, [w_next_])
@@ -165,12 +165,12 @@ def _tile(rows: int, panels: int = 1, packed: bool = True) -> Any:
                     for r in range(rows):
                         factor = builder.load(builder.gep(a_rows[r], [step]))
                         factor = _splat(builder, factor, vector)
-                        for v in range(len(vectors)):
+                        for v in range(len(places)):
                             total = builder.load(sums[r][v])
                             total = fmuladd(builder, kind, lanes, factor, loaded[v], total)
                             builder.store(total, sums[r][v])
                 for r in range(rows):
-                    for v in range(len(vectors)):
+                    for v in range(len(places)):
                         total = builder.load(sums[r][v])
                         _masked_store(builder, kind, total, targets[r][v], masks[v])
             return context.get_dummy_value()
@@ -183,6 +183,9 @@ def _tile(rows: int, panels: int = 1, packed: bool = True) -> Any:
 
 tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows) for rows in range(1, ROWS + 1))
 pair1 = _tile(1, panels=2)  # one row keeps a processor busy with two panels at a time
+# A tile reads all of a row of its panel: where half of it is padding, this one is enough.
+HALF_BYTES = PANEL_BYTES // 2 if _WIDE else 0
+half1 = _tile(1, vectors=_VECTORS // 2)
 tile_of_rows = _tile(1, packed=False)
 
 

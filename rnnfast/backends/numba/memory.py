@@ -8,6 +8,12 @@ import numpy as np
 
 from .. import Array
 
+# For what there is not: with one axis, two and three, by dtype.
+NO_ROW, NO_MATRIX, NO_STATE = (
+    {np.dtype(kind): np.empty((0,) * axes, kind) for kind in (np.float32, np.float64)}
+    for axes in (1, 2, 3)
+)
+
 
 class _Writable:
     """Memory of an array, as NumPy's array interface describes it."""

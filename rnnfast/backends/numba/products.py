@@ -8,10 +8,12 @@ import numpy as np
 
 from .compiled import entry, jit
 from .lanes import (
+    HALF_BYTES,
     PANEL_BYTES,
     SQUARE_BYTES,
     VECTOR_BYTES,
     dot_rows,
+    half1,
     pair1,
     part,
     square,
@@ -142,7 +144,10 @@ def multiply(
                 p += 2
             else:
                 used = min(width, left)
-                tile1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                if used * c.itemsize <= HALF_BYTES:
+                    half1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                else:
+                    tile1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
                 p += 1
         return
     for k in range(0, count, _K_BLOCK):
