@@ -7,11 +7,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, Case, assert_same_bits, forward, problem, python, run
+from helpers import (
+    BIASES,
+    Array,
+    Case,
+    assert_same_bits,
+    forward,
+    gradients,
+    problem,
+    python,
+    run,
+    variant,
+    vjp,
+)
 
 import rnnfast
 from rnnfast.spec import Spec
@@ -156,6 +170,170 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     assert found.stdout.split() == ["3", "13"], found.stderr
 
 
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("state", ["both", "none"])
+@pytest.mark.parametrize("rows", range(1, 8))
+def test_parts_do_not_matter(
+    rows: int, state: str, D: int, spec: Spec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long inference call; two directions may have different numbers of them."""
+    p = problem(Case(spec, T=3, B=4, H=5, D=D, state=state, dtype="float32", ragged=True))
+    p = replace(p, lengths=np.array([1, 3, 2, 1]))
+    wanted = forward(p, "numba")
+    gates = len(spec.info.gates)
+    module = import_module("rnnfast.backends.numba")
+    monkeypatch.setattr(module, "_CHUNK", rows * gates * 5 * 4)
+    assert_same_bits(forward(p, "numba"), wanted)
+
+
+# -------------------------------------------------------------------------- the short ways
+
+
+@pytest.mark.parametrize("H", [1, 5, 33, 70])
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize(("L", "state"), [(1, "both"), (1, "none"), (2, "both"), (1, "c")])
+def test_weights_read_where_they_lie(
+    H: int, bias: str, L: int, state: str, spec: Spec, dtype: str
+) -> None:
+    """One step of one row has the bits of packed weights, forward and back."""
+    case = Case(spec, T=1, B=1, I=H + 3, H=H, L=L, bias=bias, state=state, dtype=dtype)
+    p = problem(case)
+    long = run(p, "numba", save="recompute")
+    assert_same_bits(run(p, "numba"), long)
+    for cotangents in ("h", "c"):
+        p = problem(replace(case, cotangents=cotangents))
+        assert_same_bits(run(p, "numba"), run(p, "numba", save="recompute"))
+    outputs = {name: a for name, a in long.items() if name in ("y", "h_n", "c_n")}
+    assert_same_bits(forward(p, "numba"), outputs)
+    packed = rnnfast.pack(p.weights, backend="numba", **variant(spec))
+    assert_same_bits(forward(p, "numba", weights=packed), outputs)
+    more = replace(p, x=np.concatenate([p.x, p.x]))
+    assert_same_bits({"y": forward(more, "numba")["y"][:1]}, {"y": outputs["y"]})
+
+
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize(("T", "B", "L"), [(3, 1, 1), (1, 2, 1), (3, 2, 2)])
+def test_short_calls(T: int, B: int, L: int, bias: str, spec: Spec, dtype: str) -> None:
+    """Weights that are packed in the call give what packed ones do, and back what the rest does."""
+    p = problem(Case(spec, T=T, B=B, I=7, H=9, L=L, bias=bias, dtype=dtype))
+    long = run(p, "numba", save="recompute")
+    _, backward = vjp(p, "numba")
+    for _ in range(2):
+        assert_same_bits(gradients(p, backward), {k: v for k, v in long.items() if k[0] == "d"})
+    packed = rnnfast.pack(p.weights, backend="numba", **variant(spec))
+    assert_same_bits(forward(p, "numba"), forward(p, "numba", weights=packed))
+
+
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize(("L", "D"), [(1, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("T", [1, 4, 400])
+def test_no_state_is_a_state_of_zeros(
+    T: int, L: int, D: int, ragged: bool, spec: Spec, dtype: str
+) -> None:
+    """Where the product with it is left out: at the first step of each row."""
+    B, H = (300, 17) if T == 400 else (5, 7)  # many rows are worked on in parts
+    p = problem(Case(spec, T=T, B=B, H=H, L=L, D=D, dtype=dtype, state="none", ragged=ragged))
+    zeros = problem(Case(spec, T=T, B=B, H=H, L=L, D=D, dtype=dtype, ragged=ragged))
+    assert zeros.h_0 is not None
+    h_0, c_0 = np.zeros_like(zeros.h_0), None if zeros.c_0 is None else np.zeros_like(zeros.c_0)
+    p_zeros = replace(p, h_0=h_0, c_0=c_0)
+    assert_same_bits(forward(p, "numba"), forward(p_zeros, "numba"))
+    if T < 400:
+        assert_same_bits(run(p, "numba"), run(p_zeros, "numba"))
+        assert_same_bits(run(p, "numba", save="recompute"), run(p_zeros, "numba"))
+
+
+def test_weights_in_any_form_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(Case(Spec("lstm"), T=1, B=1, dtype="float32", state="none"))
+    one = p.weights[0]
+    arrays = tuple(one[:4])
+    y = forward(p, "numba")["y"]
+    with pytest.raises(TypeError, match="two layers or two directions"):
+        rnnfast.lstm(p.x, (one,), backend="numba")
+    monkeypatch.setattr("rnnfast.api._Call", None)
+    for weights in (one, arrays, [one], [arrays]):
+        assert_same_bits({"y": forward(p, "numba", weights=weights)["y"]}, {"y": y})
+        found, _, backward = rnnfast.lstm_vjp(p.x, weights, backend="numba")
+        assert_same_bits({"y": found}, {"y": y})
+        assert type(backward(y)[1]) is type(weights)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("L", [1, 2])
+def test_a_stream_takes_the_short_way(
+    L: int, rank: int, spec: Spec, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = problem(Case(spec, T=6, B=1, I=9, H=9, L=L, dtype=dtype, state="none"))
+    wanted = forward(p, "numba")
+    stream = rnnfast.Stream(p.weights, backend="numba", **variant(spec))
+    monkeypatch.setattr("rnnfast.api._Call", None)
+    xs = p.x if rank == 3 else p.x[:, 0]
+    ys = [stream(x).copy() for x in np.split(xs, [1, 2, 3, 5])]
+    y = np.concatenate(ys)
+    assert_same_bits({"y": y if rank == 3 else y[:, None]}, {"y": wanted["y"]})
+
+
+def test_a_stream_reads_what_it_wrote(dtype: str) -> None:
+    """y of a call, in the stream's buffer, as x of the next one."""
+    p = problem(Case(Spec("lstm"), T=1, B=1, I=9, H=9, dtype=dtype))
+    stream = rnnfast.Stream(p.weights, backend="numba")
+    y, state = rnnfast.lstm(p.x, p.weights, backend="numba")
+    found = stream(p.x)
+    for _ in range(3):
+        y, state = rnnfast.lstm(y, p.weights, state, backend="numba")
+        found = stream(found)
+    assert_same_bits({"y": found}, {"y": y})
+
+
+@pytest.mark.parametrize("L", [1, 2])
+def test_results_that_meet_are_refused(L: int) -> None:
+    p = problem(Case(Spec("lstm"), T=1, B=2, I=5, H=5, L=L, dtype="float32"))
+    packed = rnnfast.pack(p.weights, cell="lstm", backend="numba")
+    rnnfast.lstm(p.x, packed)
+    room = np.zeros(100, np.float32)
+    x, y = room[:10].reshape(1, 2, 5), room[5:15].reshape(1, 2, 5)
+    h, c = (a.copy() for a in p.state)
+    with pytest.raises(ValueError, match="overlap"):
+        rnnfast.lstm(x, packed, (h, c), out=(y, (h, c)))
+    for state, out in (
+        ((h, c), (p.x, (h, c))),
+        ((h, c), (y, (h, h))),
+        (None, (h[:1], (h, c))),
+        ((h, c), h[:1]),
+    ):
+        with pytest.raises(ValueError, match="overlap"):
+            rnnfast.lstm(p.x, packed, state, out=out)
+    for a, b in zip((h, c), p.state, strict=True):
+        assert_same_bits({"state": a}, {"state": b})
+
+
+@pytest.mark.parametrize("given", ["y", "both", "new state"])
+def test_buffers_without_copies(
+    given: str, spec: Spec, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In all forms that `out` may have."""
+    p = problem(Case(spec, T=2, B=2, H=9, dtype=dtype))
+    packed = rnnfast.pack(p.weights, backend="numba", **variant(spec))
+    states = [a.copy() for a in (p.h_0, p.c_0) if a is not None]
+    state = tuple(states) if spec.info.has_c else states[0]
+    if given == "new state":
+        p = replace(p, h_0=None, c_0=None)
+    wanted = forward(p, "numba")
+    y = np.full_like(wanted["y"], np.nan)
+    monkeypatch.setattr("rnnfast.api._Call", None)
+    if given == "y":
+        found = forward(p, "numba", weights=packed, out=y)
+    elif given == "both":
+        p = replace(p, h_0=states[0], c_0=states[-1])
+        found = forward(p, "numba", weights=packed, out=(y, state))
+    else:
+        for a in states:
+            a[...] = np.nan
+        found = forward(p, "numba", weights=packed, out=(y, state))
+    assert found["y"] is y
+    assert_same_bits(found, wanted)
+
+
 # ------------------------------------------------------------------- compiling, being there
 
 CACHED = """
@@ -178,20 +356,46 @@ def test_what_was_compiled_is_found_again() -> None:
 
 @pytest.mark.parametrize("spec", [Spec("lstm"), Spec("gru", False)], ids=Spec.variants)
 def test_read_only_arrays_compile_nothing(spec: Spec) -> None:
-    from rnnfast.backends.numba import packing, plain
-
-    p = problem(Case(spec, dtype="float32", D=2, ragged=True))
-    wanted = run(p, "numba")
-    compiled = [packing.pack_forward, packing.pack_backward, plain.forward, plain.backward]
-    before = [len(function.signatures) for function in compiled]
-
     def locked(a: Array) -> Array:
         a = a.copy()
         a.flags.writeable = False
         return a
 
-    assert_same_bits(run(p.map(locked), "numba"), wanted)
-    assert [len(function.signatures) for function in compiled] == before
+    for case in (
+        Case(spec, dtype="float32", D=2, ragged=True),
+        Case(spec, dtype="float32"),
+        Case(spec, dtype="float32", T=1, B=1),
+    ):
+        p = problem(case)
+        wanted = run(p, "numba")
+        before = compilations()
+        assert_same_bits(run(p.map(locked), "numba"), wanted)
+        assert_same_bits({"y": forward(p.map(locked), "numba")["y"]}, {"y": wanted["y"]})
+        assert compilations() == before
+
+
+def compilations() -> list[int]:
+    """How often each function that Python calls has been compiled."""
+    from rnnfast.backends.numba import packing, plain, step
+
+    functions = [packing.pack_forward, packing.pack_backward, plain.forward, plain.backward]
+    return [len(function.signatures) for function in (*functions, step.forward, step.backward)]
+
+
+@pytest.mark.parametrize("D", [1, 2])
+def test_all_calls_share_a_compilation(D: int, spec: Spec) -> None:
+    """Long, short, in threads or not, with buffers or without: one for each dtype."""
+    for T, B, H in ((1, 1, 5), (3, 2, 5), (40, 2, 170), (40, 1, 500)):
+        p = problem(Case(spec, T=T, B=B, I=9, H=H, D=D, dtype="float32"))
+        for threads in (1, 2):
+            rnnfast.set_num_threads(threads)
+            wanted = run(p, "numba")
+            run(replace(p, h_0=None, c_0=None), "numba")
+            packed = rnnfast.pack(p.weights, backend="numba", **variant(spec))
+            out = np.empty_like(wanted["y"])
+            forward(p, "numba", weights=packed, out=out)
+            assert_same_bits({"y": out}, {"y": wanted["y"]})
+    assert max(compilations()) <= 2
 
 
 MISSING = """

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,49 +16,27 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}; pip install 'rnnfast[numba]' has it") from error
 
-from ...arrays import FLOATS
 from ...reference.precision import ROUNDED
 from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
-from .. import Array, Shortcut
-from . import loops, packing, plain, plans, threads
+from .. import Array, Shortcut, ShortTape
+from . import loops, packing, plain, plans, short, threads
+from .memory import NO_MATRIX, NO_ROW, NO_STATE, flat, readable, taken
 from .plans import GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
 from .products import pack, panel_size, product, sums
+from .threads import NOBODY, SMALL
+from .visits import chunks, visits_of
 
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
-_SMALL = 2_000_000  # multiplications that are not worth a second thread
-_NOBODY = np.zeros(1, np.int64)
 _STEP = 150_000  # multiplications of one step that are worth dividing its units
 _NO_MASKS = (False, False, False)
-
-
-class _Writable:
-    """Memory of an array, as NumPy's array interface describes it."""
-
-    def __init__(self, a: Array) -> None:
-        self.owner = a
-        self.__array_interface__ = {
-            **a.__array_interface__,
-            "data": (a.__array_interface__["data"][0], False),
-        }
-
-
-def _flat(a: Array) -> Array:
-    """A contiguous array as the kernels read it.
-
-    To Numba, arrays that may not be written are of another type, for which it would compile the
-    kernels again. They write into none of these.
-    """
-    if not a.flags.writeable:
-        a = np.asarray(_Writable(a))
-    return a.reshape(-1)
 
 
 def _packed(w: Array) -> Array:
     """A matrix as panels."""
     rows, columns = w.shape
     panels = np.empty(panel_size(rows, columns, w.itemsize), w.dtype)
-    pack(_flat(w), columns, 1, rows, columns, panels)
+    pack(flat(w), columns, 1, rows, columns, panels)
     return panels
 
 
@@ -69,7 +49,7 @@ class Direction:
         self.w = w
         self.spec = spec
         self.dtype = w.w_hh.dtype
-        self.empty = np.empty(0, self.dtype)
+        self.empty, self.no_state = NO_ROW[self.dtype], NO_STATE[self.dtype]
         self.direction = direction
         self.reuse = reuse
         rows, outputs = w.w_hh.shape
@@ -102,16 +82,16 @@ class Direction:
         return plans.make(self.spec, self.shape, self.direction, extent)
 
     def _or_empty(self, a: Array | None) -> Array:
-        return self.empty if a is None else _flat(a)
+        return self.empty if a is None else readable(a)
 
     @cached_property
     def panels(self) -> Array:
         """All that the forward pass reads."""
         w, plan = self.w, self.plan(_NOTHING)
         to = self._memory[0]
-        matrices = _flat(w.w_ih), _flat(w.w_hh)
+        matrices = readable(w.w_ih), readable(w.w_hh)
         biases = self._or_empty(w.b_ih), self._or_empty(w.b_hh)
-        w_hr = self._or_empty(w.w_hr)
+        w_hr = NO_MATRIX[self.dtype] if w.w_hr is None else readable(w.w_hr)
         packing.pack_forward(plan.numbers, *matrices, *biases, w_hr, to)
         if not self.spec.plain:
             shift = w.b_hh if self.spec.layer_norm else None
@@ -125,8 +105,8 @@ class Direction:
         """The matrices that BPTT reads."""
         w, plan = self.w, self.plan(_NOTHING)
         to = self._memory[1]
-        matrices = _flat(w.w_ih), _flat(w.w_hh), self._or_empty(w.w_hr)
-        packing.pack_backward(plan.numbers, *matrices, to)
+        w_hr = NO_MATRIX[self.dtype] if w.w_hr is None else readable(w.w_hr)
+        packing.pack_backward(plan.numbers, readable(w.w_ih), readable(w.w_hh), w_hr, to)
         return to
 
 
@@ -139,6 +119,7 @@ class _Saved:
 
     x: Array
     steps: Steps
+    begun: int  # rows of h_0 that are not zero
     h_0: Array | None
     c_0: Array | None
     tapes: list[Array] = field(default_factory=list)
@@ -170,48 +151,33 @@ class Numba:
     def call(
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
     ) -> tuple[Any, Any] | None:
-        prepared = None if places else self._prepared(spec, x, weights)
-        return None if prepared is None else _Shortcut(prepared)(x, state, None, lengths)
+        facts = None if places else short.facts_of(spec)
+        layers = None if facts is None else short.layers_of(facts, x, weights)
+        if facts is None or layers is None:
+            return None
+        if lengths is None and short.takes(x, layers):
+            return short.run(facts, x, layers, state)
+        return _Shortcut(_prepared(spec, layers))(x, state, None, lengths)
 
     def call_vjp(
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
-    ) -> tuple[Any, Any, _ShortTape] | None:
-        prepared = None if places or lengths is not None else self._prepared(spec, x, weights)
-        if prepared is None:
+    ) -> tuple[Any, Any, ShortTape] | None:
+        facts = None if places or lengths is not None else short.facts_of(spec)
+        layers = None if facts is None else short.layers_of(facts, x, weights)
+        if facts is None or layers is None:
             return None
-        way = _Shortcut(prepared)
-        running = way.start(x, state)
-        if running is None or way.known is None:
+        if short.takes(x, layers):
+            return short.run_vjp(facts, x, layers, state)
+        way = _Shortcut(_prepared(spec, layers))
+        known = way.known_of(x)
+        x = None if known is None else taken(x, way.dtype, known.x_shape)
+        running = None if known is None else way.start(known, state)
+        if known is None or x is None or running is None:
             return None
-        y, saved = way.run(x, running, "all")
-        tape = _ShortTape(prepared, saved, way.known)
-        return y, running[0] if len(running) == 1 else tuple(running), tape
-
-    def _prepared(self, spec: Spec, x: Any, weights: Any) -> list[list[Direction]] | None:
-        """Weights of one direction a layer that need no conversion."""
-        entries = [weights] if type(weights) is Weights else weights
-        if not (spec.plain and entries and _plain(x) and x.dtype in FLOATS):
-            return None
-        prepared = []
-        gates, inputs, hidden = len(spec.info.gates), None, None
-        for w in entries:
-            if type(w) is not Weights or any(a is not None for a in w[4:]):
-                return None
-            w_ih, w_hh, *biases = w[:4]
-            if not (_plain(w_ih) and _plain(w_hh) and w_ih.dtype == w_hh.dtype == x.dtype):
-                return None
-            rows, size = w_hh.shape if w_hh.ndim == 2 else (0, 0)
-            if size == 0 or rows != gates * size or size != (hidden or size):
-                return None
-            hidden = size
-            if w_ih.ndim != 2 or w_ih.size == 0 or w_ih.shape != (rows, inputs or w_ih.shape[1]):
-                return None
-            for b in biases:
-                if b is not None and not (_plain(b) and b.shape == (rows,) and b.dtype == x.dtype):
-                    return None
-            prepared.append([Direction(spec, w, 1, 0, False)])
-            inputs = size
-        return prepared
+        y = np.empty(known.y_shape, way.dtype)
+        begun = 0 if state is None else known.steps.batch
+        saved = way.run(known, x, running, begun, y, "all")
+        return y, way.state_of(running), _ShortTape(way.prepared, saved, known)
 
     def forward(
         self,
@@ -230,7 +196,8 @@ class Numba:
         _start(h_n, h_0)
         if c_n is not None:
             _start(c_n, c_0)
-        return self.run(spec, prepared, x, steps, ys, (h_n, c_n), save, masks)
+        begun = 0 if h_0 is None else steps.batch
+        return self.run(spec, prepared, x, steps, ys, (h_n, c_n), begun, save, masks)
 
     def run(
         self,
@@ -240,15 +207,16 @@ class Numba:
         steps: Steps,
         ys: list[Array],
         state: tuple[Array, Array | None],  # in and out
+        begun: int,  # rows of h that are not zero: all of them or none
         save: str | None,
         masks: list[Masks] | None,
     ) -> list[_Saved]:
         one = prepared[0][0]
         work = x.shape[0] * one.w.w_hh.size * len(prepared[0]) * len(prepared)
-        if work <= _SMALL:
-            return self._layers(spec, prepared, x, steps, ys, state, save, masks, 1)
+        if work <= SMALL:
+            return self._layers(spec, prepared, x, steps, ys, state, begun, save, masks, 1)
         with threads.several() as count:
-            return self._layers(spec, prepared, x, steps, ys, state, save, masks, count)
+            return self._layers(spec, prepared, x, steps, ys, state, begun, save, masks, count)
 
     def _layers(
         self,
@@ -258,6 +226,7 @@ class Numba:
         steps: Steps,
         ys: list[Array],
         state: tuple[Array, Array | None],
+        begun: int,
         save: str | None,
         masks: list[Masks] | None,
         count: int,
@@ -268,11 +237,11 @@ class Numba:
             of = slice(at, at + len(layer))
             h, c = (None if s is None else s[of] for s in state)
             assert h is not None
-            kept = _Saved(x, steps, None, None)
+            kept = _Saved(x, steps, begun, None, None)
             if save == "recompute":
                 kept.h_0 = h.copy()
                 kept.c_0 = None if c is None else c.copy()
-            tapes = _forward(spec, layer, x, steps, h, c, y, masks, save == "all", count)
+            tapes = _forward(spec, layer, x, steps, h, c, begun, y, masks, save == "all", count)
             if save == "all":
                 kept.tapes = tapes
             if save is not None:
@@ -302,7 +271,7 @@ class Numba:
         gradients: list[Weights] = []
         at = shape[0]
         work = saved[0].x.shape[0] * first.w.w_hh.size * len(prepared[0])
-        with nullcontext(1) if work <= _SMALL else threads.several() as count:
+        with nullcontext(1) if work <= SMALL else threads.several() as count:
             for layer, kept in zip(reversed(prepared), reversed(saved), strict=True):
                 of = slice(at - len(layer), at)
                 tapes = kept.tapes
@@ -318,6 +287,10 @@ class Numba:
         return dy, gradients, dh, dc
 
 
+def _prepared(spec: Spec, layers: list[short.Arrays]) -> list[list[Direction]]:
+    return [[Direction(spec, Weights(*arrays), 1, 0, False)] for arrays in layers]
+
+
 def _plain(a: Any) -> bool:
     """Whether it is an array that the kernels read as it is."""
     if type(a) is not np.ndarray:
@@ -326,103 +299,237 @@ def _plain(a: Any) -> bool:
     return flags.c_contiguous and flags.aligned
 
 
+class _Pass(NamedTuple):
+    """One direction of one layer, in one thread."""
+
+    numbers: Array  # of its plan
+    row: Array
+    size: Array
+    panels: Array
+
+
 class _Known(NamedTuple):
     """What follows from the shape of x."""
 
     x_shape: tuple[int, ...]
     y_shape: tuple[int, ...]
     state_shapes: list[tuple[int, int, int]]
+    written: list[tuple[int, int, int]]  # the shapes of y and of the state
     steps: Steps
-    plan: Plan
-    visits: _Visits | None  # of a plain call of one layer and direction that is for one thread
+    passes: list[list[_Pass]] | None  # of each layer; None where threads may share the work
+    alone: _Pass | None  # where there is one
+    tape: int  # a size that is enough for each of the passes
 
     @classmethod
     def of(cls, call: _Shortcut, x_shape: tuple[int, ...]) -> _Known:
         num_steps, batch, _ = x_shape
-        w, rows = call.prepared[0][0], num_steps * batch
-        shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.spec.info.has_c]]
-        plan = w.plan(_extent(rows, batch, False, None, 0))
-        steps = Steps(num_steps, batch)
-        alone = call.count == 1 and rows * w.w.w_hh.size <= _SMALL and plan.plain
-        return cls(
-            x_shape,
-            (num_steps, batch, call.directions * call.sizes[0]),
-            shapes,
-            steps,
-            plan,
-            _visits(steps, False, None) if alone else None,
-        )
+        rows = num_steps * batch
+        shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.has_c]]
+        steps, extent = Steps(num_steps, batch), _extent(rows, batch, False, None, 0)
+        passes: list[list[_Pass]] | None = None
+        tape = 0
+        if call.spec.plain and rows * call.prepared[0][0].w.w_hh.size * call.count <= SMALL:
+            passes = []
+            for layer in call.prepared:
+                plan_of = [w.plan(extent) for w in layer]
+                tape = max(tape, *[plan.tape for plan in plan_of])
+                visits = [visits_of(steps, d == 1, None)[:2] for d in range(len(layer))]
+                of_each = zip(plan_of, visits, layer, strict=True)
+                passes.append([_Pass(plan.numbers, *v, w.panels) for plan, v, w in of_each])
+        y_shape = num_steps, batch, call.directions * call.sizes[0]
+        alone = passes[0][0] if passes is not None and call.count == 1 else None
+        return cls(x_shape, y_shape, shapes, [y_shape, *shapes], steps, passes, alone, tape)
 
 
 class _Shortcut:
-    """Calls that need no conversion, without buffers of the caller's."""
+    """Calls that need no conversion. Most are short: every step here is a part of their time."""
 
     def __init__(self, prepared: list[list[Direction]]) -> None:
         one = prepared[0][0]
         self.prepared = prepared
         self.spec = one.spec
         self.dtype = one.dtype
+        self.has_c = one.spec.info.has_c
+        self.no_state = one.no_state
         self.input_size = one.shape.inputs
         self.directions, self.count = len(prepared[0]), len(prepared[0]) * len(prepared)
         self.sizes = one.shape.outputs, one.shape.hidden
         self.known: _Known | None = None  # of the last call
 
     def __call__(self, x: Any, state: Any, out: Any, lengths: Any) -> tuple[Any, Any] | None:
-        running = None if out is not None or lengths is not None else self.start(x, state)
-        if running is None or self.known is None:
+        pair = type(out) is tuple
+        if lengths is not None or type(x) is not np.ndarray or (pair and len(out) != 2):
             return None
-        if self.known.visits is None:
-            y, _ = self.run(x, running, None)
+        known, dtype = self.known, self.dtype
+        if known is None or x.shape != known.x_shape:
+            known = self.known_of(x)
+            if known is None:
+                return self._unbatched(x, state, out) if x.ndim == 2 else None
+        if x.dtype != dtype or not x.flags.carray:
+            x = taken(x, dtype, known.x_shape)
+            if x is None:
+                return None
+        if out is None:
+            y, running = np.empty(known.y_shape, dtype), self.start(known, state)
+        elif pair and out[1] is state and state is not None:
+            y, running = self._in_place(known, out)
         else:
-            y = np.empty(self.known.y_shape, self.dtype)
-            c = running[1] if len(running) == 2 else None
-            self._alone(self.known.plan, self.known.visits, x, running[0], c, y)
-        return y, running[0] if len(running) == 1 else tuple(running)
-
-    def start(self, x: Any, state: Any) -> list[Array] | None:
-        """The initial state, to be run on; None where an argument needs a conversion."""
-        if not self._fits(x) or x.ndim != 3:
+            y, running = self._into(known, x, state, out)
+        if running is None:
             return None
+        begun = 0 if state is None else known.steps.batch
+        if known.alone is not None:
+            numbers, row, size, panels = known.alone
+            h, c = running if self.has_c else (running[0], self.no_state)
+            tape = np.empty(known.tape, dtype)
+            if not plain.forward(numbers, NOBODY, row, size, begun, x, panels, tape, h, c, y):
+                return None
+        elif out is not None and not _apart(x, y, *running):
+            return None
+        elif known.passes is not None:
+            self._run_here(known, known.passes, x, running, begun, y)
+        else:
+            self.run(known, x, running, begun, y, None)
+        return y, out[1] if pair else self.state_of(running)
+
+    def known_of(self, x: Array) -> _Known | None:
+        """What follows from the shape of x; None for one that does not fit."""
         known = self.known
         if known is None or x.shape != known.x_shape:
-            if x.shape[2] != self.input_size or x.shape[0] == 0:
+            if x.ndim != 3 or x.shape[2] != self.input_size or x.shape[0] == 0:
                 return None
             known = self.known = _Known.of(self, x.shape)
+        return known
+
+    def start(self, known: _Known, state: Any) -> tuple[Array, ...] | None:
+        """The initial state, to be run on; None where it needs a conversion."""
         if state is None:
-            return [np.zeros(shape, self.dtype) for shape in known.state_shapes]
-        given = state if len(known.state_shapes) == 2 else (state,)
+            h, *c = known.state_shapes
+            made = np.zeros(h, self.dtype)
+            return (made, np.zeros(c[0], self.dtype)) if c else (made,)
+        given = self._states(known, state)
+        return None if given is None else tuple([a.copy() for a in given])
+
+    def run(
+        self,
+        known: _Known,
+        x: Array,
+        running: tuple[Array, ...],  # becomes the last state
+        begun: int,
+        y: Array,
+        save: str | None,
+    ) -> list[_Saved]:
+        """By way of the backend, which uses threads."""
+        rows, width = known.steps.rows, y.shape[2]
+        ys = [np.empty((rows, width), self.dtype) for _ in self.prepared[1:]]
+        ys.append(y.reshape(rows, width))
+        state = running[0], running[1] if self.has_c else None
+        x = x.reshape(rows, self.input_size)
+        return BACKEND.run(self.spec, self.prepared, x, known.steps, ys, state, begun, save, None)
+
+    def _run_here(
+        self,
+        known: _Known,
+        passes: list[list[_Pass]],
+        x: Array,
+        running: tuple[Array, ...],
+        begun: int,
+        y: Array,
+    ) -> None:
+        """In this thread."""
+        h, c = running if self.has_c else (running[0], self.no_state)
+        tape = np.empty(known.tape, self.dtype)
+        at = 0
+        for layer in passes:
+            to = y if layer is passes[-1] else np.empty(known.y_shape, self.dtype)
+            for numbers, row, size, panels in layer:
+                state = h[at : at + 1], c[at : at + 1]
+                plain.forward(numbers, NOBODY, row, size, begun, x, panels, tape, *state, to)
+                at += 1
+            x = to
+
+    def state_of(self, running: tuple[Array, ...]) -> Any:
+        """A state as the API has it."""
+        return running if self.has_c else running[0]
+
+    def _states(self, known: _Known, state: Any) -> tuple[Array, ...] | None:
+        """The arrays of a state, as they are or, where that may not be written, can be read."""
+        given = state if self.has_c else (state,)
         if type(given) is not tuple or len(given) != len(known.state_shapes):
             return None
+        found = []
         for a, shape in zip(given, known.state_shapes, strict=True):
-            if not self._fits(a) or a.shape != shape:
+            array = taken(a, self.dtype, shape)
+            if array is None:
                 return None
-        return [a.copy() for a in given]
+            found.append(array)
+        return tuple(found)
 
-    def run(self, x: Array, running: list[Array], save: str | None) -> tuple[Array, list[_Saved]]:
-        """y, and what is saved. `running` becomes the last state."""
-        assert self.known is not None
-        y = np.empty(self.known.y_shape, self.dtype)
-        steps, width = self.known.steps, y.shape[2]
-        ys = [np.empty((steps.rows, width), self.dtype) for _ in self.prepared[1:]]
-        ys.append(y.reshape(steps.rows, width))
-        state = running[0], running[1] if len(running) == 2 else None
-        x = x.reshape(steps.rows, self.input_size)
-        return y, BACKEND.run(self.spec, self.prepared, x, steps, ys, state, save, None)
+    def _in_place(self, known: _Known, out: Any) -> tuple[Any, tuple[Array, ...] | None]:
+        """y and the state to be run on, of the caller; None for the latter as by a `Shortcut`."""
+        y, state = out
+        running: tuple[Array, ...] = state if self.has_c else (state,)
+        if type(running) is not tuple or len(running) != len(known.state_shapes):
+            return y, None
+        dtype, kind = self.dtype, np.ndarray
+        for a, shape in zip((y, *running), known.written, strict=True):
+            if type(a) is not kind or a.shape != shape or a.dtype != dtype or not a.flags.carray:
+                return y, None
+        return y, running
 
-    def _alone(
-        self, plan: Plan, visits: _Visits, x: Array, h: Array, c: Array | None, y: Array
-    ) -> None:
-        """One layer in one direction, in one thread."""
-        w = self.prepared[0][0]
-        row, size, _ = visits
-        plain.forward(
-            plan.numbers, _NOBODY, row, size, _flat(x), w.panels,
-            np.empty(plan.tape, self.dtype), h.reshape(-1),
-            w.empty if c is None else c.reshape(-1), y.reshape(-1),
-        )  # fmt: skip
+    def _into(
+        self, known: _Known, x: Array, state: Any, out: Any
+    ) -> tuple[Any, tuple[Array, ...] | None]:
+        """The same, where the initial state stands elsewhere."""
+        if type(out) is tuple:  # rare, but for the start of a loop
+            y, running = self._in_place(known, out)
+            if running is None or not _apart(x, y, *running):
+                return y, None
+            if state is None:
+                for a in running:
+                    a[...] = 0
+            elif not _same(running, state):
+                return y, None
+            return y, running
+        read = () if state is None else self._states(known, state)
+        y = taken(out, self.dtype, known.y_shape)
+        if read is None or y is None or y is not out or not _apart(x, y, *read):
+            return y, None
+        return y, self.start(known, state)
 
-    def _fits(self, a: Any) -> bool:
-        return _plain(a) and a.dtype == self.dtype
+    def _unbatched(self, x: Array, state: Any, out: Any) -> tuple[Any, Any] | None:
+        """A call whose arrays have no batch axis."""
+        lifted, to = _batched(state), _batched(out)
+        if type(out) is tuple and len(out) == 2 and out[1] is state:
+            to = to[0], lifted
+        done = self(x[:, None], lifted, to, None)
+        if done is None:
+            return None
+        if out is None:
+            return done[0][:, 0], _unbatched(done[1])
+        return out if type(out) is tuple else (out, _unbatched(done[1]))
+
+
+def _batched(a: Any) -> Any:
+    """An array, or each of a tuple, with a batch axis; anything else as it is."""
+    if type(a) is tuple:
+        return tuple(map(_batched, a))
+    return a[:, None] if type(a) is np.ndarray and a.ndim == 2 else a
+
+
+def _unbatched(state: Any) -> Any:
+    return tuple([a[:, 0] for a in state]) if type(state) is tuple else state[:, 0]
+
+
+def _same(arrays: tuple[Array, ...], state: Any) -> bool:
+    """Whether a state is of these arrays."""
+    given = state if type(state) is tuple else (state,)
+    return len(given) == len(arrays) and all(map(operator.is_, arrays, given))
+
+
+def _apart(*arrays: Array) -> bool:
+    """Whether no two of them have memory in common."""
+    return not any(np.may_share_memory(a, b) for a, b in combinations(arrays, 2))
 
 
 class _ShortTape(NamedTuple):
@@ -458,48 +565,6 @@ def _start(running: Array, initial: Array | None) -> None:
     running[...] = 0 if initial is None else initial
 
 
-class _Visits(NamedTuple):
-    """Every step in the order of one direction; rows count from that of the whole batch."""
-
-    row: Array
-    size: Array
-    cut: Array  # whether gradients stop on the way to the visit before
-
-
-def _visits(steps: Steps, reverse: bool, truncate: int | None) -> _Visits:
-    if steps.batch_sizes is None:
-        return _visits_of_all(steps.num_steps, steps.batch, reverse, truncate)
-    return _visits_of(np.ascontiguousarray(steps.batch_sizes), reverse, truncate)
-
-
-@lru_cache(maxsize=32)
-def _visits_of_all(steps: int, batch: int, reverse: bool, truncate: int | None) -> _Visits:
-    return _visits_of(np.full(steps, batch, np.int64), reverse, truncate)
-
-
-def _visits_of(count: Array, reverse: bool, truncate: int | None) -> _Visits:
-    row = np.cumsum(count) - count
-    cut = np.zeros(len(count), np.uint8)
-    if truncate is not None:
-        cut[truncate::truncate] = 1
-        if reverse:  # there it is on the way from t - 1 to t
-            cut[:-1] = cut[1:]
-            cut[-1:] = 0
-    order = slice(None, None, -1 if reverse else 1)
-    return _Visits(*(np.ascontiguousarray(a[order]) for a in (row, count, cut)))
-
-
-def _chunks(visits: _Visits, most: int) -> list[tuple[int, int]]:
-    """Visits in groups of about so many rows."""
-    found, begin, rows = [], 0, 0
-    for i, n in enumerate(visits.size):
-        rows += n
-        if rows >= most:
-            found.append((begin, i + 1))
-            begin, rows = i + 1, 0
-    return [*found, (begin, len(visits.size))] if rows else found
-
-
 class _Member(NamedTuple):
     """What falls to one thread: see `loops.Team`."""
 
@@ -521,8 +586,8 @@ def _teams(
     count: int, directions: int, batch: int, steps: int, work: int, whole_rows: bool
 ) -> list[list[_Member]]:
     """Who does what in the loops of each direction; `work` is that of one row in one step."""
-    if count == 1 or work * batch * steps * directions <= _SMALL:
-        return [[_Member(0, batch, 0, 0, 1, _NOBODY)] for _ in range(directions)]
+    if count == 1 or work * batch * steps * directions <= SMALL:
+        return [[_Member(0, batch, 0, 0, 1, NOBODY)] for _ in range(directions)]
     members = max(1, count // directions)
     counter = [np.zeros(1, np.int64) for _ in range(directions)]
     if members > 1 and batch < 4 * members and not whole_rows:
@@ -544,7 +609,7 @@ def _together(
     count: int, teams: list[list[_Member]], work: int, tasks: list[list[threads.Task]]
 ) -> None:
     """Run the tasks of all directions at the same time, or one direction after the other."""
-    if count >= sum(map(len, teams)) and work > _SMALL:
+    if count >= sum(map(len, teams)) and work > SMALL:
         threads.run([task for of in tasks for task in of])
     else:
         for of in tasks:
@@ -553,7 +618,7 @@ def _together(
 
 def _divided(count: int, work: int, function: Any, arguments: tuple[Any, ...], rows: int) -> None:
     """function(*arguments, begin, end) over all rows, in parts."""
-    if count == 1 or work <= _SMALL:
+    if count == 1 or work <= SMALL:
         function(*arguments, 0, rows)
         return
     parts = count
@@ -591,18 +656,21 @@ def _forward_task(
     counter: Array,
     row: Array,
     size: Array,
-    x: Array,
+    begun: int,
+    x: Array,  # (N, I)
     panels: Array,
     masks: tuple[Array, Array, Array],
     tape: Array,
-    h: Array,
-    c: Array,
-    y: Array,
+    h: Array,  # (1, B, P)
+    c: Array,  # (1, B, H)
+    y: Array,  # (N, D*P)
 ) -> threads.Task:
-    if plan.plain:
-        return plain.forward, (numbers, counter, row, size, x, panels, tape, h, c, y)
     steps = counter, row, size
-    return loops.forward, (numbers, plan.floats, *steps, x, panels, *masks, tape, h, c, y)
+    if plan.plain:
+        return plain.forward, (numbers, *steps, begun, x[None], panels, tape, h, c, y[None])
+    state = h.reshape(-1), c.reshape(-1)
+    arrays = x.reshape(-1), panels, *masks, tape, *state, y.reshape(-1)
+    return loops.forward, (numbers, plan.floats, *steps, *arrays)
 
 
 def _forward(
@@ -612,6 +680,7 @@ def _forward(
     steps: Steps,
     h: Array,  # (D, B, P) in and out
     c: Array | None,
+    begun: int,  # rows of h that are not zero: all of them or none
     y: Array,
     masks: list[Masks] | None,
     save: bool,
@@ -622,41 +691,43 @@ def _forward(
     dtype, empty = layer[0].dtype, layer[0].empty
     B, G = steps.batch, len(spec.info.gates)
     most, rows = _CHUNK // (G * H * dtype.itemsize), steps.rows
-    flat_x, flat_y = _flat(x), y.reshape(-1)
+    x = readable(x)
+    states = [(h[d : d + 1], layer[0].no_state if c is None else c[d : d + 1]) for d in range(D)]
     if count == 1 and (save or rows <= most) and not spec.layer_norm:
         tapes = []
         for d, w in enumerate(layer):
             plan = w.plan(_extent(rows, B, save, masks, d))
             tape = np.empty(plan.tape, dtype)
-            row, size, _ = _visits(steps, d == 1, None)
+            row, size, _ = visits_of(steps, d == 1, None)
             own = _of_masks(masks, d, 0, rows, empty)
-            state = h[d].reshape(-1), empty if c is None else c[d].reshape(-1)
-            arguments = _NOBODY, row, size, flat_x, w.panels, own, tape, *state, flat_y
+            arguments = NOBODY, row, size, begun, x, w.panels, own, tape, *states[d], y
             threads.run([_forward_task(plan, plan.numbers, *arguments)])
             tapes.append(tape)
         return tapes
-    visits = [_visits(steps, d == 1, None) for d in range(D)]
+    visits = [visits_of(steps, d == 1, None) for d in range(D)]
     if save or rows <= most:
-        chunks = [[(0, steps.num_steps)]] * D
+        parts = [[(0, steps.num_steps)]] * D
     else:
-        chunks = [_chunks(v, most) for v in visits]
+        parts = [chunks(v, most) for v in visits]
         rows = max(
-            int(v.size[i:j].sum()) for v, of in zip(visits, chunks, strict=True) for i, j in of
+            int(v.size[i:j].sum()) for v, of in zip(visits, parts, strict=True) for i, j in of
         )
     of_direction = [w.plan(_extent(rows, B, save, masks, d)) for d, w in enumerate(layer)]
     tapes = [np.empty(plan.tape, dtype) for plan in of_direction]
     step_work = G * H * P
     work = step_work * steps.rows * D
     teams = _teams(count, D, B, steps.num_steps, step_work, spec.layer_norm)
-    for k in range(max(map(len, chunks))):
+    for k in range(max(map(len, parts))):
         tasks: list[list[threads.Task]] = []
         for d in range(D):
-            if k >= len(chunks[d]):
+            if k >= len(parts[d]):
                 continue
-            w, tape, plan, (i, j) = layer[d], tapes[d], of_direction[d], chunks[d][k]
+            w, tape, plan, (i, j) = layer[d], tapes[d], of_direction[d], parts[d][k]
             row, size, _ = visits[d]
-            first, n = 0, steps.rows
-            if n > rows:
+            first, n, before = 0, steps.rows, begun
+            if len(parts[d]) > 1:
+                if i:
+                    before = max(before, int(size[i - 1]))
                 row, size = row[i:j], size[i:j]
                 first, n = int(row.min()), int(size.sum())
                 row = row - first
@@ -664,23 +735,23 @@ def _forward(
             by_input, bias = (plan.part(w.panels, plans.WEIGHTS, part) for part in range(2))
             _divided(
                 count, G * H * I * n, product,
-                (gates, G * H, G * H, bias, flat_x, first * I, I, 1, by_input, I), n,
+                (gates, G * H, G * H, bias, x.reshape(-1), first * I, I, 1, by_input, I), n,
             )  # fmt: skip
             if spec.layer_norm:
-                gain = _flat(w.w.ln_ih)
-                shift = empty if w.w.b_ih is None else _flat(w.w.b_ih)
+                gain = flat(w.w.ln_ih)
+                shift = empty if w.w.b_ih is None else flat(w.w.b_ih)
                 hats, scales = (plan.part(tape, plans.TAPE, part) for part in (9, 10))
                 _divided(
                     count, n * G * H * 10, loops.normalise_inputs,
                     (gates, hats, scales, gain, shift, G, H, plan.first), n,
                 )  # fmt: skip
             own = _of_masks(masks, d, first, first + n, empty)
-            state = h[d].reshape(-1), empty if c is None else c[d].reshape(-1)
             tasks.append([])
             for member in teams[d]:
                 numbers = member.numbers(plan)
                 numbers[[plans.WHOLE, plans.FIRST_ROW, plans.ROWS]] = 0, first, n
-                arguments = member.counter, row, size, flat_x, w.panels, own, tape, *state, flat_y
+                steps_of = member.counter, row, size, before
+                arguments = *steps_of, x, w.panels, own, tape, *states[d], y
                 tasks[-1].append(_forward_task(plan, numbers, *arguments))
         _together(count, teams, work, tasks)
     return tapes
@@ -693,7 +764,7 @@ def _again(
     assert kept.h_0 is not None
     h, c = kept.h_0.copy(), None if kept.c_0 is None else kept.c_0.copy()
     y = np.empty((kept.x.shape[0], len(layer) * h.shape[2]), h.dtype)
-    return _forward(spec, layer, kept.x, kept.steps, h, c, y, masks, True, count)
+    return _forward(spec, layer, kept.x, kept.steps, h, c, kept.begun, y, masks, True, count)
 
 
 def _backward(
@@ -711,7 +782,8 @@ def _backward(
     dtype, empty = layer[0].dtype, layer[0].empty
     B, N, G = kept.steps.batch, kept.steps.rows, len(spec.info.gates)
     teams = _teams(count, D, B, kept.steps.num_steps, G * H * P, spec.layer_norm)
-    flat_dy = empty if dy is None else _flat(dy)
+    no_state = NO_STATE[dtype]
+    dy = no_state if dy is None else readable(dy)[None]
     tasks: list[list[threads.Task]] = []
     rooms: list[Array] = []
     dxs: list[Array] = []
@@ -720,8 +792,8 @@ def _backward(
     for d, w in enumerate(layer):
         plan = w.plan(_extent(N, B, True, masks, d))
         room = np.empty(plan.room, dtype)
-        row, size, cut = _visits(kept.steps, d == 1, spec.truncate)
-        state = dh[d].reshape(-1), empty if dc is None else dc[d].reshape(-1)
+        row, size, cut = visits_of(kept.steps, d == 1, spec.truncate)
+        state = dh[d : d + 1], no_state if dc is None else dc[d : d + 1]
         own = _of_masks(masks, d, 0, N, empty)
         of_direction.append(plan)
         rooms.append(room)
@@ -730,10 +802,9 @@ def _backward(
             dw_ih, dw_hh = np.empty(w.w.w_ih.shape, dtype), np.empty(w.w.w_hh.shape, dtype)
             biases = [None if b is None else np.empty(b.shape, dtype) for b in (w.w.b_ih, w.w.b_hh)]
             b_ih, b_hh = (empty if b is None else b for b in biases)
-            results = (dx.reshape(-1), dw_ih.reshape(-1), dw_hh.reshape(-1), b_ih, b_hh)
             plain.backward(
-                plan.numbers, _NOBODY, row, size, w.panels_back, tapes[d], flat_dy, *state, room,
-                _flat(kept.x), *results,
+                plan.numbers, NOBODY, row, size, w.panels_back, tapes[d], dy, *state, room,
+                readable(kept.x)[None], dx[None], dw_ih, dw_hh, b_ih, b_hh,
             )  # fmt: skip
             dxs.append(dx)
             dweights.append(Weights(dw_ih, dw_hh, *biases))
@@ -743,11 +814,13 @@ def _backward(
             numbers = member.numbers(plan)
             numbers[plans.WHOLE] = 0
             visits = numbers, member.counter, row, size
-            arrays = tapes[d], flat_dy, *state, room
             task: threads.Task
             if plan.plain:
-                task = plain.backward, (*visits, w.panels_back, *arrays, *[empty] * 6)
+                unused = no_state, no_state, *[NO_MATRIX[dtype]] * 2, empty, empty
+                arrays = w.panels_back, tapes[d], dy, *state, room, *unused
+                task = plain.backward, (*visits, *arrays)
             else:
+                arrays = tapes[d], dy.reshape(-1), *(a.reshape(-1) for a in state), room
                 given = plan.floats, cut, w.panels, w.panels_back, *own
                 task = loops.backward, (*visits, *given, *arrays)
             tasks[-1].append(task)
@@ -791,7 +864,7 @@ def _weights(
         by_x, x_row, by_h, h_row = np.empty(N * G * H, dtype), G * H, d_norm, G * H
         _divided(
             count, N * G * H * 10, loops.normalise_inputs_back,
-            (flat_d, slots * H, x_hats, x_scales, _flat(w.w.ln_ih), G, H, plan.first, by_x), N,
+            (flat_d, slots * H, x_hats, x_scales, flat(w.w.ln_ih), G, H, plan.first, by_x), N,
         )  # fmt: skip
         more["ln_ih"] = np.einsum("nk,nk->k", d[:, : G * H], x_hats.reshape(N, G * H))
         more["ln_hh"] = np.einsum("nk,nk->k", of_h, hats.reshape(N, G * H))

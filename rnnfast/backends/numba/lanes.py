@@ -1,5 +1,5 @@
 """What Numba has no words for, as LLVM: a tile of a matrix product held in registers, a square
-transposed there, and a barrier of threads.
+transposed there, with or without a product, and a barrier of threads.
 
 A tile is `rows` rows by PANEL columns of c += a w. Each element is one chain of multiply-adds over
 k, in rising order, that starts from what c holds: its bits depend neither on the number of rows
@@ -40,7 +40,43 @@ def fmuladd(builder: Any, kind: Any, lanes: int, *operands: Any) -> Any:
     return builder.call(f, operands)
 
 
-def _tile(rows: int, panels: int = 1) -> Any:
+def _splat(builder: Any, value: Any, of: Any) -> Any:
+    """A vector of one value."""
+    undefined = ir.Constant(of, ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.Constant(_BOUND, 0))
+    zeros = ir.Constant(ir.VectorType(_BOUND, of.count), [0] * of.count)
+    return builder.shuffle_vector(first, undefined, zeros)
+
+
+def _below(builder: Any, lanes: int, left: Any) -> Any:
+    """A mask of the lanes before `left`."""
+    lane = ir.Constant(ir.VectorType(_BOUND, lanes), list(range(lanes)))
+    left = _splat(builder, builder.trunc(left, _BOUND), lane.type)
+    return builder.icmp_signed("<", lane, left)
+
+
+def _masked_load(builder: Any, kind: Any, pointer: Any, mask: Any) -> Any:
+    """Part of a vector; the rest is zero."""
+    of = pointer.type.pointee
+    f = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(of, [pointer.type, _BOUND, mask.type, of]),
+        f"llvm.masked.load.v{of.count}{type_name(kind)}.p0",
+    )
+    align = ir.Constant(_BOUND, kind.bitwidth // 8)
+    return builder.call(f, [pointer, align, mask, ir.Constant(of, None)])
+
+
+def _masked_store(builder: Any, kind: Any, value: Any, pointer: Any, mask: Any) -> None:
+    f = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(ir.VoidType(), [value.type, pointer.type, _BOUND, mask.type]),
+        f"llvm.masked.store.v{value.type.count}{type_name(kind)}.p0",
+    )
+    builder.call(f, [value, pointer, ir.Constant(_BOUND, kind.bitwidth // 8), mask])
+
+
+def _tile(rows: int, panels: int = 1, packed: bool = True, vectors: int = _VECTORS) -> Any:
     @intrinsic
     def tile(
         typingctx: Any,
@@ -52,9 +88,9 @@ def _tile(rows: int, panels: int = 1) -> Any:
         a_at: Any,
         a_row: Any,
         a_k: Any,  # elements from k to k + 1
-        w: Any,  # rows of PANEL numbers
+        w: Any,  # rows of PANEL numbers, or the rows of a matrix
         w_at: Any,
-        w_panel: Any,  # elements from panel to panel
+        w_next: Any,  # elements from panel to panel, or from row to row
         count: Any,  # of k
     ) -> Any:
         kind = c.dtype
@@ -62,69 +98,49 @@ def _tile(rows: int, panels: int = 1) -> Any:
         lanes = VECTOR_BYTES // size
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            c_, c_at_, c_row_, columns_, a_, a_at_, a_row_, a_k_, w_, w_at_, w_panel_, count_ = (
+            c_, c_at_, c_row_, columns_, a_, a_at_, a_row_, a_k_, w_, w_at_, w_next_, count_ = (
                 arguments
             )
             panel = PANEL_BYTES // size
             # (panel, column) of the vectors of a row
-            vectors = [(p, v * lanes) for p in range(panels) for v in range(_VECTORS)]
+            places = [(p, v * lanes) for p in range(panels) for v in range(vectors)]
             scalar = context.get_value_type(kind)
             vector = ir.VectorType(scalar, lanes)
-            mask_type = ir.VectorType(ir.IntType(1), lanes)
-            suffix = f"v{lanes}{type_name(kind)}.p0"
             pointer = vector.as_pointer()
 
             def data(array_type: Any, value: Any, at: Any) -> Any:
                 base = context.make_array(array_type)(context, builder, value).data
                 return builder.gep(base, [at])
 
-            def splat(value: Any, of: Any) -> Any:
-                undefined = ir.Constant(of, ir.Undefined)
-                first = builder.insert_element(undefined, value, ir.Constant(_BOUND, 0))
-                zeros = ir.Constant(ir.VectorType(_BOUND, of.count), [0] * of.count)
-                return builder.shuffle_vector(first, undefined, zeros)
-
-            masked_load = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(vector, [pointer, _BOUND, mask_type, vector]),
-                f"llvm.masked.load.{suffix}",
-            )
-            masked_store = cgutils.get_or_insert_function(
-                builder.module,
-                ir.FunctionType(ir.VoidType(), [vector, pointer, _BOUND, mask_type]),
-                f"llvm.masked.store.{suffix}",
-            )
             c_base = data(c, c_, c_at_)
             a_base = data(a, a_, a_at_)
             w_base = data(w, w_, w_at_)
-            alignment = ir.Constant(_BOUND, size)
             zero = ir.Constant(_INTP, 0)
-            left = splat(builder.trunc(columns_, _BOUND), ir.VectorType(_BOUND, lanes))
-            sums = [[cgutils.alloca_once(builder, vector) for _ in vectors] for _ in range(rows)]
+            left = _splat(builder, builder.trunc(columns_, _BOUND), ir.VectorType(_BOUND, lanes))
+            sums = [[cgutils.alloca_once(builder, vector) for _ in places] for _ in range(rows)]
             one_panel = ir.Constant(_INTP, panel)
             end = builder.select(builder.icmp_signed("<", columns_, one_panel), columns_, one_panel)
             with cgutils.for_range_slice(
-                builder, zero, end, ir.Constant(_INTP, _VECTORS * lanes), _INTP
+                builder, zero, end, ir.Constant(_INTP, vectors * lanes), _INTP
             ) as (column, _):
                 here = builder.trunc(column, _BOUND)
                 masks: list[Any] = []
                 targets: list[list[Any]] = []
-                for p, v in vectors:
+                for p, v in places:
                     lane = ir.Constant(
                         ir.VectorType(_BOUND, lanes), [p * panel + v + k for k in range(lanes)]
                     )
-                    number = builder.add(splat(here, lane.type), lane)
+                    number = builder.add(_splat(builder, here, lane.type), lane)
                     masks.append(builder.icmp_signed("<", number, left))
                 for r in range(rows):
                     row = builder.mul(c_row_, ir.Constant(_INTP, r))
                     start = builder.gep(c_base, [builder.add(row, column)])
                     targets.append([])
-                    for at, (p, v) in enumerate(vectors):
+                    for at, (p, v) in enumerate(places):
                         target = builder.gep(start, [ir.Constant(_INTP, p * panel + v)])
                         target = builder.bitcast(target, pointer)
                         targets[r].append(target)
-                        nothing = ir.Constant(vector, None)
-                        loaded = builder.call(masked_load, [target, alignment, masks[at], nothing])
+                        loaded = _masked_load(builder, kind, target, masks[at])
                         builder.store(loaded, sums[r][at])
                 a_rows = [
                     builder.gep(a_base, [builder.mul(a_row_, ir.Constant(_INTP, r))])
@@ -133,25 +149,30 @@ def _tile(rows: int, panels: int = 1) -> Any:
                 w_start = builder.gep(w_base, [column])
                 with cgutils.for_range(builder, count_, intp=_INTP) as loop:
                     k = loop.index
-                    w_row = builder.gep(w_start, [builder.mul(k, ir.Constant(_INTP, panel))])
+                    w_row = ir.Constant(_INTP, panel) if packed else w_next_
+                    w_k = builder.gep(w_start, [builder.mul(k, w_row)])
                     loaded = []
-                    for p, v in vectors:
-                        place = builder.gep(w_row, [ir.Constant(_INTP, v)])
+                    for at, (p, v) in enumerate(places):
+                        place = builder.gep(w_k, [ir.Constant(_INTP, v)])
                         if p:
-                            place = builder.gep(place, [w_panel_])
+                            place = builder.gep(place, [w_next_])
                         place = builder.bitcast(place, pointer)
-                        loaded.append(builder.load(place, align=size))
+                        if packed:
+                            loaded.append(builder.load(place, align=size))
+                        else:
+                            loaded.append(_masked_load(builder, kind, place, masks[at]))
                     step = builder.mul(k, a_k_)
                     for r in range(rows):
-                        factor = splat(builder.load(builder.gep(a_rows[r], [step])), vector)
-                        for v in range(len(vectors)):
+                        factor = builder.load(builder.gep(a_rows[r], [step]))
+                        factor = _splat(builder, factor, vector)
+                        for v in range(len(places)):
                             total = builder.load(sums[r][v])
                             total = fmuladd(builder, kind, lanes, factor, loaded[v], total)
                             builder.store(total, sums[r][v])
                 for r in range(rows):
-                    for v in range(len(vectors)):
+                    for v in range(len(places)):
                         total = builder.load(sums[r][v])
-                        builder.call(masked_store, [total, targets[r][v], alignment, masks[v]])
+                        _masked_store(builder, kind, total, targets[r][v], masks[v])
             return context.get_dummy_value()
 
         integers = types.intp
@@ -162,6 +183,28 @@ def _tile(rows: int, panels: int = 1) -> Any:
 
 tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows) for rows in range(1, ROWS + 1))
 pair1 = _tile(1, panels=2)  # one row keeps a processor busy with two panels at a time
+# A tile reads all of a row of its panel: where half of it is padding, this one is enough.
+HALF_BYTES = PANEL_BYTES // 2 if _WIDE else 0
+half1 = _tile(1, vectors=_VECTORS // 2)
+tile_of_rows = _tile(1, packed=False)
+
+
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """The columns of as many vectors as each has lanes."""
+    lanes, rows = len(rows), list(rows)
+    # Of every square of 2s by 2s the upper right and the lower left part change places.
+    s = 1
+    while s < lanes:
+        for r in range(lanes):
+            if r & s:
+                continue
+            a, b = rows[r], rows[r + s]
+            upper = [k if not k & s else lanes + k - s for k in range(lanes)]
+            lower = [k + s if not k & s else lanes + k for k in range(lanes)]
+            masks = (ir.Constant(ir.VectorType(_BOUND, lanes), m) for m in (upper, lower))
+            rows[r], rows[r + s] = (builder.shuffle_vector(a, b, m) for m in masks)
+        s *= 2
+    return rows
 
 
 @intrinsic
@@ -181,18 +224,7 @@ def square(typingctx: Any, w: Any, w_at: Any, w_row: Any, to: Any, to_at: Any) -
             return builder.bitcast(here, vector.as_pointer())
 
         rows = [builder.load(place(w, w_, w_at_, r, w_row_), align=size) for r in range(lanes)]
-        # Of every square of 2s by 2s the upper right and the lower left part change places.
-        s = 1
-        while s < lanes:
-            for r in range(lanes):
-                if r & s:
-                    continue
-                a, b = rows[r], rows[r + s]
-                upper = [k if not k & s else lanes + k - s for k in range(lanes)]
-                lower = [k + s if not k & s else lanes + k for k in range(lanes)]
-                masks = (ir.Constant(ir.VectorType(_BOUND, lanes), m) for m in (upper, lower))
-                rows[r], rows[r + s] = (builder.shuffle_vector(a, b, m) for m in masks)
-            s *= 2
+        rows = _transposed(builder, rows)
         panel = ir.Constant(_INTP, PANEL_BYTES // size)
         for r in range(lanes):
             builder.store(rows[r], place(to, to_, to_at_, r, panel), align=size)
@@ -200,6 +232,82 @@ def square(typingctx: Any, w: Any, w_at: Any, w_row: Any, to: Any, to_at: Any) -
 
     integer = types.intp
     return types.void(w, integer, integer, to, integer), generate
+
+
+@intrinsic
+def dot_rows(
+    typingctx: Any,
+    c: Any,
+    c_at: Any,
+    rows: Any,  # of w, from 1 up, of which as many as a vector has lanes are used
+    a: Any,
+    a_at: Any,
+    w: Any,
+    w_at: Any,
+    w_row: Any,  # elements from row to row
+    count: Any,  # of k
+) -> Any:
+    """c[j] += the sum of a[k] w[j][k], in the order of a tile's."""
+    kind = c.dtype
+    size = kind.bitwidth // 8
+    lanes = VECTOR_BYTES // size
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        c_, c_at_, rows_, a_, a_at_, w_, w_at_, w_row_, count_ = arguments
+        scalar = context.get_value_type(kind)
+        vector = ir.VectorType(scalar, lanes)
+        zero = ir.Constant(_INTP, 0)
+
+        def data(array_type: Any, value: Any, at: Any) -> Any:
+            base = context.make_array(array_type)(context, builder, value).data
+            return builder.gep(base, [at])
+
+        factors = data(a, a_, a_at_)
+        last = builder.sub(rows_, ir.Constant(_INTP, 1))
+        starts = []
+        for r in range(lanes):  # rows that are not there are the last one again
+            row = ir.Constant(_INTP, r)
+            row = builder.select(builder.icmp_signed("<", row, last), row, last)
+            starts.append(data(w, w_, builder.add(w_at_, builder.mul(row, w_row_))))
+        there = _below(builder, lanes, rows_)
+        target = builder.bitcast(data(c, c_, c_at_), vector.as_pointer())
+        total = cgutils.alloca_once(builder, vector)
+        builder.store(_masked_load(builder, kind, target, there), total)
+
+        def add_square(k: Any, left: Any = None) -> None:
+            mask = None if left is None else _below(builder, lanes, left)
+            loaded = []
+            for start in starts:
+                place = builder.bitcast(builder.gep(start, [k]), vector.as_pointer())
+                if mask is None:
+                    loaded.append(builder.load(place, align=size))
+                else:
+                    loaded.append(_masked_load(builder, kind, place, mask))
+            for j, column in enumerate(_transposed(builder, loaded)):
+                at = builder.add(k, ir.Constant(_INTP, j))
+                if left is None:
+                    factor = builder.load(builder.gep(factors, [at]))
+                else:  # -0 times 0 changes no sum
+                    some = builder.icmp_signed("<", ir.Constant(_INTP, j), left)
+                    at = builder.select(some, at, k)
+                    factor = builder.load(builder.gep(factors, [at]))
+                    factor = builder.select(some, factor, ir.Constant(scalar, -0.0))
+                factor = _splat(builder, factor, vector)
+                plus = builder.load(total)
+                builder.store(fmuladd(builder, kind, lanes, factor, column, plus), total)
+
+        whole = builder.and_(count_, ir.Constant(_INTP, -lanes))
+        step = ir.Constant(_INTP, lanes)
+        with cgutils.for_range_slice(builder, zero, whole, step, _INTP) as (k, _):
+            add_square(k)
+        left = builder.sub(count_, whole)
+        with builder.if_then(builder.icmp_signed("!=", left, zero)):
+            add_square(whole, left)
+        _masked_store(builder, kind, builder.load(total), target, there)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(c, *[integer] * 2, a, integer, w, *[integer] * 3), generate
 
 
 @intrinsic
@@ -225,6 +333,27 @@ def part(typingctx: Any, a: Any, begin: Any, end: Any) -> Any:
         return made._getvalue()
 
     return a(a, types.intp, types.intp), generate
+
+
+@intrinsic
+def held(typingctx: Any, a: Any) -> Any:
+    """All of a C-contiguous array, of any number of axes, as `part` has it."""
+    flat = types.Array(a.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.make_array(a)(context, builder, arguments[0])
+        made = context.make_array(flat)(context, builder)
+        context.populate_array(
+            made,
+            data=whole.data,
+            shape=cgutils.pack_array(builder, [whole.nitems]),
+            strides=cgutils.pack_array(builder, [whole.itemsize]),
+            itemsize=whole.itemsize,
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return flat(a), generate
 
 
 @intrinsic

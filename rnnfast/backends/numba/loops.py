@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .compiled import entry, jit
 from .functions import activate, activate_back
-from .lanes import part, stay_apart
+from .lanes import held, part, stay_apart
 from .norms import normalise, normalise_back, scale_and_shift
 from .plans import (
     BACK,
@@ -39,7 +39,6 @@ from .shared import (
     add,
     clear,
     copy,
-    held,
     meet,
     panel_count,
     read_team,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .compiled import entry
-from .lanes import part
+from .lanes import held, part
 from .plans import BACK, GRU_AFTER, HIDDEN, INPUTS, OUTPUTS, PROJECTION, WEIGHTS
 from .products import aligned, pack_all
 from .shared import ONE, ZERO, K, add, clear, copy, section
@@ -17,6 +17,7 @@ def pack_forward(plan: Any, w_ih: Any, w_hh: Any, b_ih: Any, b_hh: Any, w_hr: An
     to = aligned(to)
     H, P, I, rows = plan[HIDDEN], plan[OUTPUTS], plan[INPUTS], plan[1] * plan[HIDDEN]  # noqa: E741
     split = plan[2] * H
+    w_ih, w_hh, w_hr = held(w_ih), held(w_hh), held(w_hr)
     pack_all(w_ih, ONE, I, I, rows, section(to, plan, WEIGHTS, K[0]))
     pack_all(w_hh, ONE, P, P, split, section(to, plan, WEIGHTS, K[2]))
     second = section(to, plan, WEIGHTS, K[3])
@@ -43,6 +44,7 @@ def pack_backward(plan: Any, w_ih: Any, w_hh: Any, w_hr: Any, to: Any) -> None:
     to = aligned(to)
     H, P, I, rows = plan[HIDDEN], plan[OUTPUTS], plan[INPUTS], plan[1] * plan[HIDDEN]  # noqa: E741
     split = plan[2] * H
+    w_ih, w_hh, w_hr = held(w_ih), held(w_hh), held(w_hr)
     pack_all(w_hh, P, ONE, split, P, section(to, plan, BACK, K[0]))
     second = section(to, plan, BACK, K[1])
     if plan[PROJECTION]:

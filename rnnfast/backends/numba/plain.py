@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from . import units
+from .cells import update, update_back
 from .compiled import entry, jit
-from .lanes import part, stay_apart
+from .lanes import held, part, stay_apart
 from .plans import (
     BACK,
     DIRECTION,
@@ -20,8 +21,6 @@ from .plans import (
     GRU_BEFORE,
     HIDDEN,
     INPUTS,
-    LSTM,
-    RNN,
     ROWS,
     TAPE,
     WEIGHTS,
@@ -35,8 +34,8 @@ from .shared import (
     K,
     clear,
     copy,
-    held,
     meet,
+    meets,
     panel_count,
     read_team,
     section,
@@ -46,22 +45,30 @@ from .shared import (
 
 @entry
 def forward(
-    plan: Any, counter: Any, visits_row: Any, visits_count: Any, x: Any, weights: Any, tape: Any,
-    h: Any, c: Any, y: Any,
-) -> None:  # fmt: skip
-    """Run the steps of a plan; with WHOLE the product with x too."""
+    plan: Any, counter: Any, visits_row: Any, visits_count: Any, begun: int, x: Any, weights: Any,
+    tape: Any, h: Any, c: Any, y: Any,
+) -> bool:  # fmt: skip
+    """Run the steps of a plan; with WHOLE the product with x too.
+
+    Of h, rows from `begun` on are zero: at their first step they take no part in products. False,
+    and nothing is done, where an array that is written meets another one.
+    """
     cell, G, H, I = plan[0], plan[1], plan[HIDDEN], plan[INPUTS]  # noqa: E741
     D, split = plan[DIRECTIONS], plan[2] * H
     team = read_team(plan, counter)
     weights, tape = aligned(weights), aligned(tape)
-    h, c, y, starts, counts = held(h), held(c), held(y), held(visits_row), held(visits_count)
+    x, h, c, y, starts, counts = (
+        held(x), held(h), held(c), held(y), held(visits_row), held(visits_count)
+    )  # fmt: skip
+    if meets(x, h) or meets(x, c) or meets(x, y) or meets(h, c) or meets(h, y) or meets(c, y):
+        return False
     first, second = section(weights, plan, WEIGHTS, K[2]), section(weights, plan, WEIGHTS, K[3])
     bias = section(weights, plan, WEIGHTS, K[4])
     a, extra = section(tape, plan, TAPE, K[0]), section(tape, plan, TAPE, K[1])
     h_before, c_before = section(tape, plan, TAPE, K[2]), section(tape, plan, TAPE, K[4])
     if plan[WHOLE]:
         product_rows(
-            a, G * H, G * H, section(weights, plan, WEIGHTS, K[1]), held(x), plan[FIRST_ROW] * I,
+            a, G * H, G * H, section(weights, plan, WEIGHTS, K[1]), x, plan[FIRST_ROW] * I,
             I, ONE, section(weights, plan, WEIGHTS, K[0]), I, ZERO, plan[ROWS],
         )  # fmt: skip
     u, u1 = share(team, H, UNITS)
@@ -72,39 +79,28 @@ def forward(
     begin, y_at = team.begin, (plan[FIRST_ROW] * D + plan[DIRECTION]) * H + u
     for i in range(len(starts)):
         row, rows = starts[i] + begin, min(team.end, counts[i]) - begin
-        if rows > 0:
-            multiply(a, row * G * H, G * H, split, rows, h, begin * H, H, ONE, first, H, q0, q1)
-            if cell == GRU_AFTER:
-                for r in range(row, row + rows):
-                    if bias.size:
-                        copy(extra, r * H + s_at, bias, s_at, s_columns)
-                    else:
-                        clear(extra, r * H, ZERO, ONE, s_at, s_at + s_columns)
-                multiply(extra, row * H, H, H, rows, h, begin * H, H, ONE, second, H, s0, s1)
+        old = min(begun - begin, rows)
+        begun = max(begun, counts[i])
+        if old > 0:
+            multiply(a, row * G * H, G * H, split, old, h, begin * H, H, ONE, first, H, q0, q1)
+        if rows > 0 and cell == GRU_AFTER:
+            for r in range(row, row + rows):
+                if bias.size:
+                    copy(extra, r * H + s_at, bias, s_at, s_columns)
+                else:
+                    clear(extra, r * H, ZERO, ONE, s_at, s_at + s_columns)
+            if old > 0:
+                multiply(extra, row * H, H, H, old, h, begin * H, H, ONE, second, H, s0, s1)
         meet(team)
         for k in range(rows):
             r = row + k
             at, one, h_at, to = r * G * H + u, r * H + u, (begin + k) * H + u, y_at + r * D * H
-            if cell == LSTM:
-                units.lstm(
-                    n, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H, c, h_at, h, h_at, y, to,
-                    extra, one, c_before, one, h_before, one,
-                )  # fmt: skip
-            elif cell == GRU_AFTER:
-                units.gru_after(
-                    n, a, at, a, at + H, a, at + 2 * H, extra, one, h, h_at, y, to, h_before, one
-                )
-            elif cell == GRU_BEFORE:
-                units.gru_reset(n, a, at, extra, one, h, h_at)
-            elif cell == RNN:
-                units.rnn(n, a, at, h, h_at, y, to, h_before, one)
-            else:
-                units.gated(n, a, at, a, at + H, a, at + 2 * H, h, h_at, y, to, h_before, one)
+            update(cell, n, H, a, at, extra, one, h, c, h_at, y, to, h_before, c_before)
         if cell == GRU_BEFORE:
             meet(team)
-            if rows > 0:
+            if old > 0:
                 multiply(
-                    a, (row * G + 2) * H, G * H, H, rows, extra, row * H, H, ONE, second, H, s0, s1
+                    a, (row * G + 2) * H, G * H, H, old, extra, row * H, H, ONE, second, H, s0, s1
                 )
             meet(team)
             for k in range(rows):
@@ -115,6 +111,7 @@ def forward(
                     h_before, r * H + u,
                 )  # fmt: skip
         meet(team)
+    return True
 
 
 @entry
@@ -144,29 +141,9 @@ def backward(
             r = row + k
             at, one, h_at, of = r * G * H + u, r * H + u, (begin + k) * H + u, y_at + r * D * H
             to = r * slots * H + u
-            if cell == LSTM:
-                units.lstm_back(
-                    n, dh, h_at, dc, h_at, a, at, a, at + H, a, at + 2 * H, a, at + 3 * H,
-                    extra, one, c_before, one, d, to, d, to + H, d, to + 2 * H, d, to + 3 * H,
-                    dy, of,
-                )  # fmt: skip
-            elif cell == GRU_AFTER:
-                units.gru_after_back(
-                    n, dh, h_at, a, at, a, at + H, a, at + 2 * H, extra, one, h_before, one,
-                    d, to, d, to + H, d, to + 2 * H, d, to + 3 * H, dy, of,
-                )  # fmt: skip
-            elif cell == GRU_BEFORE:
-                units.gru_before_back(
-                    n, dh, h_at, a, at + H, a, at + 2 * H, h_before, one, d, to + H,
-                    d, to + 2 * H, dy, of,
-                )  # fmt: skip
-            elif cell == RNN:
-                units.rnn_back(n, dh, h_at, a, at, d, to, dy, of)
-            else:
-                units.gated_back(
-                    n, dh, h_at, a, at, a, at + H, a, at + 2 * H, h_before, one,
-                    d, to, d, to + H, d, to + 2 * H, dy, of,
-                )  # fmt: skip
+            update_back(
+                cell, n, H, dh, dc, h_at, a, at, extra, one, h_before, c_before, d, to, dy, of
+            )
         meet(team)
         d_at, d_row = row * slots * H, slots * H
         if cell == GRU_BEFORE:

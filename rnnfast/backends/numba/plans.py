@@ -17,8 +17,10 @@ from ...spec import ACTIVATIONS, Activation, Spec
 from .products import ALIGNED, panel_size
 
 LSTM, GRU_AFTER, GRU_BEFORE, RNN, GATED = range(5)
+RNN_RELU, RNN_SIGMOID = 5, 6  # for `plain.py`; elsewhere the activation is an option
 _KINDS = {"lstm": LSTM, "rnn": RNN, "gated": GATED}
-_FIRST = {LSTM: 4, RNN: 1, GATED: 3, GRU_AFTER: 2, GRU_BEFORE: 2}
+_FIRST = {LSTM: 4, RNN: 1, GATED: 3, GRU_AFTER: 2, GRU_BEFORE: 2, RNN_RELU: 1, RNN_SIGMOID: 1}
+_RNN_OF = {"tanh": RNN, "relu": RNN_RELU, "sigmoid": RNN_SIGMOID}
 _NAMES = list(ACTIVATIONS)
 
 # Places in `Plan.numbers`, after the options and sizes; a part has two, begin and end.
@@ -91,15 +93,21 @@ class _Layout:
         return self.size + self.unit
 
 
+def cell_of(spec: Spec) -> int:
+    if spec.cell == "gru":
+        return GRU_AFTER if spec.reset_after else GRU_BEFORE
+    if spec.cell == "rnn" and spec.plain:
+        return _RNN_OF[spec.nonlinearity]
+    return _KINDS[spec.cell]
+
+
 @lru_cache(maxsize=256)
 def make(spec: Spec, shape: Shape, direction: int, extent: Extent) -> Plan:
     H, P, I, D, itemsize, b_ih, b_hh, ln_c, ln_c_shift = shape  # noqa: E741
     n, batch, save, (recurrent, _, keep_c) = extent
-    cell = _KINDS.get(spec.cell)
-    if cell is None:
-        cell = GRU_AFTER if spec.reset_after else GRU_BEFORE
+    cell = cell_of(spec)
     G, first, norm = len(spec.info.gates), _FIRST[cell], spec.layer_norm
-    plain = spec.plain and not (cell == RNN and spec.nonlinearity != "tanh")
+    plain = spec.plain
     rest = G - first
 
     def panels(rows: int, columns: int) -> int:

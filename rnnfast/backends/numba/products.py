@@ -8,8 +8,12 @@ import numpy as np
 
 from .compiled import entry, jit
 from .lanes import (
+    HALF_BYTES,
     PANEL_BYTES,
     SQUARE_BYTES,
+    VECTOR_BYTES,
+    dot_rows,
+    half1,
     pair1,
     part,
     square,
@@ -20,10 +24,12 @@ from .lanes import (
     tile4,
     tile5,
     tile6,
+    tile_of_rows,
 )
 
 ALIGNED = 64  # bytes
 _K_BLOCK = 512
+_K_IN_PLACE = 8  # rows that are read together, where they lie
 _ROW_BLOCK = 96
 
 
@@ -138,7 +144,10 @@ def multiply(
                 p += 2
             else:
                 used = min(width, left)
-                tile1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                if used * c.itemsize <= HALF_BYTES:
+                    half1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                else:
+                    tile1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
                 p += 1
         return
     for k in range(0, count, _K_BLOCK):
@@ -167,6 +176,32 @@ def multiply(
                     else:
                         tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
                     r += size
+
+
+@jit
+def multiply_transposed(
+    c: Any, c_at: int, columns: int, a: Any, a_at: int, w: Any, w_at: int, count: int
+) -> None:
+    """c += a w^T for one row, as `multiply` does it; w (columns, count) is not packed."""
+    stay_apart()
+    lanes = VECTOR_BYTES // c.itemsize
+    for j in range(0, columns, lanes):
+        dot_rows(c, c_at + j, columns - j, a, a_at, w, w_at + j * count, count, count)
+
+
+@jit
+def multiply_in_place(
+    c: Any, c_at: int, columns: int, a: Any, a_at: int, w: Any, w_at: int, count: int
+) -> None:
+    """c += a w for one row, as `multiply` does it; w (count, columns) is not packed."""
+    stay_apart()
+    width = panel_width(c)
+    for k in range(0, count, _K_IN_PLACE):
+        some = min(_K_IN_PLACE, count - k)
+        for j in range(0, columns, width):
+            at = w_at + k * columns + j
+            used = min(width, columns - j)
+            tile_of_rows(c, c_at + j, 0, used, a, a_at + k, 0, 1, w, at, columns, some)
 
 
 @jit

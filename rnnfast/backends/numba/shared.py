@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .compiled import jit
-from .lanes import arrive, arrived, give_way, part
+from .lanes import arrive, arrived, give_way, held, part
 from .plans import BEGIN
 from .products import panel_width
 
@@ -50,12 +50,6 @@ def read_team(plan: Any, counter: Any) -> Any:
 
 
 @jit
-def held(a: Any) -> Any:
-    """An array of the caller's, as `part` has it."""
-    return part(a, ZERO, a.size)
-
-
-@jit
 def section(a: Any, plan: Any, at: int, k: int) -> Any:
     return part(a, plan[at + 2 * k], plan[at + 2 * k + 1])
 
@@ -80,6 +74,14 @@ def share(team: Any, count: int, multiple: int) -> Any:
     begin = blocks * team.member // team.members * multiple
     end = blocks * (team.member + 1) // team.members * multiple
     return min(begin, count), min(end, count)
+
+
+@jit
+def meets(a: Any, b: Any) -> Any:
+    """Whether two arrays have memory in common."""
+    a_at, b_at, size = a.ctypes.data, b.ctypes.data, a.itemsize
+    there = a.size > 0 and b.size > 0
+    return there and a_at < b_at + b.size * size and b_at < a_at + a.size * size
 
 
 @jit

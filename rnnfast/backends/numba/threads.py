@@ -14,6 +14,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
+from .. import Array
+
+NOBODY: Array = np.zeros(1, np.int64)  # the counter of a pass that no other thread takes part in
+SMALL = 2_000_000  # multiplications that are not worth a second thread
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
 

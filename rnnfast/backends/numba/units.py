@@ -7,6 +7,9 @@ rnnfast/reference/<cell>.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .functions import sigmoid_of, tanh_of
 from .vectors import Number, Place, update
 
@@ -17,6 +20,14 @@ def _sigmoid_back(d: Number, y: Number) -> Number:
 
 def _tanh_back(d: Number, y: Number) -> Number:
     return d * (1 - y * y)
+
+
+def _relu(x: Number) -> Number:
+    return x.where("<=", 0, 0, x)  # a NaN stays one
+
+
+def _relu_back(d: Number, y: Number) -> Number:
+    return y.where("<=", 0, 0, d)
 
 
 @update
@@ -74,13 +85,18 @@ def gru_before(z: Place, n: Place, h: Place, y: Place, *, h_before: Place) -> No
     y.store(after)
 
 
-@update
-def rnn(a: Place, h: Place, y: Place, *, h_before: Place) -> None:
-    after = tanh_of(a.load())
-    h_before.store(h.load())
-    a.store(after, beside=h_before)
-    h.store(after)
-    y.store(after)
+def _rnn(function: Callable[[Number], Number]) -> Any:
+    def rnn(a: Place, h: Place, y: Place, *, h_before: Place) -> None:
+        after = function(a.load())
+        h_before.store(h.load())
+        a.store(after, beside=h_before)
+        h.store(after)
+        y.store(after)
+
+    return update(rnn)
+
+
+rnn, rnn_relu, rnn_sigmoid = map(_rnn, (tanh_of, _relu, sigmoid_of))
 
 
 @update
@@ -147,11 +163,16 @@ def gru_reset_back(dh: Place, drh: Place, r: Place, h_before: Place, dr: Place) 
     dh.store(dh.load() + d * of_r)
 
 
-@update
-def rnn_back(dh: Place, a: Place, da: Place, *, dy: Place) -> None:
-    d = dh.load() + dy.load()
-    da.store(_tanh_back(d, a.load()))
-    dh.store(d.number(0))
+def _rnn_back(function_back: Callable[[Number, Number], Number]) -> Any:
+    def rnn_back(dh: Place, a: Place, da: Place, *, dy: Place) -> None:
+        d = dh.load() + dy.load()
+        da.store(function_back(d, a.load()))
+        dh.store(d.number(0))
+
+    return update(rnn_back)
+
+
+rnn_back, rnn_relu_back, rnn_sigmoid_back = map(_rnn_back, (_tanh_back, _relu_back, _sigmoid_back))
 
 
 @update

@@ -180,12 +180,17 @@ def update(formula: Callable[..., None]) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             count = values[0]
-            rows, there = [], []
+            rows: list[Any] = []
+            there: list[Any] = []
             for k, array in enumerate(arrays):
                 made = context.make_array(array)(context, builder, values[1 + 2 * k])
-                rows.append(builder.gep(made.data, [values[2 + 2 * k]]))
-                zero = ir.Constant(_INTP, 0)
-                some = builder.icmp_signed("!=", made.nitems, zero) if optional[k] else None
+                row: Any = builder.gep(made.data, [values[2 + 2 * k]])
+                some: Any = None
+                if optional[k]:
+                    # Memory that is not mapped takes long, even if no lane of the mask is set.
+                    some = builder.icmp_signed("!=", made.nitems, ir.Constant(_INTP, 0))
+                    row = builder.select(some, row, rows[0])
+                rows.append(row)
                 there.append(some)
 
             def write(at: Any, mask: Any) -> None:
