@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import batchnorm
+from . import arrays, batchnorm
 from .backends import Backend
 from .noise import Between, OnState
 from .spec import Masks, Spec, Steps
@@ -171,16 +171,19 @@ class Stack:
         """The inputs of a run, or their gradients, after dropout."""
         if layers.start == 0 or self.between is None:
             return rows
-        mask = self.between.mask(layers.start, first_row, steps, rows.dtype)
-        dropped: Array = rows * np.asarray(mask, like=rows)
-        return dropped
+        wide = arrays.computed(rows.dtype)
+        mask = self.between.mask(layers.start, first_row, steps, wide)
+        dropped: Array = rows.astype(wide, copy=False) * np.asarray(mask, like=rows)
+        return dropped.astype(rows.dtype, copy=False)
 
     def _masks(self, layers: slice, first_row: int, steps: Steps) -> list[Masks] | None:
         if self.on_state is None:
             return None
         return [
             Masks(*(None if a is None else np.asarray(a, like=self.like) for a in mask))
-            for mask in self.on_state.masks(layers.start, first_row, steps, self.dtype)
+            for mask in self.on_state.masks(
+                layers.start, first_row, steps, arrays.computed(self.dtype)
+            )
         ]
 
     @property

@@ -217,6 +217,44 @@ T add(T* to, T value) {
 #define atomicAdd(to, value) emulation::add(to, value)
 #define RNNFAST_PAUSE() emulation::wait_for(emulation::Wait::kPause)
 
+// Numbers of 16 bits, rounded to the nearest, ties to even, as a device does. Denormals too.
+namespace rnnfast {
+inline std::uint32_t bits_of(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float float_of(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+// The upper bits of a number, rounded, without the lowest `count`.
+inline std::uint32_t without(std::uint32_t bits, int count) {
+  const std::uint32_t half = 1u << (count - 1), odd = bits >> count & 1;
+  return (bits + half - 1 + odd) >> count;
+}
+inline unsigned short bfloat16_bits(float x) {
+  return (unsigned short)(x != x ? 0x7fff : without(bits_of(x), 16));
+}
+inline float bfloat16_value(unsigned short bits) { return float_of(std::uint32_t(bits) << 16); }
+inline unsigned short float16_bits(float x) {
+  const std::uint32_t sign = bits_of(x) >> 16 & 0x8000, size = bits_of(x) & 0x7fffffff;
+  if (x != x) return 0x7fff;
+  if (size >= 0x477ff000) return (unsigned short)(sign | 0x7c00);  // 65520, and infinity
+  if (size >= 0x38800000)                                          // 2^-14: no denormal
+    return (unsigned short)(sign | without(size - 0x38000000, 13));
+  // Adding 0.5 leaves the last bits of a denormal, rounded, at the end of the sum.
+  return (unsigned short)(sign | (bits_of(float_of(size) + 0.5f) - 0x3f000000));
+}
+inline float float16_value(unsigned short bits) {
+  const std::uint32_t sign = std::uint32_t(bits & 0x8000) << 16, size = bits & 0x7fff;
+  if (size >= 0x7c00) return float_of(sign | 0x7f800000 | size << 13);
+  // 2^112 sets the exponents right, those of denormals too.
+  return float_of(sign | bits_of(float_of(size << 13) * 0x1p112f));
+}
+}  // namespace rnnfast
+
 #include "../rnnfast/backends/cuda/sequence.cu"
 #include "../rnnfast/backends/cuda/steps.cu"
 
@@ -238,59 +276,66 @@ enum class Kind { kFree, kBarriers, kTogether };
 
 struct Entry {
   const char* cell;
-  int size;     // of the dtype in bytes
+  const char* stored;  // the type, as launch.py names it
   int variant;  // whether there is a norm; rows of a warp
   const char* kernel;
   Kind kind;
   void (*body)(void**);
 };
 
-template <class Cell, class T, bool kNorm>
-void add(std::vector<Entry>& table, const char* cell) {
+template <class Cell, class T, class S, bool kNorm>
+void add(std::vector<Entry>& table, const char* cell, const char* stored) {
   const auto entry = [&](const char* kernel, bool barriers, void (*body)(void**)) {
     const Kind kind = barriers ? Kind::kBarriers : Kind::kFree;
-    table.push_back({cell, int(sizeof(T)), kNorm, kernel, kind, body});
+    table.push_back({cell, stored, kNorm, kernel, kind, body});
   };
-  using F = ForwardStep<T>;
-  using B = BackwardStep<T>;
+  using F = ForwardStep<T, S>;
+  using B = BackwardStep<T, S>;
   entry("inputs", true,
         [](void** a) { inputs_kernel<Cell>(at<T*>(a, 0), at<T*>(a, 1), at<Index>(a, 2)); });
   entry("inputs_back", true, [](void** a) {
-    inputs_back_kernel<Cell>(at<const T*>(a, 0), at<const T*>(a, 1), at<const T*>(a, 2),
-                             at<const T*>(a, 3), at<T*>(a, 4), at<Index>(a, 5));
+    inputs_back_kernel<Cell>(at<const T*>(a, 0), at<const S*>(a, 1), at<const T*>(a, 2),
+                             at<const T*>(a, 3), at<S*>(a, 4), at<Index>(a, 5));
   });
-  entry("forward", kNorm, [](void** a) { forward_kernel<Cell, T, kNorm>(at<F>(a, 0)); });
+  entry("forward", kNorm, [](void** a) { forward_kernel<Cell, T, S, kNorm>(at<F>(a, 0)); });
   entry("forward_second", kNorm && Cell::kSecondProduct,
-        [](void** a) { forward_second_kernel<Cell, T, kNorm>(at<F>(a, 0)); });
+        [](void** a) { forward_second_kernel<Cell, T, S, kNorm>(at<F>(a, 0)); });
   entry("gather", false, [](void** a) { gather_kernel(at<B>(a, 0)); });
-  entry("backward", kNorm, [](void** a) { backward_kernel<Cell, T, kNorm>(at<B>(a, 0)); });
+  entry("backward", kNorm, [](void** a) { backward_kernel<Cell, T, S, kNorm>(at<B>(a, 0)); });
   entry("backward_second", kNorm && Cell::kSecondProduct,
-        [](void** a) { backward_second_kernel<Cell, T, kNorm>(at<B>(a, 0)); });
+        [](void** a) { backward_second_kernel<Cell, T, S, kNorm>(at<B>(a, 0)); });
   entry("pass", false, [](void** a) { pass_kernel(at<B>(a, 0)); });
 }
 
-template <class Cell, class T, int kRows>
-void add_sequences(std::vector<Entry>& table, const char* cell) {
-  using F = Directions<ForwardSequence<T>>;
-  using B = Directions<BackwardSequence<T>>;
-  table.push_back({cell, int(sizeof(T)), kRows, "forward_steps", Kind::kTogether, [](void** a) {
-                     forward_sequence<Cell, T, kRows>(at<F>(a, 0).of[blockIdx.z], own_memory<T>());
-                   }});
-  table.push_back({cell, int(sizeof(T)), kRows, "backward_steps", Kind::kTogether, [](void** a) {
-                     backward_sequence<Cell, T, kRows>(at<B>(a, 0).of[blockIdx.z], own_memory<T>());
-                   }});
+template <class Cell, class T, class S, int kRows>
+void add_sequences(std::vector<Entry>& table, const char* cell, const char* stored) {
+  using F = Directions<ForwardSequence<T, S>>;
+  using B = Directions<BackwardSequence<T, S>>;
+  const auto entry = [&](const char* kernel, void (*body)(void**)) {
+    table.push_back({cell, stored, kRows, kernel, Kind::kTogether, body});
+  };
+  entry("forward_steps", [](void** a) {
+    forward_sequence<Cell, T, S, kRows>(at<F>(a, 0).of[blockIdx.z], own_memory<S>());
+  });
+  entry("backward_steps", [](void** a) {
+    backward_sequence<Cell, T, S, kRows>(at<B>(a, 0).of[blockIdx.z], own_memory<S>());
+  });
+}
+
+template <class Cell, class T, class S>
+void add_type(std::vector<Entry>& table, const char* cell, const char* stored) {
+  add<Cell, T, S, false>(table, cell, stored);
+  add<Cell, T, S, true>(table, cell, stored);
+  add_sequences<Cell, T, S, 1>(table, cell, stored);
+  add_sequences<Cell, T, S, 8>(table, cell, stored);
 }
 
 template <class Cell>
 void add_all(std::vector<Entry>& table, const char* cell) {
-  add<Cell, float, false>(table, cell);
-  add<Cell, float, true>(table, cell);
-  add<Cell, double, false>(table, cell);
-  add<Cell, double, true>(table, cell);
-  add_sequences<Cell, float, 1>(table, cell);
-  add_sequences<Cell, float, 8>(table, cell);
-  add_sequences<Cell, double, 1>(table, cell);
-  add_sequences<Cell, double, 8>(table, cell);
+  add_type<Cell, float, float>(table, cell, "float");
+  add_type<Cell, double, double>(table, cell, "double");
+  add_type<Cell, float, Float16>(table, cell, "rnnfast::Float16");
+  add_type<Cell, float, BFloat16>(table, cell, "rnnfast::BFloat16");
 }
 
 const std::vector<Entry>& table() {
@@ -312,12 +357,12 @@ extern "C" {
 
 // Runs a kernel to its end; returns null or what is wrong with it. `shared` is a number of bytes,
 // or -1 where the launch is not a cooperative one.
-const char* emulate(const char* cell, int size, int variant, const char* kernel,
+const char* emulate(const char* cell, const char* stored, int variant, const char* kernel,
                     const unsigned* grid, unsigned block, int shared, int order, void** arguments) {
   using namespace emulation;
   const Entry* found = nullptr;
   for (const Entry& e : table())
-    if (!std::strcmp(e.cell, cell) && e.size == size && e.variant == variant &&
+    if (!std::strcmp(e.cell, cell) && !std::strcmp(e.stored, stored) && e.variant == variant &&
         !std::strcmp(e.kernel, kernel))
       found = &e;
   if (found == nullptr) return "no such kernel";
@@ -353,10 +398,10 @@ const char* emulate(const char* cell, int size, int variant, const char* kernel,
 }
 
 unsigned long long size_of(const char* what) {
-  if (!std::strcmp(what, "ForwardStep")) return sizeof(ForwardStep<float>);
-  if (!std::strcmp(what, "BackwardStep")) return sizeof(BackwardStep<double>);
-  if (!std::strcmp(what, "ForwardSequences")) return sizeof(Directions<ForwardSequence<float>>);
-  if (!std::strcmp(what, "BackwardSequences")) return sizeof(Directions<BackwardSequence<double>>);
+  if (!std::strcmp(what, "ForwardStep")) return sizeof(ForwardStep<float, Float16>);
+  if (!std::strcmp(what, "BackwardStep")) return sizeof(BackwardStep<double, double>);
+  if (!std::strcmp(what, "ForwardSequences")) return sizeof(Directions<ForwardSequence<float, Float16>>);
+  if (!std::strcmp(what, "BackwardSequences")) return sizeof(Directions<BackwardSequence<double, double>>);
   return 0;
 }
 }

@@ -43,6 +43,8 @@ pytestmark = pytest.mark.skipif(
     reason="needs a C++ compiler (g++) for the emulation",
 )
 DTYPES = ("float32", "float64")
+# What the fields of the kernels' structs are declared as.
+_KINDS = ("const T*", "const S*", "const Index*", "T*", "S*", "Count*", "Index", "Options")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -445,7 +447,7 @@ def fields_of(body: str) -> list[str]:
     found = []
     for line in body.splitlines():
         declared = line.partition("//")[0].strip().rstrip(";")
-        for kind in ("const T*", "const Index*", "T*", "Count*", "Index", "Options"):
+        for kind in _KINDS:
             if declared.startswith(kind):
                 found += [name.strip() for name in declared.removeprefix(kind).split(",")]
                 break

@@ -18,28 +18,28 @@ namespace rnnfast {
 typedef unsigned long long Count;
 
 // What both ways have in common. Rows of y count from rows * blockIdx.y on.
-template <class T>
+template <class S>
 struct Sequence {
-  const T* w_hh;        // (G*H, H)
+  const S* w_hh;        // (G*H, H)
   const Index* visits;  // (3, visit_count) the first packed row, the number of rows, those cut
   Count* arrived;       // (gridDim.y,) blocks at barriers so far; 0 at launch
-  T* exchange;          // (2, B, H) forward: what the next product reads; both h_0 at launch
+  S* exchange;          // (2, B, H) forward: what the next product reads; both h_0 at launch
   Index visit_count, batch, w_stride;
   Index units, rows;   // of a block at most
   Index extra_stride;  // between the packed rows of `extra`; 0 where they are rows of the batch
 };
 
 // The step has pointers to the numbers of packed row 0.
-template <class T>
+template <class T, class S>
 struct ForwardSequence {
-  Sequence<T> of;
-  ForwardStep<T> step;
+  Sequence<S> of;
+  ForwardStep<T, S> step;
 };
 
-template <class T>
+template <class T, class S>
 struct BackwardSequence {
-  Sequence<T> of;
-  BackwardStep<T> step;
+  Sequence<S> of;
+  BackwardStep<T, S> step;
 };
 
 template <class Parameters>
@@ -53,8 +53,8 @@ __device__ T* advanced(T* pointer, Index count) {
 }
 
 // The step whose first packed row is `first`.
-template <class Cell, class T>
-__device__ ForwardStep<T> at_row(ForwardStep<T> p, Index first, Index extra_stride) {
+template <class Cell, class T, class S>
+__device__ ForwardStep<T, S> at_row(ForwardStep<T, S> p, Index first, Index extra_stride) {
   const Index H = p.hidden, unit = first * H, gate = unit * Cell::kGates;
   p.gx += gate;
   p.gates = advanced(p.gates, gate);
@@ -62,6 +62,7 @@ __device__ ForwardStep<T> at_row(ForwardStep<T> p, Index first, Index extra_stri
   p.keep_h = advanced(p.keep_h, first * p.keep_h_stride);
   p.h_before = advanced(p.h_before, unit);
   p.extra = advanced(p.extra, first * extra_stride);
+  p.q = advanced(p.q, unit);
   if (Cell::kHasC) {
     p.keep_c = advanced(p.keep_c, first * p.keep_c_stride);
     p.c_before = advanced(p.c_before, unit);
@@ -71,16 +72,17 @@ __device__ ForwardStep<T> at_row(ForwardStep<T> p, Index first, Index extra_stri
   return p;
 }
 
-template <class Cell, class T>
-__device__ BackwardStep<T> at_row(BackwardStep<T> p, Index first, Index extra_stride) {
+template <class Cell, class T, class S>
+__device__ BackwardStep<T, S> at_row(BackwardStep<T, S> p, Index first) {
   const Index H = p.hidden, unit = first * H, gate = unit * Cell::kGates;
   p.gates += gate;
   p.d += gate;
   p.d_h += gate;
+  p.product_h += gate;
   p.dy = advanced(p.dy, first * p.dy_stride);
   p.keep_h = advanced(p.keep_h, first * p.keep_h_stride);
   p.h_before += unit;
-  p.extra = advanced(p.extra, first * extra_stride);
+  p.q = advanced(p.q, unit);
   if (Cell::kHasC) {
     p.keep_c = advanced(p.keep_c, first * p.keep_c_stride);
     p.c_before += unit;
@@ -93,8 +95,8 @@ __device__ BackwardStep<T> at_row(BackwardStep<T> p, Index first, Index extra_st
 struct Share {
   Index unit, unit_count, row, row_count;
 
-  template <class T>
-  __device__ Share(const Sequence<T>& s, Index hidden)
+  template <class S>
+  __device__ Share(const Sequence<S>& s, Index hidden)
       : unit(blockIdx.x * s.units),
         unit_count(smaller(s.units, hidden - unit)),
         row(blockIdx.y * s.rows),
@@ -153,9 +155,9 @@ __device__ void warp_sums(T* a) {
 // `length` numbers of the row, and of those at w[unit * unit_stride + s * sum_stride].
 //
 // A warp makes kRows * kUnits * kSums of them at a time, each lane with every 32nd number.
-template <int kRows, int kUnits, int kSums, class T, class Then>
-__device__ void products(const T* w, Index unit_stride, Index sum_stride, Index unit_count,
-                         const T* x, Index x_stride, Index row_count, Index length, Then then) {
+template <int kRows, int kUnits, int kSums, class T, class S, class Then>
+__device__ void products(const S* w, Index unit_stride, Index sum_stride, Index unit_count,
+                         const S* x, Index x_stride, Index row_count, Index length, Then then) {
   constexpr int kPlaces = kRows * kUnits;
   static_assert(kPlaces <= 32, "a lane for each");
   const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
@@ -166,7 +168,7 @@ __device__ void products(const T* w, Index unit_stride, Index sum_stride, Index 
     T sums[kPlaces * kSums];
     for (int i = 0; i < kPlaces * kSums; i++) sums[i] = 0;
     // Where there are fewer, the last one stands in for them.
-    const T *rows[kRows], *columns[kUnits];
+    const S *rows[kRows], *columns[kUnits];
     for (int r = 0; r < kRows; r++) rows[r] = x + Share::smaller(row + r, row_count - 1) * x_stride;
     for (int u = 0; u < kUnits; u++)
       columns[u] = w + Share::smaller(unit + u, unit_count - 1) * unit_stride;
@@ -194,9 +196,9 @@ constexpr int kUnitsOf = kSums == 1 ? 4 : 1;
 // ----------------------------------------------------------------------------------- kernels
 
 // memory: (units, G, H), the rows of w_hh of each unit.
-template <class Cell, class T, int kRows>
-__device__ void forward_sequence(const ForwardSequence<T>& sequence, T* memory) {
-  const Sequence<T>& s = sequence.of;
+template <class Cell, class T, class S, int kRows>
+__device__ void forward_sequence(const ForwardSequence<T, S>& sequence, S* memory) {
+  const Sequence<S>& s = sequence.of;
   const Index H = sequence.step.hidden, width = Cell::kGates * H;
   const Share share(s, H);
   for (Index i = threadIdx.x; i < share.unit_count * width; i += blockDim.x)
@@ -206,17 +208,17 @@ __device__ void forward_sequence(const ForwardSequence<T>& sequence, T* memory) 
   for (Index k = 0; k < s.visit_count; k++) {
     const Index n = share.rows_of(s.visits[s.visit_count + k]);
     if (n <= 0) continue;  // as for every block that it would wait for
-    ForwardStep<T> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
-    const T* operand = s.exchange + k % 2 * s.batch * H;
+    ForwardStep<T, S> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
+    const S* operand = s.exchange + k % 2 * s.batch * H;
     p.operand = s.exchange + (k + 1) % 2 * s.batch * H;
-    products<kRows, kUnitsOf<Cell::kSums>, Cell::kSums>(
+    products<kRows, kUnitsOf<Cell::kSums>, Cell::kSums, T>(
         memory, width, H, share.unit_count, operand + share.row * H, H, n, H,
         [&](Index b, Index u, const T* sums) {
           Cell::template forward<false>(p, share.row + b, share.unit + u, sums);
         });
     barrier.wait();
     if constexpr (Cell::kSecondProduct) {
-      products<kRows, kUnitsOf<1>, 1>(
+      products<kRows, kUnitsOf<1>, 1, T>(
           memory + Cell::kSums * H, width, H, share.unit_count, p.extra + share.row * H, H, n, H,
           [&](Index b, Index u, const T* sums) {
             Cell::forward_second(p, share.row + b, share.unit + u, sums[0]);
@@ -227,9 +229,9 @@ __device__ void forward_sequence(const ForwardSequence<T>& sequence, T* memory) 
 }
 
 // memory: (units, G*H), the columns of w_hh of each unit.
-template <class Cell, class T, int kRows>
-__device__ void backward_sequence(const BackwardSequence<T>& sequence, T* memory) {
-  const Sequence<T>& s = sequence.of;
+template <class Cell, class T, class S, int kRows>
+__device__ void backward_sequence(const BackwardSequence<T, S>& sequence, S* memory) {
+  const Sequence<S>& s = sequence.of;
   const Index H = sequence.step.hidden, width = Cell::kGates * H, first = Cell::kSums * H;
   const Share share(s, H);
   for (Index i = threadIdx.x; i < share.unit_count * width; i += blockDim.x)
@@ -239,22 +241,22 @@ __device__ void backward_sequence(const BackwardSequence<T>& sequence, T* memory
   for (Index k = s.visit_count - 1; k >= 0; k--) {
     const Index n = share.rows_of(s.visits[s.visit_count + k]);
     if (n <= 0) continue;
-    BackwardStep<T> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
+    BackwardStep<T, S> p = at_row<Cell>(sequence.step, s.visits[k]);
     p.cut = s.visits[2 * s.visit_count + k];
     const int units = int(share.unit_count), count = int(n) * units;
     for (int i = threadIdx.x; i < count; i += blockDim.x)
       Cell::template backward<false>(p, share.row + i / units, share.unit + i % units);
     barrier.wait();
-    const T* d = p.d_h + share.row * width;
+    const S* d = p.product_h + share.row * width;
     if constexpr (Cell::kSecondProduct) {
-      products<kRows, kUnitsOf<1>, 1>(
+      products<kRows, kUnitsOf<1>, 1, T>(
           memory + first, width, width, share.unit_count, d + first, width, n, width - first,
           [&](Index b, Index u, const T* sums) {
-            Cell::backward_second(p, share.row + b, share.unit + u, sums[0]);
+            Cell::template backward_second<false>(p, share.row + b, share.unit + u, sums[0]);
           });
       barrier.wait();
     }
-    products<kRows, kUnitsOf<1>, 1>(memory, width, width, share.unit_count, d, width, n, first,
+    products<kRows, kUnitsOf<1>, 1, T>(memory, width, width, share.unit_count, d, width, n, first,
                                     [&](Index b, Index u, const T* sums) {
                                       pass_on(p, share.row + b, share.unit + u, sums[0]);
                                     });
@@ -266,7 +268,7 @@ __device__ void backward_sequence(const BackwardSequence<T>& sequence, T* memory
 
 // ------------------------------------------------------------------------------- entry points
 
-// RNNFAST_CELL, RNNFAST_REAL and RNNFAST_ROWS name the instantiation; RNNFAST_GATE, _CANDIDATE and
+// RNNFAST_CELL, _REAL, _STORED and _ROWS name the instantiation; RNNFAST_GATE, _CANDIDATE and
 // _OUTPUT the functions.
 #ifdef RNNFAST_CELL
 
@@ -275,6 +277,7 @@ __device__ void backward_sequence(const BackwardSequence<T>& sequence, T* memory
 namespace {
 using Cell = rnnfast::RNNFAST_CELL;
 using Real = RNNFAST_REAL;
+using Stored = RNNFAST_STORED;
 
 template <class Sequences>
 __device__ __forceinline__ auto own(const Sequences& p) {
@@ -286,14 +289,14 @@ __device__ __forceinline__ auto own(const Sequences& p) {
 
 extern "C" {
 RNNFAST_KERNEL forward_steps(
-    const __grid_constant__ rnnfast::Directions<rnnfast::ForwardSequence<Real>> p) {
+    const __grid_constant__ rnnfast::Directions<rnnfast::ForwardSequence<Real, Stored>> p) {
   extern __shared__ double memory[];
-  rnnfast::forward_sequence<Cell, Real, RNNFAST_ROWS>(own(p), (Real*)memory);
+  rnnfast::forward_sequence<Cell, Real, Stored, RNNFAST_ROWS>(own(p), (Stored*)memory);
 }
 RNNFAST_KERNEL backward_steps(
-    const __grid_constant__ rnnfast::Directions<rnnfast::BackwardSequence<Real>> p) {
+    const __grid_constant__ rnnfast::Directions<rnnfast::BackwardSequence<Real, Stored>> p) {
   extern __shared__ double memory[];
-  rnnfast::backward_sequence<Cell, Real, RNNFAST_ROWS>(own(p), (Real*)memory);
+  rnnfast::backward_sequence<Cell, Real, Stored, RNNFAST_ROWS>(own(p), (Stored*)memory);
 }
 }
 
