@@ -397,6 +397,18 @@ const char* emulate(const char* cell, const char* stored, int variant, const cha
   return error;
 }
 
+// Rounds numbers to 16 bits, and turns any 16 bits into numbers.
+void round_to(const char* stored, const float* from, unsigned short* to, long long count) {
+  const bool brain = !std::strcmp(stored, "rnnfast::BFloat16");
+  for (long long k = 0; k < count; k++)
+    to[k] = brain ? BFloat16(from[k]).bits : Float16(from[k]).bits;
+}
+void values_of(const char* stored, const unsigned short* from, float* to, long long count) {
+  const bool brain = !std::strcmp(stored, "rnnfast::BFloat16");
+  for (long long k = 0; k < count; k++)
+    to[k] = brain ? bfloat16_value(from[k]) : float16_value(from[k]);
+}
+
 unsigned long long size_of(const char* what) {
   if (!std::strcmp(what, "ForwardStep")) return sizeof(ForwardStep<float, Float16>);
   if (!std::strcmp(what, "BackwardStep")) return sizeof(BackwardStep<double, double>);

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes  # noqa: F401  NumPy's bfloat16, by that name
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import fake_cupy
 import numpy as np
 import pytest
-from helpers import DTYPES
 
 from rnnfast.spec import ACTIVATIONS, CELLS, Spec, all_specs
 
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90", "sm_100")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 with fake_cupy.installed():
     from rnnfast.backends.cuda.launch import compile_options, source
     from rnnfast.backends.cuda.persistent import ROWS
@@ -111,6 +111,7 @@ def check(file: str, wanted: list[tuple[str, ...]], most_spilled: int) -> None:
 def test_every_instantiation(architecture: str) -> None:
     if architecture not in architectures():
         pytest.skip(f"this NVRTC no longer knows {architecture}")
+    dtypes = [d for d in DTYPES if d != "bfloat16" or architecture != "sm_70"]  # which has none
     specs = [Spec(cell.name, r) for cell in CELLS.values() for r in reset_after(cell)]
     assert [len(names) for names in KERNELS.values()] == [8, 2]
     check(
@@ -119,7 +120,7 @@ def test_every_instantiation(architecture: str) -> None:
             options(replace(spec, layer_norm=norm), dtype, architecture)
             for spec in specs
             for norm in (False, True)
-            for dtype in DTYPES
+            for dtype in dtypes
         ],
         64,
     )
@@ -129,7 +130,7 @@ def test_every_instantiation(architecture: str) -> None:
             options(spec, dtype, architecture, rows)
             for spec in specs
             for rows in (1, ROWS)
-            for dtype in DTYPES
+            for dtype in dtypes
         ],
         0,
     )

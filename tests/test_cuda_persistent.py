@@ -37,6 +37,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs a C++ compiler (g++) for the emulation",
 )
 DTYPES = ("float32", "float64")
+NARROW = ("float16", "bfloat16")  # the subject of tests/test_cuda_narrow.py
 OUR_KERNELS = ("forward_steps", "backward_steps")
 DEVICES = {  # multiprocessors, bytes of shared memory for a block
     "V100": (80, 98304),
@@ -260,7 +261,7 @@ def test_the_table_as_it_is() -> None:
     stored = json.loads(choice.TABLE.read_text(encoding="utf-8"))
     assert stored["measured"] is None, "then docs/cuda.md must no longer call it an estimate"
     found = {(e["cell"], e["dtype"]) for e in stored["most_rows"]}
-    assert found == {(cell, dtype) for cell in CELLS for dtype in DTYPES}
+    assert found == {(cell, dtype) for cell in CELLS for dtype in (*NARROW, *DTYPES)}
     assert choice.most_rows("lstm", "float32", 512) == 64
 
 
@@ -281,12 +282,13 @@ def largest(cell: str, dtype: str, directions: int, limits: Any) -> int:
 def test_the_sizes_in_the_documentation() -> None:
     rows = Path(ROOT / "docs" / "cuda.md").read_text(encoding="utf-8").splitlines()
     for name, limits in DEVICES.items():
-        for dtype in DTYPES:
+        for dtype in (*NARROW[:1], *DTYPES):
             cells = [
                 " / ".join(str(largest(cell, dtype, d, limits)) for d in (1, 2))
                 for cell in ("lstm", "gru", "rnn")
             ]
-            assert f"| {name} | {dtype} | {' | '.join(cells)} |" in rows
+            shown = "16 bits" if dtype in NARROW else dtype
+            assert f"| {name} | {shown} | {' | '.join(cells)} |" in rows
 
 
 @given(data=st.data())
