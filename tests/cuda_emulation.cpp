@@ -38,6 +38,12 @@ struct Fiber {
   Wait wait = Wait::kNone;
 };
 
+// What a lane gives to a product of tiles.
+struct Tiles {
+  unsigned a[4], b[2];
+};
+std::vector<Tiles> tiles[2];  // of each fiber, in two places in turns, as `exchanged`
+
 std::vector<Fiber> fibers;                // of all blocks that are there
 std::vector<std::uint64_t> exchanged[2];  // a number of each
 std::vector<std::vector<double>> shared;  // memory of each block
@@ -116,6 +122,7 @@ bool release(int first, int end, Wait what) {
 void begin(int count) {
   if (int(fibers.size()) < count) fibers.resize(count);
   for (auto& numbers : exchanged) numbers.resize(count);
+  for (auto& given : tiles) given.resize(count);
   for (int t = 0; t < count; t++) {
     Fiber& f = fibers[t];
     f.wait = Wait::kNone;
@@ -255,6 +262,40 @@ inline float float16_value(unsigned short bits) {
 }
 }  // namespace rnnfast
 
+#include "../rnnfast/backends/cuda/numbers.cuh"
+
+namespace rnnfast {
+
+// Half k % 2 of the words of a lane.
+template <class S>
+float number_of(unsigned word, int k) {
+  S number;
+  number.bits = (unsigned short)(k % 2 == 0 ? word : word >> 16);
+  return number;
+}
+
+// As the PTX ISA has the fragments of mma.m16n8k16: a is in words (g, 2t) (g + 8, 2t) (g, 2t + 8)
+// (g + 8, 2t + 8), b in words (2t, g) (2t + 8, g).
+template <class S>
+void add_product_of_tiles(float* sums, const unsigned* a, const unsigned* b) {
+  using emulation::tiles;
+  const int self = emulation::current, warp = self / 32 * 32, lane = self % 32;
+  const bool turn = emulation::fibers[self].turn = !emulation::fibers[self].turn;
+  std::memcpy(tiles[turn][self].a, a, sizeof tiles[turn][self].a);
+  std::memcpy(tiles[turn][self].b, b, sizeof tiles[turn][self].b);
+  emulation::wait_for(emulation::Wait::kWarp);
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      const auto& of_a = tiles[turn][warp + row % 8 * 4 + k % 8 / 2].a;
+      const auto& of_b = tiles[turn][warp + column * 4 + k % 8 / 2].b;
+      sums[i] += number_of<S>(of_a[row / 8 + k / 8 * 2], k) * number_of<S>(of_b[k / 8], k);
+    }
+  }
+}
+
+}  // namespace rnnfast
+
 #include "../rnnfast/backends/cuda/sequence.cu"
 #include "../rnnfast/backends/cuda/steps.cu"
 
@@ -267,17 +308,14 @@ X& at(void** a, int k) {
   return *static_cast<X*>(a[k]);
 }
 
-template <class T>
-T* own_memory() {
-  return reinterpret_cast<T*>(emulation::shared[emulation::current_block].data());
-}
+double* own_memory() { return emulation::shared[emulation::current_block].data(); }
 
 enum class Kind { kFree, kBarriers, kTogether };
 
 struct Entry {
   const char* cell;
   const char* stored;  // the type, as launch.py names it
-  int variant;  // whether there is a norm; rows of a warp
+  int variant;  // whether there is a norm; how products are made
   const char* kernel;
   Kind kind;
   void (*body)(void**);
@@ -307,18 +345,18 @@ void add(std::vector<Entry>& table, const char* cell, const char* stored) {
   entry("pass", false, [](void** a) { pass_kernel(at<B>(a, 0)); });
 }
 
-template <class Cell, class T, class S, int kRows>
-void add_sequences(std::vector<Entry>& table, const char* cell, const char* stored) {
+template <class Cell, class T, class S, class Products>
+void add_sequences(std::vector<Entry>& table, const char* cell, const char* stored, int products) {
   using F = Directions<ForwardSequence<T, S>>;
   using B = Directions<BackwardSequence<T, S>>;
   const auto entry = [&](const char* kernel, void (*body)(void**)) {
-    table.push_back({cell, stored, kRows, kernel, Kind::kTogether, body});
+    table.push_back({cell, stored, products, kernel, Kind::kTogether, body});
   };
   entry("forward_steps", [](void** a) {
-    forward_sequence<Cell, T, S, kRows>(at<F>(a, 0).of[blockIdx.z], own_memory<S>());
+    forward_sequence<Cell, T, S, Products>(at<F>(a, 0).of[blockIdx.z], own_memory());
   });
   entry("backward_steps", [](void** a) {
-    backward_sequence<Cell, T, S, kRows>(at<B>(a, 0).of[blockIdx.z], own_memory<S>());
+    backward_sequence<Cell, T, S, Products>(at<B>(a, 0).of[blockIdx.z], own_memory());
   });
 }
 
@@ -326,8 +364,9 @@ template <class Cell, class T, class S>
 void add_type(std::vector<Entry>& table, const char* cell, const char* stored) {
   add<Cell, T, S, false>(table, cell, stored);
   add<Cell, T, S, true>(table, cell, stored);
-  add_sequences<Cell, T, S, 1>(table, cell, stored);
-  add_sequences<Cell, T, S, 8>(table, cell, stored);
+  add_sequences<Cell, T, S, Lanes<1>>(table, cell, stored, 0);
+  add_sequences<Cell, T, S, Lanes<8>>(table, cell, stored, 1);
+  if constexpr (kNarrow<T, S>) add_sequences<Cell, T, S, TensorCores>(table, cell, stored, 2);
 }
 
 template <class Cell>

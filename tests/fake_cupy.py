@@ -369,7 +369,8 @@ def emulation() -> ctypes.CDLL:
         found = compiler()
         assert found is not None
         made = library.with_suffix(f".{np.random.default_rng().integers(1 << 30)}")
-        flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
+        flags = ["-std=c++17", "-O1", "-fno-strict-aliasing", "-shared", "-fPIC"]
+        flags += ["-Wall", "-Wextra", "-Werror"]
         subprocess.run([found, *flags, "-o", str(made), str(_EMULATION)], check=True)
         made.replace(library)
     loaded = ctypes.CDLL(str(library))
@@ -388,7 +389,12 @@ class RawModule:
         self.stored = macros["RNNFAST_STORED"].encode()
         real = "double" if self.stored == b"double" else "float"
         assert macros["RNNFAST_REAL"] == real
-        self.variant = int(macros["RNNFAST_NORM" if "steps.cu" in given else "RNNFAST_ROWS"])
+        if "steps.cu" in given:
+            self.variant = int(macros["RNNFAST_NORM"])
+        else:
+            ways = "rnnfast::Lanes<1>", "rnnfast::Lanes<8>", "rnnfast::TensorCores"
+            self.variant = ways.index(macros["RNNFAST_PRODUCTS"])
+            assert self.variant < 2 or int(compute_capability) >= 80, "no such instruction"
         names = ("gate", "candidate", "output")
         self.functions = {name: int(macros["RNNFAST_" + name.upper()]) for name in names}
 

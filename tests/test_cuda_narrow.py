@@ -174,6 +174,43 @@ def test_a_graph_gives_the_bits_of_single_launches(
     assert fake_cupy.launches.count("graph") > 0
 
 
+@pytest.mark.parametrize(("H", "B"), [(5, 1), (66, 9)])
+def test_multiply_adds_where_tensor_cores_lack_the_instruction(
+    spec: Spec, H: int, B: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "persistent")
+    monkeypatch.setattr(fake_cupy, "compute_capability", "70")
+    case = Case(spec, T=4, B=B, I=5, H=H, D=2, dtype="float16", ragged=H % 2 == 1)
+    with device(6):  # the emulation refuses the instruction
+        assert_agrees(case, run(problem(case), "cuda"))
+
+
+def test_how_products_are_made() -> None:
+    from rnnfast.backends.cuda.launch import Limits
+    from rnnfast.backends.cuda.persistent import plan
+
+    for name, cores, rows, way in (
+        ("float16", True, 1, "TensorCores"),
+        ("bfloat16", True, 64, "TensorCores"),
+        ("float16", False, 64, "Lanes<8>"),
+        ("float16", False, 1, "Lanes<1>"),
+        ("float32", True, 64, "Lanes<8>"),
+    ):
+        found = plan(Spec("lstm"), np.dtype(name), 256, rows, 1, Limits(100, 1 << 17, cores))
+        assert found is not None
+        assert found.products == way
+
+
+@pytest.mark.parametrize("H", [15, 16, 17, 127, 128, 129, 150])
+def test_tiles_of_every_length(H: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Around the 16 numbers of a tile, and the 128 that eight warps read at a time."""
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "persistent")
+    for spec in (Spec("rnn"), Spec("gru", reset_after=False)):
+        case = Case(spec, T=3, B=9, I=5, H=H, dtype="float16")
+        with device(4):
+            assert_agrees(case, run(problem(case), "cuda"))
+
+
 # ----------------------------------------------------------------------- float32 where it matters
 
 

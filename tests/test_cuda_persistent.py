@@ -39,11 +39,11 @@ pytestmark = pytest.mark.skipif(
 DTYPES = ("float32", "float64")
 NARROW = ("float16", "bfloat16")  # the subject of tests/test_cuda_narrow.py
 OUR_KERNELS = ("forward_steps", "backward_steps")
-DEVICES = {  # multiprocessors, bytes of shared memory for a block
-    "V100": (80, 98304),
-    "A100": (108, 166912),
-    "H100": (132, 232448),
-    "B200": (148, 232448),
+DEVICES = {  # multiprocessors, bytes of shared memory for a block, tensor cores
+    "V100": (80, 98304, False),
+    "A100": (108, 166912, True),
+    "H100": (132, 232448, True),
+    "B200": (148, 232448, True),
 }
 
 
@@ -301,10 +301,17 @@ def test_plans_fit(data: Any) -> None:
     cell = data.draw(st.sampled_from(list(CELLS)))
     H, B = data.draw(st.integers(1, 2048)), data.draw(st.integers(1, 300))
     directions = data.draw(st.integers(1, 2))
-    limits = Limits(data.draw(st.integers(1, 150)), data.draw(st.sampled_from([49152, 232448])))
-    found = plan(Spec(cell), np.dtype("float32"), H, B, directions, limits)
+    limits = Limits(
+        data.draw(st.integers(1, 150)), data.draw(st.sampled_from([49152, 232448])), True
+    )
+    dtype = np.dtype(data.draw(st.sampled_from(["float32", "bfloat16"])))
+    found = plan(Spec(cell), dtype, H, B, directions, limits)
     if found is None:
-        assert -(-H // limits.blocks) * len(CELLS[cell].gates) * H * 4 > limits.shared
+        least = 4 if dtype == "float32" else 8
+        units = min(H, max(least, -(-H // limits.blocks)))
+        beside = 0 if dtype == "float32" else 8192 + units * len(CELLS[cell].gates) * 48
+        wanted = units * len(CELLS[cell].gates) * H * dtype.itemsize
+        assert wanted + beside > limits.shared
         return
     assert found.shared <= limits.shared
     assert found.unit_blocks * found.row_blocks * found.directions <= limits.blocks

@@ -36,7 +36,7 @@ _TYPES = {
     "float16": ("rnnfast::Float16", 2),
     "bfloat16": ("rnnfast::BFloat16", 14),
 }
-_FIRST_WITH_BFLOAT16 = 80  # compute capability
+_AMPERE = 80  # compute capability of the first with bfloat16, and an instruction of sequence.cu
 
 Operation = Callable[[int], None]  # takes a cuBLAS handle
 Steps = list[list[Operation]]  # of each direction
@@ -53,11 +53,17 @@ def cell_name(spec: Spec) -> str:
     return _CELLS[spec.cell]
 
 
-def compile_options(spec: Spec, dtype: np.dtype[Any], rows: int | None = None) -> tuple[str, ...]:
+def compile_options(
+    spec: Spec, dtype: np.dtype[Any], products: str | None = None
+) -> tuple[str, ...]:
     """What NVRTC is told beside the source, for the kernels of a cell.
 
-    Those of sequence.cu are made for a number of rows that a warp takes at a time.
+    Those of sequence.cu are made for a way to make products: see there.
     """
+    if products is None:
+        variant = f"-DRNNFAST_NORM={int(spec.layer_norm)}"
+    else:
+        variant = f"-DRNNFAST_PRODUCTS=rnnfast::{products}"
     functions = (spec.of_gates, spec.of_candidate, spec.of_output)
     gate, candidate, output = map(parameters.function, functions)
     return (
@@ -65,7 +71,7 @@ def compile_options(spec: Spec, dtype: np.dtype[Any], rows: int | None = None) -
         f"-DRNNFAST_CELL={cell_name(spec)}",
         f"-DRNNFAST_REAL={_TYPES[computed(dtype).name][0]}",
         f"-DRNNFAST_STORED={_TYPES[dtype.name][0]}",
-        f"-DRNNFAST_NORM={int(spec.layer_norm)}" if rows is None else f"-DRNNFAST_ROWS={rows}",
+        variant,
         f"-DRNNFAST_GATE={gate}",
         f"-DRNNFAST_CANDIDATE={candidate}",
         f"-DRNNFAST_OUTPUT={output}",
@@ -187,10 +193,14 @@ class Products:
 
 
 class Limits(NamedTuple):
-    """Of a cooperative launch: blocks at once, one on each multiprocessor; bytes for each."""
+    """Of a cooperative launch: blocks at once, one on each multiprocessor; bytes for each.
+
+    And whether there is the instruction of tensor cores that sequence.cu has.
+    """
 
     blocks: int
     shared: int
+    tensor_cores: bool
 
 
 class _Device:
@@ -210,6 +220,7 @@ class _Device:
         return Limits(
             attributes["MultiProcessorCount"] * attributes["CooperativeLaunch"],
             attributes["MaxSharedMemoryPerBlockOptin"],
+            int(cupy.cuda.Device().compute_capability) >= _AMPERE,
         )
 
     def together(self, function: Any, grid: Sizes, shared: int, arguments: Any) -> None:
@@ -293,7 +304,7 @@ def limits() -> Limits:
 def launch_together(
     spec: Spec,
     dtype: np.dtype[Any],
-    rows: int,
+    products: str,
     name: str,
     grid: Sizes,
     shared: int,
@@ -304,7 +315,7 @@ def launch_together(
     Two such launches on a device, each with a part of its blocks in place, would wait for ever:
     each waits for the one before it, where that was on another stream.
     """
-    function = _function("sequence.cu", compile_options(spec, dtype, rows), name)
+    function = _function("sequence.cu", compile_options(spec, dtype, products), name)
     _device(cupy.cuda.Device().id).together(function, grid, shared, (parameters,))
 
 
@@ -312,7 +323,7 @@ def check_dtype(dtype: np.dtype[Any]) -> None:
     if dtype.name != "bfloat16":
         return
     capability = cupy.cuda.Device().compute_capability
-    if int(capability) < _FIRST_WITH_BFLOAT16:
+    if int(capability) < _AMPERE:
         raise UnsupportedError(
             f"weights: backend 'cuda' has bfloat16 from compute capability 8.0 on, this device has "
             f"{capability[:-1]}.{capability[-1]}; expected float16, float32 or float64"

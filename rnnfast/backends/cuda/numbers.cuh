@@ -63,4 +63,50 @@ constexpr bool kNarrow = true;
 template <class T>
 constexpr bool kNarrow<T, T> = false;
 
+// -------------------------------------------------------------------------------- tensor cores
+
+// sums += a b for matrices of 16 x 16 and 16 x 8 numbers of type S; all lanes of a warp together.
+// With g = lane / 4, t = lane % 4: a has numbers 2 t, 2 t + 1 of rows g and g + 8, then 2 t + 8,
+// 2 t + 9 of the same; b has the same numbers of column g; sums are columns 2 t, 2 t + 1 of row g,
+// then of row g + 8.
+#ifdef __CUDACC__
+#if __CUDA_ARCH__ >= 800
+#define RNNFAST_ADD_PRODUCT(type)                                                          \
+  __syncwarp();                                                                            \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                      \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"      \
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+template <class S>
+RNNFAST_DEVICE void add_product_of_tiles(float* sums, const unsigned* a, const unsigned* b);
+template <>
+RNNFAST_DEVICE void add_product_of_tiles<Float16>(float* sums, const unsigned* a,
+                                                  const unsigned* b) {
+  RNNFAST_ADD_PRODUCT("f16");
+}
+template <>
+RNNFAST_DEVICE void add_product_of_tiles<BFloat16>(float* sums, const unsigned* a,
+                                                   const unsigned* b) {
+  RNNFAST_ADD_PRODUCT("bf16");
+}
+#else
+template <class S>
+RNNFAST_DEVICE void add_product_of_tiles(float*, const unsigned*, const unsigned*) {
+  static_assert(sizeof(S) == 0, "needs sm_80");
+}
+#endif
+#else
+template <class S>
+void add_product_of_tiles(float* sums, const unsigned* a, const unsigned* b);
+#endif
+
+// Numbers k and k + 1 of `length`, which begin at p; zero past the end. Where `aligned`, k is even
+// and p a multiple of 4 bytes.
+template <class S>
+RNNFAST_DEVICE unsigned two(const S* p, long long k, long long length, bool aligned) {
+  if (aligned && k + 1 < length) return *(const unsigned*)(p + k);
+  const unsigned lower = k < length ? p[k].bits : 0, upper = k + 1 < length ? p[k + 1].bits : 0;
+  return lower | upper << 16;
+}
+
 }  // namespace rnnfast

@@ -6,7 +6,8 @@
 // not depend on one another, so that only the blocks of one y and z wait for each other. All blocks
 // must be on the device at once, which a cooperative launch makes sure of.
 //
-// Sums are added in an order that depends on no other block and no timing.
+// Sums are added in an order that depends on no other block and no timing. Lanes or TensorCores say
+// how products are made.
 #include "units.cuh"
 
 #ifdef __CUDACC__
@@ -193,16 +194,93 @@ __device__ void products(const S* w, Index unit_stride, Index sum_stride, Index 
 template <int kSums>
 constexpr int kUnitsOf = kSums == 1 ? 4 : 1;
 
+// In any type, by ordinary multiply-adds; kRows rows of the batch at a time.
+template <int kRows>
+struct Lanes {
+  static constexpr int kBytes = 0;  // of shared memory for itself
+  __device__ static Index stride(Index length) { return length; }  // of rows in shared memory
+
+  template <int kSums, class T, class S, class Then>
+  __device__ static void products(void*, const S* w, Index unit_stride, Index sum_stride,
+                                  Index unit_count, const S* x, Index x_stride, Index row_count,
+                                  Index length, Then then) {
+    rnnfast::products<kRows, kUnitsOf<kSums>, kSums, T>(w, unit_stride, sum_stride, unit_count, x,
+                                                        x_stride, row_count, length, then);
+  }
+};
+
+// Numbers of 16 bits, by the instruction for products of tiles: 16 rows of w and 8 of the batch.
+// Lane 4 g + t has the sums of rows g and g + 8 of w with rows 2 t and 2 t + 1 of the batch. The
+// rows of w are those of 8 units, two sums of each in a tile, so that a lane has all sums of a unit;
+// where there is one sum, those of 16 units. The warps of a block divide the numbers of the rows.
+struct TensorCores {
+  static constexpr int kBytes = 8 * 2 * 4 * 32 * 4;  // (warps, tiles, 4, lanes) of float
+  // Lanes then read different banks, and two numbers at a time are aligned.
+  __device__ static Index stride(Index length) { return (length + 15) / 16 * 16 + 8; }
+
+  template <int kSums, class T, class S, class Then>
+  __device__ static void products(void* own, const S* w, Index unit_stride, Index sum_stride,
+                                  Index unit_count, const S* x, Index x_stride, Index row_count,
+                                  Index length, Then then) {
+    constexpr int kTiles = (kSums + 1) / 2, kUnits = kSums == 1 ? 16 : 8;
+    T* parts = static_cast<T*>(own);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    const int g = lane / 4, t = lane % 4;
+    const bool aligned = x_stride % 2 == 0;
+    for (Index row = 0; row < row_count; row += 8)
+      for (Index unit = 0; unit < unit_count; unit += kUnits) {
+        // Where there are fewer, the last one stands in for them.
+        const S* numbers = x + Share::smaller(row + g, row_count - 1) * x_stride;
+        const S* columns[kTiles][2];
+        for (int i = 0; i < 2 * kTiles; i++) {
+          const Index u = Share::smaller(unit + g + (kSums == 1 ? 8 * i : 0), unit_count - 1);
+          const int sum = kSums == 1 ? 0 : i < kSums ? i : kSums - 1;
+          columns[i / 2][i % 2] = w + u * unit_stride + sum * sum_stride;
+        }
+        T sums[kTiles][4] = {};
+        for (Index first = 16 * warp; first < length; first += 16 * warps) {
+          const Index k = first + 2 * t;
+          const unsigned b[2] = {two(numbers, k, length, aligned),
+                                 two(numbers, k + 8, length, aligned)};
+          for (int i = 0; i < kTiles; i++) {
+            const unsigned a[4] = {two(columns[i][0], k, length, true),
+                                   two(columns[i][1], k, length, true),
+                                   two(columns[i][0], k + 8, length, true),
+                                   two(columns[i][1], k + 8, length, true)};
+            add_product_of_tiles<S>(sums[i], a, b);
+          }
+        }
+        for (int i = 0; i < 4 * kTiles; i++)
+          parts[(warp * 4 * kTiles + i) * 32 + lane] = sums[i / 4][i % 4];
+        __syncthreads();
+        for (int place = threadIdx.x; place < kUnits * 8; place += blockDim.x) {
+          const int u = place / 8, r = place % 8, from = u % 8 * 4 + r / 2;
+          T total[kSums];
+          for (int s = 0; s < kSums; s++) {
+            const int i = (kSums == 1 ? u / 8 : s) * 2 + r % 2;
+            total[s] = 0;
+            for (int v = 0; v < warps; v++) total[s] += parts[(v * 4 * kTiles + i) * 32 + from];
+          }
+          if (unit + u < unit_count && row + r < row_count) then(row + r, unit + u, total);
+        }
+        __syncthreads();
+      }
+  }
+};
+
 // ----------------------------------------------------------------------------------- kernels
 
-// memory: (units, G, H), the rows of w_hh of each unit.
-template <class Cell, class T, class S, int kRows>
-__device__ void forward_sequence(const ForwardSequence<T, S>& sequence, S* memory) {
+// memory: what Products want, then (units, G, stride), the rows of w_hh of each unit.
+template <class Cell, class T, class S, class Products>
+__device__ void forward_sequence(const ForwardSequence<T, S>& sequence, double* memory) {
   const Sequence<S>& s = sequence.of;
-  const Index H = sequence.step.hidden, width = Cell::kGates * H;
+  const Index H = sequence.step.hidden, stride = Products::stride(H);
+  const Index width = Cell::kGates * H, unit_stride = Cell::kGates * stride;
   const Share share(s, H);
+  S* w = reinterpret_cast<S*>(memory + Products::kBytes / sizeof(double));
   for (Index i = threadIdx.x; i < share.unit_count * width; i += blockDim.x)
-    memory[i] = s.w_hh[(i / H % Cell::kGates * H + share.unit + i / width) * s.w_stride + i % H];
+    w[i / H * stride + i % H] =
+        s.w_hh[(i / H % Cell::kGates * H + share.unit + i / width) * s.w_stride + i % H];
   GridBarrier barrier(s.arrived);
   __syncthreads();
   for (Index k = 0; k < s.visit_count; k++) {
@@ -211,15 +289,16 @@ __device__ void forward_sequence(const ForwardSequence<T, S>& sequence, S* memor
     ForwardStep<T, S> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
     const S* operand = s.exchange + k % 2 * s.batch * H;
     p.operand = s.exchange + (k + 1) % 2 * s.batch * H;
-    products<kRows, kUnitsOf<Cell::kSums>, Cell::kSums, T>(
-        memory, width, H, share.unit_count, operand + share.row * H, H, n, H,
+    Products::template products<Cell::kSums, T>(
+        memory, w, unit_stride, stride, share.unit_count, operand + share.row * H, H, n, H,
         [&](Index b, Index u, const T* sums) {
           Cell::template forward<false>(p, share.row + b, share.unit + u, sums);
         });
     barrier.wait();
     if constexpr (Cell::kSecondProduct) {
-      products<kRows, kUnitsOf<1>, 1, T>(
-          memory + Cell::kSums * H, width, H, share.unit_count, p.extra + share.row * H, H, n, H,
+      Products::template products<1, T>(
+          memory, w + Cell::kSums * stride, unit_stride, stride, share.unit_count,
+          p.extra + share.row * H, H, n, H,
           [&](Index b, Index u, const T* sums) {
             Cell::forward_second(p, share.row + b, share.unit + u, sums[0]);
           });
@@ -228,14 +307,16 @@ __device__ void forward_sequence(const ForwardSequence<T, S>& sequence, S* memor
   }
 }
 
-// memory: (units, G*H), the columns of w_hh of each unit.
-template <class Cell, class T, class S, int kRows>
-__device__ void backward_sequence(const BackwardSequence<T, S>& sequence, S* memory) {
+// memory: what Products want, then (units, stride), the G*H numbers of w_hh's column of each unit.
+template <class Cell, class T, class S, class Products>
+__device__ void backward_sequence(const BackwardSequence<T, S>& sequence, double* memory) {
   const Sequence<S>& s = sequence.of;
   const Index H = sequence.step.hidden, width = Cell::kGates * H, first = Cell::kSums * H;
+  const Index stride = Products::stride(width);
   const Share share(s, H);
+  S* w = reinterpret_cast<S*>(memory + Products::kBytes / sizeof(double));
   for (Index i = threadIdx.x; i < share.unit_count * width; i += blockDim.x)
-    memory[i % share.unit_count * width + i / share.unit_count] =
+    w[i % share.unit_count * stride + i / share.unit_count] =
         s.w_hh[i / share.unit_count * s.w_stride + share.unit + i % share.unit_count];
   GridBarrier barrier(s.arrived);
   for (Index k = s.visit_count - 1; k >= 0; k--) {
@@ -249,17 +330,17 @@ __device__ void backward_sequence(const BackwardSequence<T, S>& sequence, S* mem
     barrier.wait();
     const S* d = p.product_h + share.row * width;
     if constexpr (Cell::kSecondProduct) {
-      products<kRows, kUnitsOf<1>, 1, T>(
-          memory + first, width, width, share.unit_count, d + first, width, n, width - first,
+      Products::template products<1, T>(
+          memory, w + first, stride, 0, share.unit_count, d + first, width, n, width - first,
           [&](Index b, Index u, const T* sums) {
             Cell::template backward_second<false>(p, share.row + b, share.unit + u, sums[0]);
           });
       barrier.wait();
     }
-    products<kRows, kUnitsOf<1>, 1, T>(memory, width, width, share.unit_count, d, width, n, first,
-                                    [&](Index b, Index u, const T* sums) {
-                                      pass_on(p, share.row + b, share.unit + u, sums[0]);
-                                    });
+    Products::template products<1, T>(memory, w, stride, 0, share.unit_count, d, width, n, first,
+                                      [&](Index b, Index u, const T* sums) {
+                                        pass_on(p, share.row + b, share.unit + u, sums[0]);
+                                      });
     __syncthreads();
   }
 }
@@ -268,7 +349,7 @@ __device__ void backward_sequence(const BackwardSequence<T, S>& sequence, S* mem
 
 // ------------------------------------------------------------------------------- entry points
 
-// RNNFAST_CELL, _REAL, _STORED and _ROWS name the instantiation; RNNFAST_GATE, _CANDIDATE and
+// RNNFAST_CELL, _REAL, _STORED and _PRODUCTS name the instantiation; RNNFAST_GATE, _CANDIDATE and
 // _OUTPUT the functions.
 #ifdef RNNFAST_CELL
 
@@ -291,12 +372,12 @@ extern "C" {
 RNNFAST_KERNEL forward_steps(
     const __grid_constant__ rnnfast::Directions<rnnfast::ForwardSequence<Real, Stored>> p) {
   extern __shared__ double memory[];
-  rnnfast::forward_sequence<Cell, Real, Stored, RNNFAST_ROWS>(own(p), (Stored*)memory);
+  rnnfast::forward_sequence<Cell, Real, Stored, RNNFAST_PRODUCTS>(own(p), memory);
 }
 RNNFAST_KERNEL backward_steps(
     const __grid_constant__ rnnfast::Directions<rnnfast::BackwardSequence<Real, Stored>> p) {
   extern __shared__ double memory[];
-  rnnfast::backward_sequence<Cell, Real, Stored, RNNFAST_ROWS>(own(p), (Stored*)memory);
+  rnnfast::backward_sequence<Cell, Real, Stored, RNNFAST_PRODUCTS>(own(p), memory);
 }
 }
 
