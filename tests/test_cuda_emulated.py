@@ -405,16 +405,18 @@ def test_tf32_by_explicit_choice_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("mode", ["forward", "training"])
 @pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("dtype", gpu.DTYPES)
 def test_the_benchmark_checks_what_it_times(
-    mode: Any, large: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: str, mode: Any, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
         monkeypatch.setattr(gpu, "_LARGE", 0)
-    p = draw(Spec("lstm"), Shape("custom", 4, 3, 5, 33), mode)
+    p = gpu.in_dtype(draw(Spec("lstm"), Shape("custom", 4, 3, 5, 33), mode), dtype)
     side = gpu.ours(p)
     results = side.results(side.run())
+    assert len(results) == (7 if mode == "training" else 3) + (mode == "training")
     assert gpu.wrong(p, results) == {}
-    results["y"][0, 0, 0] += 0.01
+    results["y"][0, 0, 0] += 10 * gpu.EPS[dtype] + 0.01
     assert list(gpu.wrong(p, results)) == ["y"]
 
 

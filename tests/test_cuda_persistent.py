@@ -333,7 +333,7 @@ def test_the_table_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     found = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert found["measured"] == "emulated"
     rows = {(e["cell"], e["dtype"], e["units"]): e["rows"] for e in found["most_rows"]}
-    assert len(rows) == len(found["most_rows"]) == len(CELLS) * len(DTYPES) * 3
+    assert len(rows) == len(found["most_rows"]) == len(CELLS) * len(engines.DTYPES) * 3
     assert [rows["lstm", "float32", units] for units in (8, 24, 32)] == [4, 4, 0]
     assert [rows["lstm", "float64", units] for units in (8, 24, 32)] == [4, 0, 0]
 
