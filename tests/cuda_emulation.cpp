@@ -82,9 +82,11 @@ __attribute__((noinline)) void resume(Fiber& fiber) {
   setcontext(&fiber.context);
 }
 
+constexpr int kAhead = -1;  // forwards, and each warp as far as it gets before the next one runs
+
 // The place of the k-th thread or block in an order: 0 forwards, 1 backwards, else scattered.
 unsigned place(unsigned k, unsigned count, int order) {
-  if (order == 0) return k;
+  if (order == 0 || order == kAhead) return k;
   if (order == 1) return count - 1 - k;
   unsigned step = unsigned(order) | 1u;
   while (true) {
@@ -147,12 +149,15 @@ bool run_block(int first, int order) {
     for (int k = 0; k < count && error == nullptr; k++) {
       const int t = int(place(unsigned(k), unsigned(count), order));
       Fiber& fiber = fibers[first + t];
-      if (fiber.wait != Wait::kNone) continue;
-      current = first + t;
-      thread_index.x = unsigned(t);
-      resume(fiber);
-      ran = true;
-      progress |= fiber.wait != Wait::kPause;
+      if (fiber.wait == Wait::kNone) {
+        current = first + t;
+        thread_index.x = unsigned(t);
+        resume(fiber);
+        ran = true;
+        progress |= fiber.wait != Wait::kPause;
+      }
+      const bool end = order == kAhead && k % 32 == 31;
+      if (end && release(first + k - 31, first + k + 1, Wait::kWarp)) k -= 32;
     }
     current = -1;
     bool released = release(first, first + count, Wait::kBlock);
@@ -265,6 +270,13 @@ inline float float16_value(unsigned short bits) {
 #include "../rnnfast/backends/cuda/numbers.cuh"
 
 namespace rnnfast {
+
+inline unsigned word_at(const void* p) {
+  if (reinterpret_cast<std::uintptr_t>(p) % 4 != 0) emulation::stop("a load that is not aligned");
+  unsigned word;
+  std::memcpy(&word, p, sizeof word);
+  return word;
+}
 
 // Half k % 2 of the words of a lane.
 template <class S>
@@ -453,6 +465,7 @@ unsigned long long size_of(const char* what) {
   if (!std::strcmp(what, "BackwardStep")) return sizeof(BackwardStep<double, double>);
   if (!std::strcmp(what, "ForwardSequences")) return sizeof(Directions<ForwardSequence<float, Float16>>);
   if (!std::strcmp(what, "BackwardSequences")) return sizeof(Directions<BackwardSequence<double, double>>);
+  if (!std::strcmp(what, "TensorCores")) return TensorCores::kBytes;
   return 0;
 }
 }

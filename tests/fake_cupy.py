@@ -369,8 +369,7 @@ def emulation() -> ctypes.CDLL:
         found = compiler()
         assert found is not None
         made = library.with_suffix(f".{np.random.default_rng().integers(1 << 30)}")
-        flags = ["-std=c++17", "-O1", "-fno-strict-aliasing", "-shared", "-fPIC"]
-        flags += ["-Wall", "-Wextra", "-Werror"]
+        flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
         subprocess.run([found, *flags, "-o", str(made), str(_EMULATION)], check=True)
         made.replace(library)
     loaded = ctypes.CDLL(str(library))

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers import Case, assert_same_bits, forward, function, problem, run
 from option_sets import OPTIONS, of, with_options
-from test_cuda_emulated import in_order
+from test_cuda_emulated import AHEAD, in_order
 from test_cuda_persistent import OUR_KERNELS, device
 from tolerance import allowed, assert_agrees, assert_close, finfo, truth
 
@@ -157,7 +157,7 @@ def test_order_and_division_do_not_matter(engine: str, dtype: str) -> None:
     for spec in (Spec("lstm"), Spec("gru"), Spec("gru", reset_after=False)):
         case = Case(spec, T=3, B=10, I=5, H=34, D=2, dtype=dtype, ragged=True)
         wanted = run(problem(case), "cuda")
-        for multiprocessors, order in ((6, 1), (20, 2), (2, 5)):
+        for multiprocessors, order in ((6, 1), (20, 2), (2, 5), (2, AHEAD)):
             with device(multiprocessors), in_order(order):
                 assert_same_bits(run(problem(case), "cuda"), wanted)
 
@@ -187,8 +187,9 @@ def test_multiply_adds_where_tensor_cores_lack_the_instruction(
 
 def test_how_products_are_made() -> None:
     from rnnfast.backends.cuda.launch import Limits
-    from rnnfast.backends.cuda.persistent import plan
+    from rnnfast.backends.cuda.persistent import _PARTS, plan
 
+    assert fake_cupy.emulation().size_of(b"TensorCores") == _PARTS
     for name, cores, rows, way in (
         ("float16", True, 1, "TensorCores"),
         ("bfloat16", True, 64, "TensorCores"),

@@ -19,6 +19,7 @@ from helpers import BIASES, COTANGENTS, ROOT, STATES, Case, assert_same_bits, fo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cuda_emulated import (
+    AHEAD,
     check_options,
     emulated,
     fields_of,
@@ -123,7 +124,7 @@ def test_order_of_threads_and_blocks_does_not_matter(spec: Spec) -> None:
     case = Case(spec, T=5, B=18, I=5, H=40, D=2, ragged=True)
     with device(24):
         wanted = emulated(case)
-        for order in (1, 2, 5):
+        for order in (1, 2, 5, AHEAD):
             with in_order(order):
                 assert_same_bits(emulated(case), wanted)
 

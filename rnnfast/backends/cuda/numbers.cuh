@@ -95,16 +95,18 @@ RNNFAST_DEVICE void add_product_of_tiles(float*, const unsigned*, const unsigned
   static_assert(sizeof(S) == 0, "needs sm_80");
 }
 #endif
+RNNFAST_DEVICE unsigned word_at(const void* p) { return *(const unsigned*)p; }
 #else
 template <class S>
 void add_product_of_tiles(float* sums, const unsigned* a, const unsigned* b);
+inline unsigned word_at(const void* p);
 #endif
 
 // Numbers k and k + 1 of `length`, which begin at p; zero past the end. Where `aligned`, k is even
 // and p a multiple of 4 bytes.
 template <class S>
 RNNFAST_DEVICE unsigned two(const S* p, long long k, long long length, bool aligned) {
-  if (aligned && k + 1 < length) return *(const unsigned*)(p + k);
+  if (aligned && k + 1 < length) return word_at(p + k);
   const unsigned lower = k < length ? p[k].bits : 0, upper = k + 1 < length ? p[k + 1].bits : 0;
   return lower | upper << 16;
 }
