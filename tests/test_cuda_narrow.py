@@ -232,17 +232,20 @@ def test_the_state_is_carried_in_float32(engine: str, dtype: str) -> None:
     assert y.get()[-1] == h_n.get()[0]
 
 
-def test_gradients_of_weights_are_added_up_in_float32(engine: str, dtype: str) -> None:
-    """3000 ones: 16 bits would stand still at 2048, or at 256."""
-    T, one = 60, np.ones((1, 1))
-    x = on_device(np.ones((T, 50, 1)), dtype)
+@pytest.mark.parametrize(("T", "B", "checkpoint"), [(60, 50, None), (700, 3, 1)])
+def test_gradients_of_weights_are_added_up_in_float32(
+    T: int, B: int, checkpoint: int | None, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of ones: 16 bits would stand still at 2048, or at 256."""
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "alternating")
+    one = np.ones((1, 1))
+    x = on_device(np.ones((T, B, 1)), dtype)
     weights = rnnfast.Weights(*(on_device(a, dtype) for a in (one, 0 * one, one[0], one[0])))
-    for options in ({}, {"checkpoint": 7}):
-        *_, backward = rnnfast.rnn_vjp(x, weights, nonlinearity="linear", **options)
-        _, d, _ = backward(x)
-        for gradient in (d.w_ih, d.b_ih, d.b_hh):
-            assert gradient.dtype == dtype
-            assert float(gradient.get().reshape(())) == float(np.float32(3000).astype(dtype))
+    *_, backward = rnnfast.rnn_vjp(x, weights, nonlinearity="linear", checkpoint=checkpoint)
+    _, d, _ = backward(x)
+    for gradient in (d.w_ih, d.b_ih, d.b_hh):
+        assert gradient.dtype == dtype
+        assert float(gradient.get().reshape(())) == float(np.float32(T * B).astype(dtype))
 
 
 # ------------------------------------------------------------------------------ the public face

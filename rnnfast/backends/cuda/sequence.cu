@@ -212,7 +212,8 @@ struct Lanes {
 // Numbers of 16 bits, by the instruction for products of tiles: 16 rows of w and 8 of the batch.
 // Lane 4 g + t has the sums of rows g and g + 8 of w with rows 2 t and 2 t + 1 of the batch. The
 // rows of w are those of 8 units, two sums of each in a tile, so that a lane has all sums of a unit;
-// where there is one sum, those of 16 units. The warps of a block divide the numbers of the rows.
+// where there is one sum, those of 16 units. The warps of a block divide the numbers of the rows,
+// and meet in own, (warps, 4 * tiles, 32 lanes). Else as `products`.
 struct TensorCores {
   static constexpr int kBytes = 8 * 2 * 4 * 32 * 4;  // (warps, tiles, 4, lanes) of float
   // Lanes then read different banks, and two numbers at a time are aligned.

@@ -3,8 +3,8 @@
 // batch (blockIdx.x), on all of its units where a layer normalisation must see them (gridDim.y is 1
 // then), else on some. rnnfast/backends/cuda/engine.py launches them.
 //
-// Compiled once for every cell, pair of types and presence of layer normalisation, which the macros at the
-// end name.
+// Compiled once for every cell, pair of types and presence of layer normalisation, which the macros
+// at the end name.
 #include "units.cuh"
 
 namespace rnnfast {
