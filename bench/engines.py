@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ from .problem import Problem, draw, tolerance
 from .shapes import Shape
 
 ENGINES = ("alternating", "persistent")
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 STEPS = 100
 
 
@@ -60,20 +59,15 @@ def calls(problem: Problem) -> dict[str, gpu.Call]:
 
     made = {name: with_engine(name) for name in ENGINES}
     results = [side.results(made[name]()) for name in reversed(ENGINES)]
-    eps = np.finfo(problem.x.dtype).eps / np.finfo(np.float32).eps
+    dtype = problem.x.dtype.name
+    allowed = 2 * tolerance(problem.shape) * gpu.EPS[dtype] / gpu.EPS["float32"]
+    if problem.x.dtype.itemsize == 2:
+        allowed = 4 * gpu.EPS[dtype]  # each rounds its results by half an eps
     for name, wanted in results[1].items():
         error = np.abs(results[0][name] - wanted).max() / np.abs(wanted).max()
-        if not error <= 2 * eps * tolerance(problem.shape):
+        if not error <= allowed:
             raise AssertionError(f"{problem.shape}: {name} of the engines differs by {error:.2g}")
     return made
-
-
-def in_dtype(problem: Problem, dtype: str) -> Problem:
-    weights = [
-        rnnfast.Weights(*(None if a is None else a.astype(dtype) for a in w))
-        for w in problem.weights
-    ]
-    return replace(problem, x=problem.x.astype(dtype), dy=problem.dy.astype(dtype), weights=weights)
 
 
 def measured(cell: str, dtype: str, sizes: Sizes, budget: float) -> Iterator[dict[str, Any]]:
@@ -83,7 +77,7 @@ def measured(cell: str, dtype: str, sizes: Sizes, budget: float) -> Iterator[dic
         for rows in sorted(sizes.rows):
             problem = draw(Spec(cell), Shape("choose", STEPS, rows, units, units), "training")
             try:
-                times = gpu.timed(calls(in_dtype(problem, dtype)), budget)
+                times = gpu.timed(calls(gpu.in_dtype(problem, dtype)), budget)
             except rnnfast.UnsupportedError:
                 break
             alternating, persistent = (float(np.median(times[name])) for name in ENGINES)

@@ -1,8 +1,9 @@
 """rnnfast on CuPy arrays beside torch.nn.LSTM, GRU and RNN (cuDNN), timed by events of the device.
 
-Float32 everywhere, without TF32. Both libraries work on the null stream, in turns, in shuffled
-order. Results are compared with the NumPy reference in float64 before anything is timed: all of
-them for small shapes, else y and dx of the first rows, which do not depend on the others.
+Float32 without TF32, float16 and bfloat16. Both libraries work on the null stream, in turns, in
+shuffled order. Results are compared with those in float64 of the same numbers (of the NumPy
+reference, or of the native backend) before anything is timed: all of them for small shapes, else y
+and dx of the first rows, which do not depend on the others.
 """
 
 from __future__ import annotations
@@ -44,7 +45,13 @@ QUICK = [Shape("quick", T, B, H, H) for T in (1, 20) for B in (1, 8) for H in (6
 _CHECKED_ROWS = 2  # of a large shape
 _LARGE = 2e9  # multiply-adds in one forward pass
 _BLOCK = 0.02  # seconds that the launches of a block take, about
+DTYPES = ("float32", "float16", "bfloat16")
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# Of 16 bits, the relative error that a result may have, in eps: half of one is that of rounding it.
+# cuDNN rounds the state at each step, too.
+_NARROW_ERROR = 8
 _COLUMNS = {
+    "dtype": 9,
     "mode": 8,
     "cell": 5,
     "T,B,I,H": 18,
@@ -62,6 +69,20 @@ class Side(NamedTuple):
 
     run: Call
     results: Callable[[Any], dict[str, Array]]  # of what `run` returned, in CPU memory
+
+
+def in_dtype(problem: Problem, dtype: str) -> Problem:
+    """The problem with its numbers rounded to this dtype; bfloat16 is that of ml_dtypes."""
+    if dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401  NumPy then knows the name
+
+    weights = [
+        rnnfast.Weights(*(None if a is None else a.astype(dtype) for a in w))
+        for w in problem.weights
+    ]
+    states = problem.states and tuple(s.astype(dtype) for s in problem.states)
+    x, dy = problem.x.astype(dtype), problem.dy.astype(dtype)
+    return replace(problem, x=x, dy=dy, weights=weights, states=states)
 
 
 def ours(problem: Problem) -> Side:
@@ -86,9 +107,15 @@ def ours(problem: Problem) -> Side:
         y, state_n, *gradients = got
         found = [gradients[0][0], *flat(gradients[0][1])] if gradients else []
         states_n = state_n if isinstance(state_n, tuple) else (state_n,)
-        return named(y.get(), tuple(s.get() for s in states_n), [g.get() for g in found])
+        y, *rest = (_wide(a.get()) for a in (y, *states_n, *found))
+        return named(y, tuple(rest[: len(states_n)]), rest[len(states_n) :])
 
     return Side(run, results)
+
+
+def _wide(a: Array) -> Array:
+    """16 bits as float32."""
+    return a.astype(np.float32) if a.dtype.itemsize == 2 else a
 
 
 def cudnn(problem: Problem) -> Side:
@@ -97,13 +124,18 @@ def cudnn(problem: Problem) -> Side:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     spec, shape = problem.spec, problem.shape
     how = {"nonlinearity": spec.nonlinearity} if spec.cell == "rnn" else {}
-    module = getattr(torch.nn, spec.cell.upper())(shape.I, shape.H, **how).cuda()
+    dtype = getattr(torch, problem.x.dtype.name)
+
+    def there(a: Array) -> Any:
+        return torch.from_numpy(_wide(a)).to("cuda", dtype)
+
+    module = getattr(torch.nn, spec.cell.upper())(shape.I, shape.H, **how).to("cuda", dtype)
     parameters = list(module.parameters())
     with torch.no_grad():
         for parameter, array in zip(parameters, flat(problem.weights), strict=True):
-            parameter.copy_(torch.from_numpy(array))
-    x, dy = torch.from_numpy(problem.x).cuda(), torch.from_numpy(problem.dy).cuda()
-    states = [torch.from_numpy(s).cuda() for s in problem.states or ()]
+            parameter.copy_(there(array))
+    x, dy = there(problem.x), there(problem.dy)
+    states = [there(s) for s in problem.states or ()]
     state = tuple(states) if len(states) > 1 else states[0] if states else None
     inputs = [t.requires_grad_() for t in (x, *parameters)] if problem.mode == "training" else []
 
@@ -117,7 +149,7 @@ def cudnn(problem: Problem) -> Side:
     def results(got: Any) -> dict[str, Array]:
         y, state_n, *gradients = got
         states_n = state_n if isinstance(state_n, tuple) else (state_n,)
-        on_host = [t.detach().cpu().numpy() for t in (y, *states_n, *gradients)]
+        on_host = [t.detach().float().cpu().numpy() for t in (y, *states_n, *gradients)]
         count = len(states_n)
         return named(on_host[0], tuple(on_host[1 : 1 + count]), on_host[1 + count :])
 
@@ -135,18 +167,24 @@ def wrong(problem: Problem, got: dict[str, Array]) -> dict[str, float]:
         array = got[name][:, :rows] if rows < shape.B else got[name]
         scale = np.abs(true).max(initial=np.finfo(np.float64).tiny)
         error = float(np.abs(array - true).max() / scale) if array.shape == true.shape else np.inf
-        if not error <= tolerance(shape):
+        if not error <= _allowed(problem):
             found[name] = error
     return found
+
+
+def _allowed(problem: Problem) -> float:
+    dtype = problem.x.dtype.name
+    return tolerance(problem.shape) if dtype == "float32" else _NARROW_ERROR * EPS[dtype]
 
 
 def _truth(problem: Problem) -> dict[str, Array]:
     """Of all rows of a small problem, else of the first."""
     shape = problem.shape
     gates = len(problem.spec.info.gates)
-    if shape.T * shape.B * gates * shape.H * (shape.I + shape.H) < _LARGE:
+    small = shape.T * shape.B * gates * shape.H * (shape.I + shape.H) < _LARGE
+    if small and problem.x.dtype == np.float32:
         return truth(problem.spec, shape, problem.mode)
-    rows = slice(min(shape.B, _CHECKED_ROWS))
+    rows = slice(None) if small else slice(min(shape.B, _CHECKED_ROWS))
 
     def double(a: Array) -> Array:
         return a.astype(np.float64)
@@ -157,10 +195,11 @@ def _truth(problem: Problem) -> dict[str, Array]:
     how = {**options(problem.spec), "backend": "native"}
     x, dy = double(problem.x[:, rows]), double(problem.dy[:, rows])
     function = getattr(rnnfast, problem.spec.cell + "_vjp")
-    y, _, backward = function(x, weights, part.state, **how)
+    y, state_n, backward = function(x, weights, part.state, **how)
     if problem.mode == "forward":
-        return {"y": y}
-    return {"y": y, "dx": backward(dy)[0]}
+        return named(y, state_n) if small else {"y": y}
+    dx, dweights, _ = backward(dy)
+    return named(y, state_n, [dx, *flat(dweights)]) if small else {"y": y, "dx": dx}
 
 
 def milliseconds(run: Call, repeats: int) -> float:
@@ -194,9 +233,10 @@ def timed(calls: dict[str, Call], budget: float) -> dict[str, list[float]]:
     return found
 
 
-def measured(cell: str, shape: Shape, mode: Mode, budget: float) -> dict[str, Any]:
-    problem = draw(CELLS[cell], shape, mode)
-    row: dict[str, Any] = {"cell": cell, "mode": mode, "shape": asdict(shape), "name": str(shape)}
+def measured(cell: str, dtype: str, shape: Shape, mode: Mode, budget: float) -> dict[str, Any]:
+    problem = in_dtype(draw(CELLS[cell], shape, mode), dtype)
+    row: dict[str, Any] = {"cell": cell, "dtype": dtype, "mode": mode}
+    row |= {"shape": asdict(shape), "name": str(shape)}
     sides = {"rnnfast": ours(problem), "torch": cudnn(problem)}
     row["failed"] = {}
     for name, side in sides.items():
@@ -240,7 +280,9 @@ def _line(row: dict[str, Any]) -> str:
     shown = [f"{times[k]['median']:.4g}" if k in times else "" for k in ("torch", "rnnfast")]
     ratio = f"{row['ratio']['median']:.2f}" if "ratio" in row else ""
     note = f"FAILED {row['failed']}" if row["failed"] else ""
-    return report.line(_COLUMNS, [row["mode"], row["cell"], row["name"], *shown, ratio, note])
+    return report.line(
+        _COLUMNS, [row[k] for k in ("dtype", "mode", "cell", "name")] + [*shown, ratio, note]
+    )
 
 
 def _shapes(given: argparse.Namespace) -> Iterator[Shape]:
@@ -254,6 +296,7 @@ def _shapes(given: argparse.Namespace) -> Iterator[Shape]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
     parser.add_argument("--cells", nargs="+", choices=("lstm", "gru", "rnn"), default=None)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--steps", nargs="+", type=int, default=STEPS, metavar="T")
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS, metavar="B")
@@ -279,10 +322,10 @@ def main(argv: list[str]) -> int:
         return 0
     rows: list[dict[str, Any]] = []
     print(*report.header(_COLUMNS), sep="\n", flush=True)
-    for cell, shape, mode in itertools.product(
-        given.cells or ("lstm", "gru", "rnn"), _shapes(given), given.modes
+    for cell, dtype, shape, mode in itertools.product(
+        given.cells or ("lstm", "gru", "rnn"), given.dtypes, _shapes(given), given.modes
     ):
-        rows.append(measured(cell, shape, mode, given.budget))
+        rows.append(measured(cell, dtype, shape, mode, given.budget))
         print(_line(rows[-1]), flush=True)
         document = {**report.document(rows, {"argv": argv}), "gpu": device()}
         path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

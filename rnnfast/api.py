@@ -181,7 +181,8 @@ def lstm(
     Parameters
     ----------
     x : array (T, B, I), (B, T, I) with batch_first, or (T, I) unbatched; float32 or float64
-        The input. T >= 1; B may be 0.
+        The input. T >= 1; B may be 0. On a CUDA device float16 and bfloat16 are taken too, and
+        computed in float32: docs/cuda.md.
     weights : Weights, tuple of arrays, list with one entry per layer, or Packed
         An entry is a `rnnfast.Weights` or, for a bidirectional layer, a pair of them. Of x's
         dtype.

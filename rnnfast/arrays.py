@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .errors import UnsupportedError
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+_HALVES = ("float16", "bfloat16")  # NumPy has the second from the package ml_dtypes
 _CPU, _CUDA = 1, (2, 13)  # kDLCPU, kDLCUDA and kDLCUDAManaged of the DLPack standard
 
 
@@ -98,6 +99,11 @@ def check_place(name: str, array: Any, like: Any) -> None:
         )
 
 
+def computed(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that arrays of this one are computed with: float32 for 16 bits, else itself."""
+    return FLOATS[0] if dtype.name in _HALVES else dtype
+
+
 def dtype(name: str, value: Any) -> np.dtype[Any]:
     """The floating dtype that `value` names."""
     try:
@@ -108,18 +114,33 @@ def dtype(name: str, value: Any) -> np.dtype[Any]:
     return kind
 
 
-def check_dtype(name: str, dtype: np.dtype[Any], like: np.dtype[Any] | None = None) -> None:
-    if dtype not in FLOATS:
-        raise TypeError(f"{name}: expected dtype float32 or float64, got {dtype}")
-    if like is not None and dtype != like:
+def check_dtype(
+    name: str, dtype: np.dtype[Any], like: np.dtype[Any] | None = None, device: bool = False
+) -> None:
+    """A dtype that there is a backend for, and the one of the other arrays if there are any.
+
+    `device` tells whether the array lives on one.
+    """
+    if dtype == like:
+        return
+    if dtype not in FLOATS and not (device and dtype.name in _HALVES):
+        expected = "float16, bfloat16, float32 or float64" if device else "float32 or float64"
+        hint = ""
+        if dtype.name in _HALVES:
+            hint = "; backend 'cuda' takes float16 and bfloat16, in arrays on a CUDA device"
+        raise TypeError(f"{name}: expected dtype {expected}, got {dtype}{hint}")
+    if like is not None:
         raise TypeError(f"{name}: expected dtype {like} as the other arrays have, got {dtype}")
 
 
 def floating(name: str, value: Any, like: np.dtype[Any] | None = None) -> NDArray[Any]:
-    """`value` as an array of float32 or float64, of the dtype `like` if there is one."""
+    """`value` as an array of float32 or float64, of the dtype `like` if there is one.
+
+    On a device it may have 16 bits.
+    """
     array = take(name, value)
-    if array.dtype != like or like not in FLOATS:
-        check_dtype(name, array.dtype, like)
+    if array.dtype != like:
+        check_dtype(name, array.dtype, like, on_device(array))
     return array
 
 

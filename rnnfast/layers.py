@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import batchnorm
+from . import arrays, batchnorm
 from .backends import Backend
 from .noise import Between, OnState
 from .spec import Masks, Spec, Steps
@@ -86,6 +86,11 @@ class Stack:
     @property
     def width(self) -> int:
         return self.directions * self.outputs
+
+    @property
+    def computed(self) -> np.dtype[Any]:
+        """What is computed with."""
+        return arrays.computed(self.dtype)
 
     def state_shape(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """The shapes of h and c, None where there is no c."""
@@ -171,16 +176,16 @@ class Stack:
         """The inputs of a run, or their gradients, after dropout."""
         if layers.start == 0 or self.between is None:
             return rows
-        mask = self.between.mask(layers.start, first_row, steps, rows.dtype)
-        dropped: Array = rows * np.asarray(mask, like=rows)
-        return dropped
+        mask = self.between.mask(layers.start, first_row, steps, self.computed)
+        dropped: Array = rows.astype(self.computed, copy=False) * np.asarray(mask, like=rows)
+        return dropped.astype(rows.dtype, copy=False)
 
     def _masks(self, layers: slice, first_row: int, steps: Steps) -> list[Masks] | None:
         if self.on_state is None:
             return None
         return [
             Masks(*(None if a is None else np.asarray(a, like=self.like) for a in mask))
-            for mask in self.on_state.masks(layers.start, first_row, steps, self.dtype)
+            for mask in self.on_state.masks(layers.start, first_row, steps, self.computed)
         ]
 
     @property
@@ -308,21 +313,24 @@ def forward(
 def _in_segments(
     stack: Stack, rows: Array, steps: Steps, state: State, y: Array, state_n: State, length: int
 ) -> list[Segment]:
-    """Run segment by segment. `state_n` is the running state, and the last one in the end."""
-    for running, initial in zip(state_n, state, strict=True):
-        if running is not None:
-            running[...] = 0 if initial is None else initial
+    """Run segment by segment. `state_n` is the last state in the end."""
+    h_n, c_n = (None if s is None else s.astype(stack.computed, copy=False) for s in state_n)
+    running = h_n, c_n
+    for now, initial in zip(running, state, strict=True):
+        if now is not None:
+            now[...] = 0 if initial is None else initial
     segments = []
     first_row = 0
     for first in range(0, max(1, steps.num_steps), length):
         part = steps.part(first, length)
-        before = _rows_of(state_n, part.batch)
+        before = _rows_of(running, part.batch)
         segment = Segment(first_row, part, before)
         after = _empty_like(before)
         stack.forward(rows[segment.rows], first_row, part, before, y[segment.rows], after, None)
-        _put_rows(state_n, after)
+        _put_rows(running, after)
         segments.append(segment)
         first_row += part.rows
+    _put_rows(state_n, running)
     return segments
 
 
@@ -389,6 +397,7 @@ def _back_through_segments(
             assert h is not None
             dbefore = np.zeros_like(h), None if c is None else np.zeros_like(c)
         _put_rows(dstate, dbefore)
+        parts = [_converted(w, stack.computed) for w in parts]
         if not dweights:
             dweights = parts
             continue
@@ -396,7 +405,11 @@ def _back_through_segments(
             for a, b in zip(total, part, strict=True):
                 if a is not None:
                     a += b
-    return dx, dweights, dstate
+    return dx, [_converted(w, stack.dtype) for w in dweights], dstate
+
+
+def _converted(w: Weights, dtype: np.dtype[Any]) -> Weights:
+    return Weights(*(None if a is None else a.astype(dtype, copy=False) for a in w))
 
 
 def _copy_or_zeros(a: Array | None, shape: tuple[int, ...], like: Array) -> Array:

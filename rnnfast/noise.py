@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import computed
 from .options import Noise
 from .spec import Masks, Steps
 from .weights import Layer
@@ -131,7 +132,7 @@ class DropConnect:
         for layer in layers:
             for w in layer:
                 kept = Bits(rng, 1 - rate, *w.w_hh.shape)
-                self.masks.append((kept, w.w_hh.dtype.type(scale)))
+                self.masks.append((kept, computed(w.w_hh.dtype).type(scale)))
 
     def apply(self, layers: list[Layer]) -> list[Layer]:
         masks = iter(self.masks)
@@ -144,5 +145,7 @@ class DropConnect:
 
 def _times(w_hh: Array, mask: tuple[Bits, Any]) -> Array:
     bits, scale = mask
-    product: Array = w_hh * np.asarray(bits.rows(slice(None), w_hh.dtype), like=w_hh) * scale
-    return product
+    wide = computed(w_hh.dtype)
+    kept = np.asarray(bits.rows(slice(None), wide), like=w_hh)
+    product: Array = w_hh.astype(wide, copy=False) * kept * scale
+    return product.astype(w_hh.dtype, copy=False)

@@ -82,7 +82,8 @@ class Checked:
         """The layers, where they are for this cell and of the dtype of x."""
         if cell is not self.cell:
             raise ValueError(f"weights: checked for {self.cell.name}, expected {cell.name}")
-        arrays.check_dtype("weights", self.layers[0][0].w_hh.dtype, dtype)
+        w_hh = self.layers[0][0].w_hh
+        arrays.check_dtype("weights", w_hh.dtype, dtype, arrays.on_device(w_hh))
         return self.layers
 
 
@@ -214,6 +215,11 @@ def _direction(
         entry = Weights(*entry)
     _check_fields(name, entry, cell, first)
     w_ih = arrays.floating(f"{name}.w_ih", entry.w_ih, dtype)
+    if entry.bn_ih is not None and arrays.computed(w_ih.dtype) != w_ih.dtype:
+        raise UnsupportedError(
+            f"{name}.bn_ih: no backend has batch normalisation in {w_ih.dtype}, whose running "
+            f"statistics would stand still; expected float32 or float64"
+        )
     w_hh = arrays.floating(f"{name}.w_hh", entry.w_hh, w_ih.dtype)
     gates = len(cell.gates)
     if entry.w_hr is not None:

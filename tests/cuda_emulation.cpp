@@ -38,6 +38,12 @@ struct Fiber {
   Wait wait = Wait::kNone;
 };
 
+// What a lane gives to a product of tiles.
+struct Tiles {
+  unsigned a[4], b[2];
+};
+std::vector<Tiles> tiles[2];  // of each fiber, in two places in turns, as `exchanged`
+
 std::vector<Fiber> fibers;                // of all blocks that are there
 std::vector<std::uint64_t> exchanged[2];  // a number of each
 std::vector<std::vector<double>> shared;  // memory of each block
@@ -76,9 +82,11 @@ __attribute__((noinline)) void resume(Fiber& fiber) {
   setcontext(&fiber.context);
 }
 
+constexpr int kAhead = -1;  // forwards, and each warp as far as it gets before the next one runs
+
 // The place of the k-th thread or block in an order: 0 forwards, 1 backwards, else scattered.
 unsigned place(unsigned k, unsigned count, int order) {
-  if (order == 0) return k;
+  if (order == 0 || order == kAhead) return k;
   if (order == 1) return count - 1 - k;
   unsigned step = unsigned(order) | 1u;
   while (true) {
@@ -116,6 +124,7 @@ bool release(int first, int end, Wait what) {
 void begin(int count) {
   if (int(fibers.size()) < count) fibers.resize(count);
   for (auto& numbers : exchanged) numbers.resize(count);
+  for (auto& given : tiles) given.resize(count);
   for (int t = 0; t < count; t++) {
     Fiber& f = fibers[t];
     f.wait = Wait::kNone;
@@ -140,12 +149,15 @@ bool run_block(int first, int order) {
     for (int k = 0; k < count && error == nullptr; k++) {
       const int t = int(place(unsigned(k), unsigned(count), order));
       Fiber& fiber = fibers[first + t];
-      if (fiber.wait != Wait::kNone) continue;
-      current = first + t;
-      thread_index.x = unsigned(t);
-      resume(fiber);
-      ran = true;
-      progress |= fiber.wait != Wait::kPause;
+      if (fiber.wait == Wait::kNone) {
+        current = first + t;
+        thread_index.x = unsigned(t);
+        resume(fiber);
+        ran = true;
+        progress |= fiber.wait != Wait::kPause;
+      }
+      const bool end = order == kAhead && k % 32 == 31;
+      if (end && release(first + k - 31, first + k + 1, Wait::kWarp)) k -= 32;
     }
     current = -1;
     bool released = release(first, first + count, Wait::kBlock);
@@ -217,6 +229,85 @@ T add(T* to, T value) {
 #define atomicAdd(to, value) emulation::add(to, value)
 #define RNNFAST_PAUSE() emulation::wait_for(emulation::Wait::kPause)
 
+// Numbers of 16 bits, rounded to the nearest, ties to even, as a device does. Denormals too.
+namespace rnnfast {
+inline std::uint32_t bits_of(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float float_of(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+// The upper bits of a number, rounded, without the lowest `count`.
+inline std::uint32_t without(std::uint32_t bits, int count) {
+  const std::uint32_t half = 1u << (count - 1), odd = bits >> count & 1;
+  return (bits + half - 1 + odd) >> count;
+}
+inline unsigned short bfloat16_bits(float x) {
+  return (unsigned short)(x != x ? 0x7fff : without(bits_of(x), 16));
+}
+inline float bfloat16_value(unsigned short bits) { return float_of(std::uint32_t(bits) << 16); }
+inline unsigned short float16_bits(float x) {
+  const std::uint32_t sign = bits_of(x) >> 16 & 0x8000, size = bits_of(x) & 0x7fffffff;
+  if (x != x) return 0x7fff;
+  if (size >= 0x477ff000) return (unsigned short)(sign | 0x7c00);  // 65520, and infinity
+  if (size >= 0x38800000)                                          // 2^-14: no denormal
+    return (unsigned short)(sign | without(size - 0x38000000, 13));
+  // Adding 0.5 leaves the last bits of a denormal, rounded, at the end of the sum.
+  return (unsigned short)(sign | (bits_of(float_of(size) + 0.5f) - 0x3f000000));
+}
+inline float float16_value(unsigned short bits) {
+  const std::uint32_t sign = std::uint32_t(bits & 0x8000) << 16, size = bits & 0x7fff;
+  if (size >= 0x7c00) return float_of(sign | 0x7f800000 | size << 13);
+  // 2^112 sets the exponents right, those of denormals too.
+  return float_of(sign | bits_of(float_of(size << 13) * 0x1p112f));
+}
+}  // namespace rnnfast
+
+#include "../rnnfast/backends/cuda/numbers.cuh"
+
+namespace rnnfast {
+
+inline unsigned word_at(const void* p) {
+  if (reinterpret_cast<std::uintptr_t>(p) % 4 != 0) emulation::stop("a load that is not aligned");
+  unsigned word;
+  std::memcpy(&word, p, sizeof word);
+  return word;
+}
+
+// Half k % 2 of the words of a lane.
+template <class S>
+float number_of(unsigned word, int k) {
+  S number;
+  number.bits = (unsigned short)(k % 2 == 0 ? word : word >> 16);
+  return number;
+}
+
+// As the PTX ISA has the fragments of mma.m16n8k16: a is in words (g, 2t) (g + 8, 2t) (g, 2t + 8)
+// (g + 8, 2t + 8), b in words (2t, g) (2t + 8, g).
+template <class S>
+void add_product_of_tiles(float* sums, const unsigned* a, const unsigned* b) {
+  using emulation::tiles;
+  const int self = emulation::current, warp = self / 32 * 32, lane = self % 32;
+  const bool turn = emulation::fibers[self].turn = !emulation::fibers[self].turn;
+  std::memcpy(tiles[turn][self].a, a, sizeof tiles[turn][self].a);
+  std::memcpy(tiles[turn][self].b, b, sizeof tiles[turn][self].b);
+  emulation::wait_for(emulation::Wait::kWarp);
+  for (int i = 0; i < 4; i++) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; k++) {
+      const auto& of_a = tiles[turn][warp + row % 8 * 4 + k % 8 / 2].a;
+      const auto& of_b = tiles[turn][warp + column * 4 + k % 8 / 2].b;
+      sums[i] += number_of<S>(of_a[row / 8 + k / 8 * 2], k) * number_of<S>(of_b[k / 8], k);
+    }
+  }
+}
+
+}  // namespace rnnfast
+
 #include "../rnnfast/backends/cuda/sequence.cu"
 #include "../rnnfast/backends/cuda/steps.cu"
 
@@ -229,68 +320,73 @@ X& at(void** a, int k) {
   return *static_cast<X*>(a[k]);
 }
 
-template <class T>
-T* own_memory() {
-  return reinterpret_cast<T*>(emulation::shared[emulation::current_block].data());
-}
+double* own_memory() { return emulation::shared[emulation::current_block].data(); }
 
 enum class Kind { kFree, kBarriers, kTogether };
 
 struct Entry {
   const char* cell;
-  int size;     // of the dtype in bytes
-  int variant;  // whether there is a norm; rows of a warp
+  const char* stored;  // the type, as launch.py names it
+  int variant;  // whether there is a norm; how products are made
   const char* kernel;
   Kind kind;
   void (*body)(void**);
 };
 
-template <class Cell, class T, bool kNorm>
-void add(std::vector<Entry>& table, const char* cell) {
+template <class Cell, class T, class S, bool kNorm>
+void add(std::vector<Entry>& table, const char* cell, const char* stored) {
   const auto entry = [&](const char* kernel, bool barriers, void (*body)(void**)) {
     const Kind kind = barriers ? Kind::kBarriers : Kind::kFree;
-    table.push_back({cell, int(sizeof(T)), kNorm, kernel, kind, body});
+    table.push_back({cell, stored, kNorm, kernel, kind, body});
   };
-  using F = ForwardStep<T>;
-  using B = BackwardStep<T>;
+  using F = ForwardStep<T, S>;
+  using B = BackwardStep<T, S>;
   entry("inputs", true,
         [](void** a) { inputs_kernel<Cell>(at<T*>(a, 0), at<T*>(a, 1), at<Index>(a, 2)); });
   entry("inputs_back", true, [](void** a) {
-    inputs_back_kernel<Cell>(at<const T*>(a, 0), at<const T*>(a, 1), at<const T*>(a, 2),
-                             at<const T*>(a, 3), at<T*>(a, 4), at<Index>(a, 5));
+    inputs_back_kernel<Cell>(at<const T*>(a, 0), at<const S*>(a, 1), at<const T*>(a, 2),
+                             at<const T*>(a, 3), at<S*>(a, 4), at<Index>(a, 5));
   });
-  entry("forward", kNorm, [](void** a) { forward_kernel<Cell, T, kNorm>(at<F>(a, 0)); });
+  entry("forward", kNorm, [](void** a) { forward_kernel<Cell, T, S, kNorm>(at<F>(a, 0)); });
   entry("forward_second", kNorm && Cell::kSecondProduct,
-        [](void** a) { forward_second_kernel<Cell, T, kNorm>(at<F>(a, 0)); });
+        [](void** a) { forward_second_kernel<Cell, T, S, kNorm>(at<F>(a, 0)); });
   entry("gather", false, [](void** a) { gather_kernel(at<B>(a, 0)); });
-  entry("backward", kNorm, [](void** a) { backward_kernel<Cell, T, kNorm>(at<B>(a, 0)); });
+  entry("backward", kNorm, [](void** a) { backward_kernel<Cell, T, S, kNorm>(at<B>(a, 0)); });
   entry("backward_second", kNorm && Cell::kSecondProduct,
-        [](void** a) { backward_second_kernel<Cell, T, kNorm>(at<B>(a, 0)); });
+        [](void** a) { backward_second_kernel<Cell, T, S, kNorm>(at<B>(a, 0)); });
   entry("pass", false, [](void** a) { pass_kernel(at<B>(a, 0)); });
 }
 
-template <class Cell, class T, int kRows>
-void add_sequences(std::vector<Entry>& table, const char* cell) {
-  using F = Directions<ForwardSequence<T>>;
-  using B = Directions<BackwardSequence<T>>;
-  table.push_back({cell, int(sizeof(T)), kRows, "forward_steps", Kind::kTogether, [](void** a) {
-                     forward_sequence<Cell, T, kRows>(at<F>(a, 0).of[blockIdx.z], own_memory<T>());
-                   }});
-  table.push_back({cell, int(sizeof(T)), kRows, "backward_steps", Kind::kTogether, [](void** a) {
-                     backward_sequence<Cell, T, kRows>(at<B>(a, 0).of[blockIdx.z], own_memory<T>());
-                   }});
+template <class Cell, class T, class S, class Products>
+void add_sequences(std::vector<Entry>& table, const char* cell, const char* stored, int products) {
+  using F = Directions<ForwardSequence<T, S>>;
+  using B = Directions<BackwardSequence<T, S>>;
+  const auto entry = [&](const char* kernel, void (*body)(void**)) {
+    table.push_back({cell, stored, products, kernel, Kind::kTogether, body});
+  };
+  entry("forward_steps", [](void** a) {
+    forward_sequence<Cell, T, S, Products>(at<F>(a, 0).of[blockIdx.z], own_memory());
+  });
+  entry("backward_steps", [](void** a) {
+    backward_sequence<Cell, T, S, Products>(at<B>(a, 0).of[blockIdx.z], own_memory());
+  });
+}
+
+template <class Cell, class T, class S>
+void add_type(std::vector<Entry>& table, const char* cell, const char* stored) {
+  add<Cell, T, S, false>(table, cell, stored);
+  add<Cell, T, S, true>(table, cell, stored);
+  add_sequences<Cell, T, S, Lanes<1>>(table, cell, stored, 0);
+  add_sequences<Cell, T, S, Lanes<8>>(table, cell, stored, 1);
+  if constexpr (kNarrow<T, S>) add_sequences<Cell, T, S, TensorCores>(table, cell, stored, 2);
 }
 
 template <class Cell>
 void add_all(std::vector<Entry>& table, const char* cell) {
-  add<Cell, float, false>(table, cell);
-  add<Cell, float, true>(table, cell);
-  add<Cell, double, false>(table, cell);
-  add<Cell, double, true>(table, cell);
-  add_sequences<Cell, float, 1>(table, cell);
-  add_sequences<Cell, float, 8>(table, cell);
-  add_sequences<Cell, double, 1>(table, cell);
-  add_sequences<Cell, double, 8>(table, cell);
+  add_type<Cell, float, float>(table, cell, "float");
+  add_type<Cell, double, double>(table, cell, "double");
+  add_type<Cell, float, Float16>(table, cell, "rnnfast::Float16");
+  add_type<Cell, float, BFloat16>(table, cell, "rnnfast::BFloat16");
 }
 
 const std::vector<Entry>& table() {
@@ -312,12 +408,12 @@ extern "C" {
 
 // Runs a kernel to its end; returns null or what is wrong with it. `shared` is a number of bytes,
 // or -1 where the launch is not a cooperative one.
-const char* emulate(const char* cell, int size, int variant, const char* kernel,
+const char* emulate(const char* cell, const char* stored, int variant, const char* kernel,
                     const unsigned* grid, unsigned block, int shared, int order, void** arguments) {
   using namespace emulation;
   const Entry* found = nullptr;
   for (const Entry& e : table())
-    if (!std::strcmp(e.cell, cell) && e.size == size && e.variant == variant &&
+    if (!std::strcmp(e.cell, cell) && !std::strcmp(e.stored, stored) && e.variant == variant &&
         !std::strcmp(e.kernel, kernel))
       found = &e;
   if (found == nullptr) return "no such kernel";
@@ -352,11 +448,24 @@ const char* emulate(const char* cell, int size, int variant, const char* kernel,
   return error;
 }
 
+// Rounds numbers to 16 bits, and turns any 16 bits into numbers.
+void round_to(const char* stored, const float* from, unsigned short* to, long long count) {
+  const bool brain = !std::strcmp(stored, "rnnfast::BFloat16");
+  for (long long k = 0; k < count; k++)
+    to[k] = brain ? BFloat16(from[k]).bits : Float16(from[k]).bits;
+}
+void values_of(const char* stored, const unsigned short* from, float* to, long long count) {
+  const bool brain = !std::strcmp(stored, "rnnfast::BFloat16");
+  for (long long k = 0; k < count; k++)
+    to[k] = brain ? bfloat16_value(from[k]) : float16_value(from[k]);
+}
+
 unsigned long long size_of(const char* what) {
-  if (!std::strcmp(what, "ForwardStep")) return sizeof(ForwardStep<float>);
-  if (!std::strcmp(what, "BackwardStep")) return sizeof(BackwardStep<double>);
-  if (!std::strcmp(what, "ForwardSequences")) return sizeof(Directions<ForwardSequence<float>>);
-  if (!std::strcmp(what, "BackwardSequences")) return sizeof(Directions<BackwardSequence<double>>);
+  if (!std::strcmp(what, "ForwardStep")) return sizeof(ForwardStep<float, Float16>);
+  if (!std::strcmp(what, "BackwardStep")) return sizeof(BackwardStep<double, double>);
+  if (!std::strcmp(what, "ForwardSequences")) return sizeof(Directions<ForwardSequence<float, Float16>>);
+  if (!std::strcmp(what, "BackwardSequences")) return sizeof(Directions<BackwardSequence<double, double>>);
+  if (!std::strcmp(what, "TensorCores")) return TensorCores::kBytes;
   return 0;
 }
 }

@@ -26,12 +26,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes  # noqa: F401  NumPy's bfloat16, by that name
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
     ROOT / "rnnfast" / "backends" / "cuda" / name
-    for name in ("cells.cuh", "units.cuh", "steps.cu", "sequence.cu")
+    for name in ("numbers.cuh", "cells.cuh", "units.cuh", "steps.cu", "sequence.cu")
 ]
 _EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
 REQUIRED = os.environ.get("RNNFAST_REQUIRE_CUDA") == "1"  # whether CI may leave its tests out
@@ -40,6 +41,7 @@ _GUARD, _GUARD_BYTE = 256, 0xA5
 launches: list[str] = []  # what has run: names of kernels, "gemm", "graph"
 damaged: list[str] = []  # what was written outside of its memory
 limits = {"MultiProcessorCount": 6, "CooperativeLaunch": 1, "MaxSharedMemoryPerBlockOptin": 232448}
+compute_capability = "90"
 order = 0  # of the threads of a block and the blocks of a grid; see cuda_emulation.cpp
 
 
@@ -153,8 +155,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
     def copy(self, order: str = "C") -> Any:
         return _wrapped(self.host.copy(order))
 
-    def astype(self, dtype: Any) -> Any:
-        return _wrapped(self.host.astype(dtype))
+    def astype(self, dtype: Any, copy: bool = True) -> Any:
+        return self if not copy and self.dtype == dtype else _wrapped(self.host.astype(dtype))
 
     def take(self, indices: Any, axis: int | None = None) -> Any:
         return take(self, indices, axis)
@@ -213,7 +215,7 @@ def empty(shape: Any, dtype: Any = float) -> ndarray:
     shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     memory = _Memory(int(np.prod(shape)) * kind.itemsize)
     host = memory.bytes.view(kind).reshape(shape)
-    host[...] = np.nan if kind.kind == "f" else 77
+    host[...] = np.nan if kind.kind == "f" or kind.name == "bfloat16" else 77
     return ndarray(host, memory)
 
 
@@ -270,6 +272,7 @@ class Device:
     def __init__(self, device: Any = None) -> None:
         self.id = 0
         self.attributes = limits
+        self.compute_capability = compute_capability
 
 
 class Event:
@@ -379,11 +382,18 @@ class RawModule:
     def __init__(self, code: str, options: tuple[str, ...]) -> None:
         texts = {file.name: file.read_text(encoding="utf-8") for file in SOURCES}
         given = [n for n, text in texts.items() if "\n".join(text.splitlines()[-20:]) in code]
-        assert given in ([*texts][:3], ["cells.cuh", "units.cuh", "sequence.cu"])
+        assert given in ([*texts][:4], [*[*texts][:3], "sequence.cu"])
         macros = dict(o[2:].split("=") for o in options if o.startswith("-D"))
         self.cell = macros["RNNFAST_CELL"].encode()
-        self.size = {"float": 4, "double": 8}[macros["RNNFAST_REAL"]]
-        self.variant = int(macros["RNNFAST_NORM" if "steps.cu" in given else "RNNFAST_ROWS"])
+        self.stored = macros["RNNFAST_STORED"].encode()
+        real = "double" if self.stored == b"double" else "float"
+        assert macros["RNNFAST_REAL"] == real
+        if "steps.cu" in given:
+            self.variant = int(macros["RNNFAST_NORM"])
+        else:
+            ways = "rnnfast::Lanes<1>", "rnnfast::Lanes<8>", "rnnfast::TensorCores"
+            self.variant = ways.index(macros["RNNFAST_PRODUCTS"])
+            assert self.variant < 2 or int(compute_capability) >= 80, "no such instruction"
         names = ("gate", "candidate", "output")
         self.functions = {name: int(macros["RNNFAST_" + name.upper()]) for name in names}
 
@@ -423,7 +433,7 @@ class Kernel:
 
         def run() -> None:
             assert len(given) == len(pointers)  # keeps both
-            of = self.module.cell, self.module.size, self.module.variant, self.name.encode()
+            of = self.module.cell, self.module.stored, self.module.variant, self.name.encode()
             sizes = (ctypes.c_uint * 3)(*grid)
             error = emulation().emulate(*of, sizes, *block, shared, order, pointers)
             assert error is None, f"{self.name}: {error.decode()}"
@@ -441,7 +451,7 @@ def _steps(argument: Any) -> list[Any]:
 
 def _viewed(pointer: int, kind: int, rows: int, columns: int, stride: int) -> Any:
     """Column-major memory as cuBLAS counts it."""
-    dtype = np.dtype({0: np.float32, 1: np.float64}[kind])
+    dtype = np.dtype({0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}[kind])
     assert stride >= max(1, rows), "a leading dimension below the number of rows"
     count = stride * (columns - 1) + rows
     _check_memory(pointer, count * dtype.itemsize)
@@ -473,6 +483,8 @@ def _gemm(
 ) -> None:
     assert min(m, n, k) > 0
     assert compute == {0: 68, 1: 70}[c_kind], "not full precision"
+    assert a_kind == b_kind
+    assert (a_kind, c_kind) in ((0, 0), (1, 1), (2, 0), (14, 0)), "cuBLAS has no such product"
     real = {0: ctypes.c_float, 1: ctypes.c_double}[c_kind]
     by, add = (real.from_address(p).value for p in (alpha, beta))
     assert (by, add) in ((1, 0), (1, 1))
@@ -481,6 +493,7 @@ def _gemm(
         left = _viewed(a, a_kind, *((k, m) if a_transposed else (m, k)), a_stride)
         right = _viewed(b, b_kind, *((n, k) if b_transposed else (k, n)), b_stride)
         into = _viewed(c, c_kind, m, n, c_stride)
+        left, right = (factor.astype(into.dtype, copy=False) for factor in (left, right))
         product = (left.T if a_transposed else left) @ (right.T if b_transposed else right)
         into[...] = product + into if add else product
 

@@ -103,7 +103,7 @@ class Problem:
 
         def walk(value: Any) -> Any:
             if isinstance(value, np.ndarray):
-                return change(value) if value.dtype.kind == "f" else value
+                return change(value) if value.dtype.kind in "fV" else value  # V: bfloat16
             if isinstance(value, rnnfast.Weights):
                 return rnnfast.Weights(*map(walk, value))
             if isinstance(value, list | tuple):

@@ -30,15 +30,18 @@ def cupy() -> Any:
     return found
 
 
+DTYPES = ["float32", "float64", "float16", "bfloat16"]
+
+
 @pytest.mark.parametrize("H", [1, 33, 64, 257, 1024])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_plain_cells(cupy: Any, spec: Spec, dtype: str, H: int) -> None:
     case = Case(spec, T=9, B=5, I=7, H=H, L=2, D=2, dtype=dtype, ragged=True)
     assert_agrees(case, run(problem(case), "cuda"))
 
 
 @pytest.mark.parametrize(("H", "B"), [(1, 1), (33, 3), (256, 1), (256, 64), (512, 20)])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_persistent_engine(
     cupy: Any, monkeypatch: pytest.MonkeyPatch, spec: Spec, dtype: str, H: int, B: int
 ) -> None:
@@ -116,6 +119,22 @@ def test_several_devices(cupy: Any) -> None:
         x = problem(case).map(cupy.asarray).x
     with pytest.raises(rnnfast.UnsupportedError, match="device 1"):
         rnnfast.lstm(x, problem(case).map(cupy.asarray).weights)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_tensors_of_torch_in_16_bits(cupy: Any, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs torch with CUDA")
+    kind = getattr(torch, dtype)
+    p = problem(Case(Spec("gru"), T=4, B=3, I=5, H=33, dtype="float32"))
+    given = p.map(lambda a: torch.as_tensor(a).to("cuda", kind))
+    y, h_n, backward = rnnfast.gru_vjp(given.x, given.weights, given.h_0)
+    dx, dweights, dh_0 = backward(given.dy)
+    assert {a.dtype for a in (y, h_n, dx, dh_0, *dweights[0][:4])} == {kind}
+    same, _ = rnnfast.gru(cupy.from_dlpack(given.x), given.weights, given.h_0)
+    assert isinstance(same, cupy.ndarray)
+    assert (torch.from_dlpack(same) == y).all()
 
 
 def test_tensors_of_torch(cupy: Any) -> None:

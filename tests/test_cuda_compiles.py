@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import fake_cupy
 import numpy as np
 import pytest
-from helpers import DTYPES
 
 from rnnfast.spec import ACTIVATIONS, CELLS, Spec, all_specs
 
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90", "sm_100")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 with fake_cupy.installed():
     from rnnfast.backends.cuda.launch import compile_options, source
-    from rnnfast.backends.cuda.persistent import ROWS
+    from rnnfast.backends.cuda.persistent import WAYS
 SOURCES = {name: source(name) for name in ("steps.cu", "sequence.cu")}
 KERNELS = {
     name: re.findall(r"^RNNFAST_KERNEL (\w+)", text, re.MULTILINE) for name, text in SOURCES.items()
@@ -90,9 +90,11 @@ def architectures() -> tuple[str, ...]:
     return tuple(f"sm_{k}" for k in known)
 
 
-def options(spec: Spec, dtype: str, architecture: str, rows: int | None = None) -> tuple[str, ...]:
+def options(
+    spec: Spec, dtype: str, architecture: str, products: str | None = None
+) -> tuple[str, ...]:
     """Those of the backend, and the architecture, which CuPy adds."""
-    found = compile_options(spec, np.dtype(dtype), rows)
+    found = compile_options(spec, np.dtype(dtype), products)
     return (*found, f"-arch={architecture}", "--ptxas-options=-v")
 
 
@@ -111,6 +113,7 @@ def check(file: str, wanted: list[tuple[str, ...]], most_spilled: int) -> None:
 def test_every_instantiation(architecture: str) -> None:
     if architecture not in architectures():
         pytest.skip(f"this NVRTC no longer knows {architecture}")
+    dtypes = [d for d in DTYPES if d != "bfloat16" or architecture != "sm_70"]  # which has none
     specs = [Spec(cell.name, r) for cell in CELLS.values() for r in reset_after(cell)]
     assert [len(names) for names in KERNELS.values()] == [8, 2]
     check(
@@ -119,20 +122,26 @@ def test_every_instantiation(architecture: str) -> None:
             options(replace(spec, layer_norm=norm), dtype, architecture)
             for spec in specs
             for norm in (False, True)
-            for dtype in DTYPES
+            for dtype in dtypes
         ],
         64,
     )
     check(
         "sequence.cu",
         [
-            options(spec, dtype, architecture, rows)
+            options(spec, dtype, architecture, products)
             for spec in specs
-            for rows in (1, ROWS)
-            for dtype in DTYPES
+            for dtype in dtypes
+            for products in ways(dtype, architecture)
         ],
         0,
     )
+
+
+def ways(dtype: str, architecture: str) -> tuple[str, ...]:
+    """How the products of sequence.cu are made there."""
+    narrow = np.dtype(dtype).itemsize == 2
+    return WAYS[2:] if narrow and architecture != "sm_70" else WAYS[:2]
 
 
 def reset_after(cell: Any) -> tuple[bool, ...]:
@@ -150,7 +159,7 @@ def test_every_function() -> None:
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_loads_of_all_steps_see_what_other_blocks_wrote(cell: str) -> None:
     """None goes through the cache of what never changes; fences stand around the barrier."""
-    ptx = compiled("sequence.cu", options(Spec(cell), "float32", "sm_90", ROWS)).ptx.decode()
+    ptx = compiled("sequence.cu", options(Spec(cell), "float32", "sm_90", WAYS[1])).ptx.decode()
     assert ".global.nc" not in ptx
     for kernel in ptx.split(".entry ")[1:]:
         lines = kernel.splitlines()
@@ -160,6 +169,22 @@ def test_loads_of_all_steps_see_what_other_blocks_wrote(cell: str) -> None:
         assert len(adds) == len(polls) == len(fences) / 2 > 0
         for add, poll, before, after in zip(adds, polls, fences[::2], fences[1::2], strict=True):
             assert before < add < poll < after
+
+
+def test_tensor_cores_make_the_products_of_16_bits() -> None:
+    for dtype, architecture, kind in (
+        ("float16", "sm_70", ""),
+        ("float16", "sm_80", "f16"),
+        ("bfloat16", "sm_90", "bf16"),
+        ("float32", "sm_90", ""),
+    ):
+        if architecture not in architectures():
+            continue
+        (*_, way) = ways(dtype, architecture)
+        ptx = compiled("sequence.cu", options(Spec("gru"), dtype, architecture, way)).ptx
+        found = set(re.findall(rb"mma\.sync\.aligned\.m16n8k16\.[\w.]+", ptx))
+        wanted = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32".encode()
+        assert found == ({wanted} if kind else set())
 
 
 def test_wrong_code_does_not_compile() -> None:

@@ -43,6 +43,9 @@ pytestmark = pytest.mark.skipif(
     reason="needs a C++ compiler (g++) for the emulation",
 )
 DTYPES = ("float32", "float64")
+AHEAD = -1  # an order: each warp goes on as far as it gets before the next one runs
+# What the fields of the kernels' structs are declared as.
+_KINDS = ("const T*", "const S*", "const Index*", "T*", "S*", "Count*", "Index", "Options")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,7 +111,7 @@ def test_anything(spec: Spec, data: Any) -> None:
 def test_order_of_threads_and_blocks_does_not_matter(spec: Spec) -> None:
     case = Case(spec, T=3, B=3, I=5, H=70, D=2)
     wanted = emulated(case)
-    for order in (1, 2, 5):
+    for order in (1, 2, 5, AHEAD):
         with in_order(order):
             assert_same_bits(emulated(case), wanted)
 
@@ -403,16 +406,18 @@ def test_tf32_by_explicit_choice_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("mode", ["forward", "training"])
 @pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("dtype", gpu.DTYPES)
 def test_the_benchmark_checks_what_it_times(
-    mode: Any, large: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: str, mode: Any, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
         monkeypatch.setattr(gpu, "_LARGE", 0)
-    p = draw(Spec("lstm"), Shape("custom", 4, 3, 5, 33), mode)
+    p = gpu.in_dtype(draw(Spec("lstm"), Shape("custom", 4, 3, 5, 33), mode), dtype)
     side = gpu.ours(p)
     results = side.results(side.run())
+    assert len(results) == (7 if mode == "training" else 3) + (mode == "training")
     assert gpu.wrong(p, results) == {}
-    results["y"][0, 0, 0] += 0.01
+    results["y"][0, 0, 0] += 10 * gpu.EPS[dtype] + 0.01
     assert list(gpu.wrong(p, results)) == ["y"]
 
 
@@ -445,7 +450,7 @@ def fields_of(body: str) -> list[str]:
     found = []
     for line in body.splitlines():
         declared = line.partition("//")[0].strip().rstrip(";")
-        for kind in ("const T*", "const Index*", "T*", "Count*", "Index", "Options"):
+        for kind in _KINDS:
             if declared.startswith(kind):
                 found += [name.strip() for name in declared.removeprefix(kind).split(",")]
                 break

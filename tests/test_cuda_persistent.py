@@ -19,6 +19,7 @@ from helpers import BIASES, COTANGENTS, ROOT, STATES, Case, assert_same_bits, fo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cuda_emulated import (
+    AHEAD,
     check_options,
     emulated,
     fields_of,
@@ -37,12 +38,13 @@ pytestmark = pytest.mark.skipif(
     reason="needs a C++ compiler (g++) for the emulation",
 )
 DTYPES = ("float32", "float64")
+NARROW = ("float16", "bfloat16")  # the subject of tests/test_cuda_narrow.py
 OUR_KERNELS = ("forward_steps", "backward_steps")
-DEVICES = {  # multiprocessors, bytes of shared memory for a block
-    "V100": (80, 98304),
-    "A100": (108, 166912),
-    "H100": (132, 232448),
-    "B200": (148, 232448),
+DEVICES = {  # multiprocessors, bytes of shared memory for a block, tensor cores
+    "V100": (80, 98304, False),
+    "A100": (108, 166912, True),
+    "H100": (132, 232448, True),
+    "B200": (148, 232448, True),
 }
 
 
@@ -122,7 +124,7 @@ def test_order_of_threads_and_blocks_does_not_matter(spec: Spec) -> None:
     case = Case(spec, T=5, B=18, I=5, H=40, D=2, ragged=True)
     with device(24):
         wanted = emulated(case)
-        for order in (1, 2, 5):
+        for order in (1, 2, 5, AHEAD):
             with in_order(order):
                 assert_same_bits(emulated(case), wanted)
 
@@ -260,7 +262,7 @@ def test_the_table_as_it_is() -> None:
     stored = json.loads(choice.TABLE.read_text(encoding="utf-8"))
     assert stored["measured"] is None, "then docs/cuda.md must no longer call it an estimate"
     found = {(e["cell"], e["dtype"]) for e in stored["most_rows"]}
-    assert found == {(cell, dtype) for cell in CELLS for dtype in DTYPES}
+    assert found == {(cell, dtype) for cell in CELLS for dtype in (*NARROW, *DTYPES)}
     assert choice.most_rows("lstm", "float32", 512) == 64
 
 
@@ -281,12 +283,13 @@ def largest(cell: str, dtype: str, directions: int, limits: Any) -> int:
 def test_the_sizes_in_the_documentation() -> None:
     rows = Path(ROOT / "docs" / "cuda.md").read_text(encoding="utf-8").splitlines()
     for name, limits in DEVICES.items():
-        for dtype in DTYPES:
+        for dtype in (*NARROW[:1], *DTYPES):
             cells = [
                 " / ".join(str(largest(cell, dtype, d, limits)) for d in (1, 2))
                 for cell in ("lstm", "gru", "rnn")
             ]
-            assert f"| {name} | {dtype} | {' | '.join(cells)} |" in rows
+            shown = "16 bits" if dtype in NARROW else dtype
+            assert f"| {name} | {shown} | {' | '.join(cells)} |" in rows
 
 
 @given(data=st.data())
@@ -299,10 +302,17 @@ def test_plans_fit(data: Any) -> None:
     cell = data.draw(st.sampled_from(list(CELLS)))
     H, B = data.draw(st.integers(1, 2048)), data.draw(st.integers(1, 300))
     directions = data.draw(st.integers(1, 2))
-    limits = Limits(data.draw(st.integers(1, 150)), data.draw(st.sampled_from([49152, 232448])))
-    found = plan(Spec(cell), np.dtype("float32"), H, B, directions, limits)
+    limits = Limits(
+        data.draw(st.integers(1, 150)), data.draw(st.sampled_from([49152, 232448])), True
+    )
+    dtype = np.dtype(data.draw(st.sampled_from(["float32", "bfloat16"])))
+    found = plan(Spec(cell), dtype, H, B, directions, limits)
     if found is None:
-        assert -(-H // limits.blocks) * len(CELLS[cell].gates) * H * 4 > limits.shared
+        least = 4 if dtype == "float32" else 8
+        units = min(H, max(least, -(-H // limits.blocks)))
+        beside = 0 if dtype == "float32" else 8192 + units * len(CELLS[cell].gates) * 48
+        wanted = units * len(CELLS[cell].gates) * H * dtype.itemsize
+        assert wanted + beside > limits.shared
         return
     assert found.shared <= limits.shared
     assert found.unit_blocks * found.row_blocks * found.directions <= limits.blocks
@@ -324,7 +334,7 @@ def test_the_table_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     found = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert found["measured"] == "emulated"
     rows = {(e["cell"], e["dtype"], e["units"]): e["rows"] for e in found["most_rows"]}
-    assert len(rows) == len(found["most_rows"]) == len(CELLS) * len(DTYPES) * 3
+    assert len(rows) == len(found["most_rows"]) == len(CELLS) * len(engines.DTYPES) * 3
     assert [rows["lstm", "float32", units] for units in (8, 24, 32)] == [4, 4, 0]
     assert [rows["lstm", "float64", units] for units in (8, 24, 32)] == [4, 0, 0]
 

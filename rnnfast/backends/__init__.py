@@ -43,9 +43,10 @@ class Backend(Protocol):
     The layers lie one on top of the other with nothing between them: each reads the y of the one
     below. Given together, a backend may run them at the same time.
 
-    Every array it receives is C-contiguous, of one dtype, and checked. N is the number of packed
-    rows, L that of the layers, D that of directions, P the size of h. `prepared` has one thing for
-    each layer, as `prepare` makes it. With masks there is one layer at a time.
+    Every array it receives is C-contiguous, of one dtype, and checked; but masks are of float32
+    where that dtype, on a device, is float16 or bfloat16. N is the number of packed rows, L that of
+    the layers, D that of directions, P the size of h. `prepared` has one thing for each layer, as
+    `prepare` makes it. With masks there is one layer at a time.
 
     Arrays of complex128 hold a number and its derivative along some direction: a backend that
     differentiates twice returns, in the imaginary parts, the derivatives of its results.

@@ -15,11 +15,12 @@ try:
 except ImportError as error:
     raise ImportError(f"CuPy cannot be imported ({error})") from error
 
+from ...arrays import computed
 from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
 from .. import Array
 from .engine import Backward, Forward, run_backward, run_forward
-from .launch import check_precision
+from .launch import check_dtype, check_precision
 
 
 def _count_devices() -> int:
@@ -55,6 +56,7 @@ class Cuda:
 
     def prepare(self, spec: Spec, layer: Layer, reuse: bool, precision: str | None = None) -> Layer:
         check_precision(precision)
+        check_dtype(layer[0].w_hh.dtype)
         return layer
 
     def shortcut(self, prepared: list[Any]) -> None:
@@ -109,11 +111,12 @@ class Cuda:
         masks: list[Masks] | None,
     ) -> tuple[Array, list[Weights], Array, Array | None]:
         w_hh, batch = prepared[0][0].w_hh, saved[0].steps.batch
+        dtype, real = w_hh.dtype, computed(w_hh.dtype)
         count, outputs = len(prepared) * len(prepared[0]), w_hh.shape[1]
         hidden = w_hh.shape[0] // len(spec.info.gates)
-        dh_0 = _copy_or_zeros(dh_n, (count, batch, outputs), w_hh.dtype)
+        dh_0 = _copy_or_zeros(dh_n, (count, batch, outputs), real)
         has_c = spec.info.has_c
-        dc_0 = _copy_or_zeros(dc_n, (count, batch, hidden), w_hh.dtype) if has_c else None
+        dc_0 = _copy_or_zeros(dc_n, (count, batch, hidden), real) if has_c else None
         dweights: list[Weights] = []
         for k in reversed(range(len(prepared))):
             one = saved[k]
@@ -125,12 +128,13 @@ class Cuda:
                 mask = None if masks is None else masks[d]
                 dc = None if dc_0 is None else dc_0[at]
                 back.append(Backward(forward, w, mask, of_y, dh_0[at], dc))
-            dx = cupy.empty(one.x.shape, w_hh.dtype)
+            dx = cupy.empty(one.x.shape, real)
             run_backward(back, dx)
             dweights[:0] = [b.gradients() for b in back]
-            dy = dx
+            dy = dx.astype(dtype, copy=False)
         assert dy is not None
-        return dy, dweights, dh_0, dc_0
+        dh_0 = dh_0.astype(dtype, copy=False)
+        return dy, dweights, dh_0, None if dc_0 is None else dc_0.astype(dtype, copy=False)
 
 
 def _passes(
@@ -169,7 +173,7 @@ def _again(
 
 
 def _copy_or_zeros(a: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    made: Array = cupy.zeros(shape, dtype) if a is None else a.copy()
+    made: Array = cupy.zeros(shape, dtype) if a is None else a.astype(dtype)
     return made
 
 

@@ -1,13 +1,7 @@
 // The mathematics of the cells, one unit of one row at a time: plain functions of numbers, which
 // the kernels of steps.cu call and any C++ compiler takes. Equations: rnnfast/reference/<cell>.py.
 #pragma once
-
-#ifdef __CUDACC__
-#define RNNFAST_DEVICE __device__ __forceinline__
-#else
-#include <math.h>
-#define RNNFAST_DEVICE inline
-#endif
+#include "numbers.cuh"
 
 namespace rnnfast {
 

@@ -3,6 +3,9 @@ with w_hh and one kernel for everything else. A GRU whose reset gate comes first
 projection, have two of each.
 
 Works for every size. Letters as in `rnnfast.spec`; N is the number of packed rows.
+
+With weights of 16 bits everything is computed and kept in float32 but for what is read by a product
+(`_OPERANDS`), which is rounded, and for what the caller gives and gets.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 import cupy
 import numpy as np
 
+from ...arrays import computed
 from ...spec import Masks, Spec, Steps
 from ...weights import Weights
 from .. import Array
@@ -23,8 +27,9 @@ from .parameters import BACKWARD_STEP, FORWARD_STEP, options
 _GROUPS = {"lstm": 1, "gru": 2, "rnn": 1, "gated": 1}  # of gates that are normalised together
 # What has a row for each row of the batch, whatever the step.
 _OF_BATCH = ("h", "c", "operand", "recurrent", "dh", "dc")
+_OPERANDS = ("operand", "extra", "dh_step", "product_h", "product_x")
 _SAVED = (
-    *("x", "gates", "value", "c_step", "extra", "h_before", "c_before"),
+    *("x", "gates", "value", "c_step", "extra", "q", "h_before", "c_before"),
     *("hat_c", "scale_h", "scale_c", "scale_x"),
 )
 _ALIGNMENT = 256  # bytes
@@ -60,8 +65,8 @@ class Pass:
 
     `arrays` has, by the names of steps.cu and of `Weights`, everything that operations touch. An
     array that has a row for every packed row is saved; one for the rows of a step is used anew.
-    Its own arrays are one allocation, so that the same call again is likely to find the same
-    places, and a graph for them.
+    Its own arrays are one allocation for each dtype, so that the same call again is likely to find
+    the same places, and a graph for them.
     """
 
     struct: np.dtype[Any]
@@ -72,6 +77,8 @@ class Pass:
     ) -> None:
         self.spec, self.steps, self.reverse = spec, steps, reverse
         self.dtype = w.w_hh.dtype
+        self.real = computed(self.dtype)
+        self.narrow = self.real != self.dtype
         self.width, self.outputs = w.w_hh.shape  # G*H, P
         self.hidden = self.width // len(spec.info.gates)
         self.second = cell_name(spec) == "GruBefore"
@@ -89,19 +96,25 @@ class Pass:
         sizes = None if steps.batch_sizes is None else steps.batch_sizes.tobytes()
         touched = ((n, self.arrays.get(n)) for n in (*(self.struct.names or ()), "w_hh", "w_hr"))
         named = tuple((n, pointer(a), a.shape, a.strides) for n, a in touched if a is not None)
-        kind = (type(self).__name__, self.spec, self.reverse, self.dtype.str, self.product.compute)
+        kind = (type(self).__name__, self.spec, self.reverse, self.dtype.name, self.product.compute)
         return (*kind, steps.num_steps, steps.batch, sizes, named)
 
     def allocate(self, shapes: dict[str, tuple[int, int]]) -> None:
-        """Arrays of these names, in one piece of memory."""
-        step = _ALIGNMENT // self.dtype.itemsize
-        sizes = [-(-rows * width // step) * step for rows, width in shapes.values()]
-        memory = cupy.empty(sum(sizes), self.dtype)
-        first = 0
-        for (name, shape), size in zip(shapes.items(), sizes, strict=True):
-            part = memory[first : first + shape[0] * shape[1]]
-            self.arrays[name] = part.reshape(shape)
-            first += size
+        """Arrays of these names, in one piece of memory for each dtype."""
+        for dtype in dict.fromkeys((self.real, self.dtype)):
+            own = {
+                name: shape
+                for name, shape in shapes.items()
+                if dtype == (self.dtype if name in _OPERANDS else self.real)
+            }
+            step = _ALIGNMENT // dtype.itemsize
+            sizes = [-(-rows * width // step) * step for rows, width in own.values()]
+            memory = cupy.empty(sum(sizes), dtype)
+            first = 0
+            for (name, shape), size in zip(own.items(), sizes, strict=True):
+                part = memory[first : first + shape[0] * shape[1]]
+                self.arrays[name] = part.reshape(shape)
+                first += size
 
     @property
     def visited(self) -> Visits:
@@ -143,10 +156,15 @@ class Pass:
     def rows(self, at: Any, count: Any, columns: int, stride: int) -> Matrix:
         return Matrix(int(at), int(count), columns, stride)
 
-    def gates(self, at: Any, count: Any, second: bool = False) -> Matrix:
-        """Some rows of G*H numbers, as far as the first product makes them, or the rest."""
+    def gates(self, name: str, at: Any, count: Any, second: bool = False) -> Matrix:
+        """Some rows of an array (N, G*H), as far as the first product of a step is about them.
+
+        With `second`, the rest.
+        """
+        array = self.arrays[name]
+        assert array is not None
         columns = self.width - self.first if second else self.first
-        offset = self.first * self.dtype.itemsize if second else 0
+        offset = self.first * array.itemsize if second else 0
         return self.rows(int(at) + offset, count, columns, self.width)
 
     def recurrent_weights(self, second: bool = False) -> Matrix:
@@ -180,13 +198,13 @@ class Forward(Pass):
         H, P, N, B = self.hidden, self.outputs, steps.rows, steps.batch
         kept = N if save else B
         norm, lstm = spec.layer_norm, spec.info.has_c
-        h_n[...] = 0 if h_0 is None else h_0
-        if c_n is not None:
-            c_n[...] = 0 if c_0 is None else c_0
         own = self.arrays
         own |= {"x": x, "h": h_n, "c": c_n, "y": y}
+        self.state_n = {"h": h_n, "c": c_n}
         shapes = {"gx": (N, self.width), "raw": (kept if norm else B, self.width)}
-        if own["recurrent"] is not None:
+        if self.narrow:
+            shapes |= {"h": (B, P), "c": (B, H)} if lstm else {"h": (B, P)}
+        if own["recurrent"] is not None or self.narrow:
             shapes["operand"] = (B, P)
         if save and norm:
             shapes["gates"] = (N, self.width)
@@ -195,7 +213,7 @@ class Forward(Pass):
         if w.w_hr is not None or self.second:
             shapes["extra"] = (kept, H)
         elif save and spec.cell == "gru":
-            shapes["extra"] = (N, H)
+            shapes["q"] = (N, H)
         if save:
             shapes["h_before"] = (N, P)
         if save and lstm:
@@ -211,9 +229,19 @@ class Forward(Pass):
         # Gates take the place of gx, which each thread has read before, unless that is needed.
         if "gates" not in shapes and (save or self.second or w.ln_c is not None):
             own["gates"] = own["gx"]
-        operand = own.get("operand")
+        for name, initial in (("h", h_0), ("c", c_0)):
+            state = own[name]
+            if state is not None:
+                state[...] = 0 if initial is None else initial
+        operand, recurrent = own.get("operand"), own["recurrent"]
         if operand is not None:
-            operand[...] = h_n * own["recurrent"]
+            operand[...] = own["h"] if recurrent is None else own["h"] * recurrent
+
+    def finish(self) -> None:
+        """After the steps: the state goes to where it is wanted."""
+        for name, wanted in self.state_n.items():
+            if wanted is not None and wanted is not self.arrays[name]:
+                wanted[...] = self.arrays[name]
 
     def of_inputs(self) -> list[Operation]:
         """Before the steps."""
@@ -236,11 +264,11 @@ class Forward(Pass):
         w_hh = self.recurrent_weights()
         for k, n in enumerate(visited.rows.tolist()):
             p = steps[k, ...]
-            raw = self.gates(p["raw"], n)
+            raw = self.gates("raw", p["raw"], n)
             found.append(self.product(operand._replace(rows=n), w_hh, raw, b_transposed=True))
             found.append(self.kernels("forward", n, H, p))
             if self.second:
-                extra, rest = self.rows(p["extra"], n, H, H), self.gates(p["raw"], n, True)
+                extra, rest = self.rows(p["extra"], n, H, H), self.gates("raw", p["raw"], n, True)
                 w = self.recurrent_weights(True)
                 found.append(self.product(extra, w, rest, b_transposed=True))
                 found.append(self.kernels("forward_second", n, H, p))
@@ -278,12 +306,15 @@ class Backward(Pass):
         recurrent, before = own["recurrent"], own["h_before"]
         if recurrent is not None and before is not None:
             own["operand_before"] = before * recurrent[cupy.asarray(_row_in_batch(steps))]
+        own["operand_before"] = _stored(own["operand_before"], self.dtype)
         shapes = {"d": (N, self.width)}
         if spec.cell == "gru" and spec.reset_after:
             shapes["d_h"] = (N, self.width)
         if spec.layer_norm:
             own["hat_x"], own["hat_h"] = saved["gx"], saved["raw"]
-            shapes |= {"product_h": (N, self.width), "product_x": (N, self.width)}
+            shapes["product_x"] = (N, self.width)
+        if spec.layer_norm or self.narrow:
+            shapes["product_h"] = (N, self.width)
         if recurrent is not None or self.second or w.w_hr is not None:
             shapes["sum"] = (B, max(H, P))
         if w.w_hr is not None:
@@ -291,13 +322,18 @@ class Backward(Pass):
         if w.ln_c is not None:
             shapes |= {"du": (N, H), "dc_norm": (B, H)}
         self.allocate(shapes)
-        for name, same in (("d_h", "d"), ("product_h", "d_h"), ("product_x", "d")):
+        one = "d_h" not in shapes  # for both products
+        for name, same in (
+            ("d_h", "d"),
+            ("product_h", "d_h"),
+            ("product_x", "product_h" if one else "d"),
+        ):
             own[name] = own.get(name, own[same])
         of = {"w_ih": w.w_ih, "w_hh": w.w_hh, "w_hr": w.w_hr}
         make = cupy.empty if N > 0 else cupy.zeros
         for name, matrix in of.items():
             if matrix is not None:
-                own["d" + name] = make(matrix.shape, self.dtype)
+                own["d" + name] = make(matrix.shape, self.real)
 
     def of_steps(self) -> list[Operation]:
         H, P = self.hidden, self.outputs
@@ -315,10 +351,11 @@ class Backward(Pass):
                 found.append(self.product(step, self.whole("w_hr"), total))
             found.append(self.kernels("backward", n, H, p))
             if self.second:
-                rest, total = self.gates(p["product_h"], n, True), self.rows(p["sum"], n, H, H)
+                rest = self.gates("product_h", p["product_h"], n, True)
+                total = self.rows(p["sum"], n, H, H)
                 found.append(self.product(rest, self.recurrent_weights(True), total))
                 found.append(self.kernels("backward_second", n, H, p))
-            d = self.gates(p["product_h"], n)
+            d = self.gates("product_h", p["product_h"], n)
             to = self.rows(p["sum"], n, P, P) if masked else dh._replace(rows=n)
             found.append(self.product(d, w_hh, to, add=not masked))
             if masked or p["cut"]:
@@ -335,6 +372,7 @@ class Backward(Pass):
             arrays = (self.arrays[n] for n in ("d", "ln_ih", "hat_x", "scale_x", "product_x"))
             pointers = [np.int64(pointer(a)) for a in arrays if a is not None]
             found.append(self.kernels("inputs_back", N, H, *pointers, np.int64(H)))
+        self.arrays["product_x"] = _stored(self.arrays["product_x"], self.dtype)
         product_h = self.whole("product_h").pointer
         of_w_hh = self.whole("dw_hh")
         found += [
@@ -342,16 +380,16 @@ class Backward(Pass):
                 self.whole("product_x"), self.whole("x"), self.whole("dw_ih"), a_transposed=True
             ),
             self.product(
-                self.gates(product_h, N),
+                self.gates("product_h", product_h, N),
                 self.whole("operand_before"),
                 of_w_hh._replace(rows=self.first),
                 a_transposed=True,
             ),
         ]
         if self.second:
-            offset = self.first * of_w_hh.stride * self.dtype.itemsize
+            offset = self.first * of_w_hh.stride * self.real.itemsize
             rest = of_w_hh._replace(pointer=of_w_hh.pointer + offset, rows=self.width - self.first)
-            d = self.gates(product_h, N, True)
+            d = self.gates("product_h", product_h, N, True)
             found.append(self.product(d, self.whole("extra"), rest, a_transposed=True))
         if self.spec.projection:
             dh, m, of_w_hr = self.whole("dh_step"), self.whole("extra"), self.whole("dw_hr")
@@ -390,7 +428,12 @@ class Backward(Pass):
             found["ln_c"] = (du * own["hat_c"]).sum(axis=0)
             if own["ln_c_shift"] is not None:
                 found["ln_c_shift"] = du.sum(axis=0)
-        return Weights(**found)
+        return Weights(**{name: _stored(a, self.dtype) for name, a in found.items()})
+
+
+def _stored(a: Any, dtype: np.dtype[Any]) -> Any:
+    """`a` itself, or rounded."""
+    return None if a is None else a.astype(dtype, copy=False)
 
 
 def _row_in_batch(steps: Steps) -> Array:
@@ -403,6 +446,8 @@ def run_forward(passes: Sequence[Forward]) -> None:
     plan = persistent.plan_of(passes)
     run(o for p in passes for o in p.of_inputs())
     _run_steps(passes, plan)
+    for p in passes:
+        p.finish()
 
 
 def run_backward(passes: Sequence[Backward], dx: Array) -> None:

@@ -20,6 +20,7 @@ import cupy
 import numpy as np
 from cupy_backends.cuda.libs import cublas
 
+from ...arrays import computed
 from ...errors import UnsupportedError
 from ...spec import Spec
 from . import parameters
@@ -28,8 +29,14 @@ _FOLDER = Path(__file__).parent
 _CELLS = {"lstm": "Lstm", "rnn": "Rnn", "gated": "Gated"}
 _THREADS = 256  # of a block at most: the launch bound of the kernels
 _GRAPHS = 32  # kept for each device
-_REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
-_R_32F, _R_64F = 0, 1  # cudaDataType
+# Of a dtype by name: its type in C++, and its cudaDataType.
+_TYPES = {
+    "float32": ("float", 0),
+    "float64": ("double", 1),
+    "float16": ("rnnfast::Float16", 2),
+    "bfloat16": ("rnnfast::BFloat16", 14),
+}
+_AMPERE = 80  # compute capability of the first with bfloat16, and an instruction of sequence.cu
 
 Operation = Callable[[int], None]  # takes a cuBLAS handle
 Steps = list[list[Operation]]  # of each direction
@@ -46,18 +53,25 @@ def cell_name(spec: Spec) -> str:
     return _CELLS[spec.cell]
 
 
-def compile_options(spec: Spec, dtype: np.dtype[Any], rows: int | None = None) -> tuple[str, ...]:
+def compile_options(
+    spec: Spec, dtype: np.dtype[Any], products: str | None = None
+) -> tuple[str, ...]:
     """What NVRTC is told beside the source, for the kernels of a cell.
 
-    Those of sequence.cu are made for a number of rows that a warp takes at a time.
+    Those of sequence.cu are made for a way to make products: see there.
     """
+    if products is None:
+        variant = f"-DRNNFAST_NORM={int(spec.layer_norm)}"
+    else:
+        variant = f"-DRNNFAST_PRODUCTS=rnnfast::{products}"
     functions = (spec.of_gates, spec.of_candidate, spec.of_output)
     gate, candidate, output = map(parameters.function, functions)
     return (
         "-std=c++17",
         f"-DRNNFAST_CELL={cell_name(spec)}",
-        f"-DRNNFAST_REAL={_REALS[dtype]}",
-        f"-DRNNFAST_NORM={int(spec.layer_norm)}" if rows is None else f"-DRNNFAST_ROWS={rows}",
+        f"-DRNNFAST_REAL={_TYPES[computed(dtype).name][0]}",
+        f"-DRNNFAST_STORED={_TYPES[dtype.name][0]}",
+        variant,
         f"-DRNNFAST_GATE={gate}",
         f"-DRNNFAST_CANDIDATE={candidate}",
         f"-DRNNFAST_OUTPUT={output}",
@@ -67,7 +81,7 @@ def compile_options(spec: Spec, dtype: np.dtype[Any], rows: int | None = None) -
 def source(file: str) -> str:
     """With its headers in it: CuPy keeps compiled code by what it is given alone."""
     text = (_FOLDER / file).read_text(encoding="utf-8").replace("#pragma once", "")
-    for header in ("units.cuh", "cells.cuh"):
+    for header in ("units.cuh", "cells.cuh", "numbers.cuh"):
         include = f'#include "{header}"'
         if include in text:
             text = text.replace(include, source(header))
@@ -113,26 +127,27 @@ class Matrix(NamedTuple):
 
 
 class Products:
-    """Matrix products in one dtype. float32 is float32, unless RNNFAST_CUDA_TF32=1 asks for TF32.
+    """Products of matrices of one dtype, written in the one that is computed with.
 
-    alpha and beta are read when a product is launched.
+    Those of 16 bits are added up in float32. float32 is float32, unless RNNFAST_CUDA_TF32=1 asks
+    for TF32. alpha and beta are read when a product is launched.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        single = dtype == np.float32
-        self._type = _R_32F if single else _R_64F
+        real = computed(dtype)
+        self._type, self._type_of_result = _TYPES[dtype.name][1], _TYPES[real.name][1]
         tf32 = os.environ.get("RNNFAST_CUDA_TF32", "0")
         if tf32 not in ("0", "1"):
             raise ValueError(f"RNNFAST_CUDA_TF32: expected 0 or 1, got {tf32!r}")
-        if not single:
+        if dtype == np.float64:
             self.compute = cublas.CUBLAS_COMPUTE_64F
-        elif tf32 == "1":
+        elif dtype == np.float32 and tf32 == "1":
             self.compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
         else:
             self.compute = cublas.CUBLAS_COMPUTE_32F
-        self._numbers = np.array([0, 1], dtype)
+        self._numbers = np.array([0, 1], real)
         self._zero = self._numbers.ctypes.data
-        self._one = self._zero + dtype.itemsize
+        self._one = self._zero + real.itemsize
 
     def __call__(
         self,
@@ -165,7 +180,7 @@ class Products:
                 a.stride,
                 beta,
                 c.pointer,
-                self._type,
+                self._type_of_result,
                 c.stride,
                 self.compute,
                 cublas.CUBLAS_GEMM_DEFAULT,
@@ -178,10 +193,14 @@ class Products:
 
 
 class Limits(NamedTuple):
-    """Of a cooperative launch: blocks at once, one on each multiprocessor; bytes for each."""
+    """Of a cooperative launch: blocks at once, one on each multiprocessor; bytes for each.
+
+    And whether there is the instruction of tensor cores that sequence.cu has.
+    """
 
     blocks: int
     shared: int
+    tensor_cores: bool
 
 
 class _Device:
@@ -201,6 +220,7 @@ class _Device:
         return Limits(
             attributes["MultiProcessorCount"] * attributes["CooperativeLaunch"],
             attributes["MaxSharedMemoryPerBlockOptin"],
+            int(cupy.cuda.Device().compute_capability) >= _AMPERE,
         )
 
     def together(self, function: Any, grid: Sizes, shared: int, arguments: Any) -> None:
@@ -284,7 +304,7 @@ def limits() -> Limits:
 def launch_together(
     spec: Spec,
     dtype: np.dtype[Any],
-    rows: int,
+    products: str,
     name: str,
     grid: Sizes,
     shared: int,
@@ -295,8 +315,19 @@ def launch_together(
     Two such launches on a device, each with a part of its blocks in place, would wait for ever:
     each waits for the one before it, where that was on another stream.
     """
-    function = _function("sequence.cu", compile_options(spec, dtype, rows), name)
+    function = _function("sequence.cu", compile_options(spec, dtype, products), name)
     _device(cupy.cuda.Device().id).together(function, grid, shared, (parameters,))
+
+
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    if dtype.name != "bfloat16":
+        return
+    capability = cupy.cuda.Device().compute_capability
+    if int(capability) < _AMPERE:
+        raise UnsupportedError(
+            f"weights: backend 'cuda' has bfloat16 from compute capability 8.0 on, this device has "
+            f"{capability[:-1]}.{capability[-1]}; expected float16, float32 or float64"
+        )
 
 
 def check_precision(precision: str | None) -> None:

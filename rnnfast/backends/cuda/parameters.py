@@ -19,11 +19,11 @@ _OPTIONS = [
 ]
 _FORWARD = (
     "gx raw b_ih b_hh ln_ih ln_hh ln_c ln_c_shift w_peep recurrent keep_h keep_c h c operand y "
-    "step_h gates value c_step extra h_before c_before hat_c scale_h scale_c "
+    "step_h gates value c_step extra q h_before c_before hat_c scale_h scale_c "
     "hidden outputs y_stride keep_h_stride keep_c_stride"
 )
 _BACKWARD = (
-    "dy gates value c_step extra h_before c_before hat_c hat_h scale_h scale_c ln_hh ln_c w_peep "
+    "dy gates value c_step q h_before c_before hat_c hat_h scale_h scale_c ln_hh ln_c w_peep "
     "recurrent keep_h keep_c sum dh dc dh_step d d_h product_h du dc_norm "
     "hidden outputs dy_stride keep_h_stride keep_c_stride cut"
 )

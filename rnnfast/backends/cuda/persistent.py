@@ -21,8 +21,12 @@ from .parameters import BACKWARD_SEQUENCES, BACKWARD_STEP, FORWARD_SEQUENCES
 if TYPE_CHECKING:
     from .engine import Pass
 
-ROWS = 8  # of the batch that a warp takes at a time, where there are so many
-_FEWEST_UNITS = 4  # of a block: a warp takes four columns of w_hh at a time
+_ROWS = 8  # of the batch at a time, where there are so many
+# Of a block, by the way to make products: a warp takes four columns of w_hh at a time, and a tile
+# of tensor cores has those of eight units.
+_FEWEST_UNITS = {"Lanes<1>": 4, f"Lanes<{_ROWS}>": 4, "TensorCores": 8}
+WAYS = tuple(_FEWEST_UNITS)
+_PARTS = 8192  # bytes: TensorCores::kBytes
 
 
 class Plan(NamedTuple):
@@ -34,7 +38,7 @@ class Plan(NamedTuple):
     unit_blocks: int
     row_blocks: int
     shared: int  # bytes of a block
-    warp_rows: int
+    products: str  # how they are made: one of WAYS
 
 
 def plan(
@@ -45,20 +49,31 @@ def plan(
     Both directions in one launch where they fit, each with half of the multiprocessors; else one
     after the other.
     """
-    warp_rows = 1 if batch == 1 else ROWS
+    narrow = dtype.itemsize == 2
+    one_row = batch == 1
+    way = WAYS[2] if narrow and on.tensor_cores else WAYS[not one_row]
+    at_a_time = 1 if way == WAYS[0] else _ROWS
     for together in (directions, 1):
         blocks = on.blocks // together
         if blocks == 0:
             continue
-        units = min(hidden, max(_FEWEST_UNITS, _divided(hidden, blocks)))
+        units = min(hidden, max(_FEWEST_UNITS[way], _divided(hidden, blocks)))
         unit_blocks = _divided(hidden, units)
-        shared = units * len(spec.info.gates) * hidden * dtype.itemsize
+        shared = _shared(way, units, len(spec.info.gates), hidden, dtype.itemsize)
         if shared > on.shared:
             continue
-        rows = _divided(_divided(batch, blocks // unit_blocks), warp_rows) * warp_rows
+        rows = _divided(_divided(batch, blocks // unit_blocks), at_a_time) * at_a_time
         row_blocks = _divided(batch, rows)
-        return Plan(together, units, rows, unit_blocks, row_blocks, shared, warp_rows)
+        return Plan(together, units, rows, unit_blocks, row_blocks, shared, way)
     return None
+
+
+def _shared(way: str, units: int, gates: int, hidden: int, itemsize: int) -> int:
+    """The bytes of a block: rows of H numbers forward, of gates * H backward."""
+    if way != "TensorCores":
+        return units * gates * hidden * itemsize
+    forward, backward = (_divided(length, 16) * 16 + 8 for length in (hidden, gates * hidden))
+    return _PARTS + units * max(gates * forward, backward) * itemsize
 
 
 def _divided(count: int, parts: int) -> int:
@@ -122,4 +137,4 @@ def _launch(passes: Sequence[Pass], plan: Plan) -> None:
         kept.append(arrays)
     grid = plan.unit_blocks, plan.row_blocks, len(passes)
     name = "backward_steps" if backward else "forward_steps"
-    launch_together(one.spec, one.dtype, plan.warp_rows, name, grid, plan.shared, parameters)
+    launch_together(one.spec, one.dtype, plan.products, name, grid, plan.shared, parameters)

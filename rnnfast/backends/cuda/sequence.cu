@@ -6,7 +6,8 @@
 // not depend on one another, so that only the blocks of one y and z wait for each other. All blocks
 // must be on the device at once, which a cooperative launch makes sure of.
 //
-// Sums are added in an order that depends on no other block and no timing.
+// Sums are added in an order that depends on no other block and no timing. Lanes or TensorCores say
+// how products are made.
 #include "units.cuh"
 
 #ifdef __CUDACC__
@@ -18,28 +19,28 @@ namespace rnnfast {
 typedef unsigned long long Count;
 
 // What both ways have in common. Rows of y count from rows * blockIdx.y on.
-template <class T>
+template <class S>
 struct Sequence {
-  const T* w_hh;        // (G*H, H)
+  const S* w_hh;        // (G*H, H)
   const Index* visits;  // (3, visit_count) the first packed row, the number of rows, those cut
   Count* arrived;       // (gridDim.y,) blocks at barriers so far; 0 at launch
-  T* exchange;          // (2, B, H) forward: what the next product reads; both h_0 at launch
+  S* exchange;          // (2, B, H) forward: what the next product reads; both h_0 at launch
   Index visit_count, batch, w_stride;
   Index units, rows;   // of a block at most
   Index extra_stride;  // between the packed rows of `extra`; 0 where they are rows of the batch
 };
 
 // The step has pointers to the numbers of packed row 0.
-template <class T>
+template <class T, class S>
 struct ForwardSequence {
-  Sequence<T> of;
-  ForwardStep<T> step;
+  Sequence<S> of;
+  ForwardStep<T, S> step;
 };
 
-template <class T>
+template <class T, class S>
 struct BackwardSequence {
-  Sequence<T> of;
-  BackwardStep<T> step;
+  Sequence<S> of;
+  BackwardStep<T, S> step;
 };
 
 template <class Parameters>
@@ -53,8 +54,8 @@ __device__ T* advanced(T* pointer, Index count) {
 }
 
 // The step whose first packed row is `first`.
-template <class Cell, class T>
-__device__ ForwardStep<T> at_row(ForwardStep<T> p, Index first, Index extra_stride) {
+template <class Cell, class T, class S>
+__device__ ForwardStep<T, S> at_row(ForwardStep<T, S> p, Index first, Index extra_stride) {
   const Index H = p.hidden, unit = first * H, gate = unit * Cell::kGates;
   p.gx += gate;
   p.gates = advanced(p.gates, gate);
@@ -62,6 +63,7 @@ __device__ ForwardStep<T> at_row(ForwardStep<T> p, Index first, Index extra_stri
   p.keep_h = advanced(p.keep_h, first * p.keep_h_stride);
   p.h_before = advanced(p.h_before, unit);
   p.extra = advanced(p.extra, first * extra_stride);
+  p.q = advanced(p.q, unit);
   if (Cell::kHasC) {
     p.keep_c = advanced(p.keep_c, first * p.keep_c_stride);
     p.c_before = advanced(p.c_before, unit);
@@ -71,16 +73,17 @@ __device__ ForwardStep<T> at_row(ForwardStep<T> p, Index first, Index extra_stri
   return p;
 }
 
-template <class Cell, class T>
-__device__ BackwardStep<T> at_row(BackwardStep<T> p, Index first, Index extra_stride) {
+template <class Cell, class T, class S>
+__device__ BackwardStep<T, S> at_row(BackwardStep<T, S> p, Index first) {
   const Index H = p.hidden, unit = first * H, gate = unit * Cell::kGates;
   p.gates += gate;
   p.d += gate;
   p.d_h += gate;
+  p.product_h += gate;
   p.dy = advanced(p.dy, first * p.dy_stride);
   p.keep_h = advanced(p.keep_h, first * p.keep_h_stride);
   p.h_before += unit;
-  p.extra = advanced(p.extra, first * extra_stride);
+  p.q = advanced(p.q, unit);
   if (Cell::kHasC) {
     p.keep_c = advanced(p.keep_c, first * p.keep_c_stride);
     p.c_before += unit;
@@ -93,8 +96,8 @@ __device__ BackwardStep<T> at_row(BackwardStep<T> p, Index first, Index extra_st
 struct Share {
   Index unit, unit_count, row, row_count;
 
-  template <class T>
-  __device__ Share(const Sequence<T>& s, Index hidden)
+  template <class S>
+  __device__ Share(const Sequence<S>& s, Index hidden)
       : unit(blockIdx.x * s.units),
         unit_count(smaller(s.units, hidden - unit)),
         row(blockIdx.y * s.rows),
@@ -153,9 +156,9 @@ __device__ void warp_sums(T* a) {
 // `length` numbers of the row, and of those at w[unit * unit_stride + s * sum_stride].
 //
 // A warp makes kRows * kUnits * kSums of them at a time, each lane with every 32nd number.
-template <int kRows, int kUnits, int kSums, class T, class Then>
-__device__ void products(const T* w, Index unit_stride, Index sum_stride, Index unit_count,
-                         const T* x, Index x_stride, Index row_count, Index length, Then then) {
+template <int kRows, int kUnits, int kSums, class T, class S, class Then>
+__device__ void products(const S* w, Index unit_stride, Index sum_stride, Index unit_count,
+                         const S* x, Index x_stride, Index row_count, Index length, Then then) {
   constexpr int kPlaces = kRows * kUnits;
   static_assert(kPlaces <= 32, "a lane for each");
   const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
@@ -166,7 +169,7 @@ __device__ void products(const T* w, Index unit_stride, Index sum_stride, Index 
     T sums[kPlaces * kSums];
     for (int i = 0; i < kPlaces * kSums; i++) sums[i] = 0;
     // Where there are fewer, the last one stands in for them.
-    const T *rows[kRows], *columns[kUnits];
+    const S *rows[kRows], *columns[kUnits];
     for (int r = 0; r < kRows; r++) rows[r] = x + Share::smaller(row + r, row_count - 1) * x_stride;
     for (int u = 0; u < kUnits; u++)
       columns[u] = w + Share::smaller(unit + u, unit_count - 1) * unit_stride;
@@ -191,33 +194,112 @@ __device__ void products(const T* w, Index unit_stride, Index sum_stride, Index 
 template <int kSums>
 constexpr int kUnitsOf = kSums == 1 ? 4 : 1;
 
+// In any type, by ordinary multiply-adds; kRows rows of the batch at a time.
+template <int kRows>
+struct Lanes {
+  static constexpr int kBytes = 0;  // of shared memory for itself
+  __device__ static Index stride(Index length) { return length; }  // of rows in shared memory
+
+  template <int kSums, class T, class S, class Then>
+  __device__ static void products(void*, const S* w, Index unit_stride, Index sum_stride,
+                                  Index unit_count, const S* x, Index x_stride, Index row_count,
+                                  Index length, Then then) {
+    rnnfast::products<kRows, kUnitsOf<kSums>, kSums, T>(w, unit_stride, sum_stride, unit_count, x,
+                                                        x_stride, row_count, length, then);
+  }
+};
+
+// Numbers of 16 bits, by the instruction for products of tiles: 16 rows of w and 8 of the batch.
+// Lane 4 g + t has the sums of rows g and g + 8 of w with rows 2 t and 2 t + 1 of the batch. The
+// rows of w are those of 8 units, two sums of each in a tile, so that a lane has all sums of a unit;
+// where there is one sum, those of 16 units. The warps of a block divide the numbers of the rows,
+// and meet in own, (warps, 4 * tiles, 32 lanes). Else as `products`.
+struct TensorCores {
+  static constexpr int kBytes = 8 * 2 * 4 * 32 * 4;  // (warps, tiles, 4, lanes) of float
+  // Lanes then read different banks, and two numbers at a time are aligned.
+  __device__ static Index stride(Index length) { return (length + 15) / 16 * 16 + 8; }
+
+  template <int kSums, class T, class S, class Then>
+  __device__ static void products(void* own, const S* w, Index unit_stride, Index sum_stride,
+                                  Index unit_count, const S* x, Index x_stride, Index row_count,
+                                  Index length, Then then) {
+    constexpr int kTiles = (kSums + 1) / 2, kUnits = kSums == 1 ? 16 : 8;
+    T* parts = static_cast<T*>(own);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    const int g = lane / 4, t = lane % 4;
+    const bool aligned = x_stride % 2 == 0;
+    for (Index row = 0; row < row_count; row += 8)
+      for (Index unit = 0; unit < unit_count; unit += kUnits) {
+        // Where there are fewer, the last one stands in for them.
+        const S* numbers = x + Share::smaller(row + g, row_count - 1) * x_stride;
+        const S* columns[kTiles][2];
+        for (int i = 0; i < 2 * kTiles; i++) {
+          const Index u = Share::smaller(unit + g + (kSums == 1 ? 8 * i : 0), unit_count - 1);
+          const int sum = kSums == 1 ? 0 : i < kSums ? i : kSums - 1;
+          columns[i / 2][i % 2] = w + u * unit_stride + sum * sum_stride;
+        }
+        T sums[kTiles][4] = {};
+        for (Index first = 16 * warp; first < length; first += 16 * warps) {
+          const Index k = first + 2 * t;
+          const unsigned b[2] = {two(numbers, k, length, aligned),
+                                 two(numbers, k + 8, length, aligned)};
+          for (int i = 0; i < kTiles; i++) {
+            const unsigned a[4] = {two(columns[i][0], k, length, true),
+                                   two(columns[i][1], k, length, true),
+                                   two(columns[i][0], k + 8, length, true),
+                                   two(columns[i][1], k + 8, length, true)};
+            add_product_of_tiles<S>(sums[i], a, b);
+          }
+        }
+        for (int i = 0; i < 4 * kTiles; i++)
+          parts[(warp * 4 * kTiles + i) * 32 + lane] = sums[i / 4][i % 4];
+        __syncthreads();
+        for (int place = threadIdx.x; place < kUnits * 8; place += blockDim.x) {
+          const int u = place / 8, r = place % 8, from = u % 8 * 4 + r / 2;
+          T total[kSums];
+          for (int s = 0; s < kSums; s++) {
+            const int i = (kSums == 1 ? u / 8 : s) * 2 + r % 2;
+            total[s] = 0;
+            for (int v = 0; v < warps; v++) total[s] += parts[(v * 4 * kTiles + i) * 32 + from];
+          }
+          if (unit + u < unit_count && row + r < row_count) then(row + r, unit + u, total);
+        }
+        __syncthreads();
+      }
+  }
+};
+
 // ----------------------------------------------------------------------------------- kernels
 
-// memory: (units, G, H), the rows of w_hh of each unit.
-template <class Cell, class T, int kRows>
-__device__ void forward_sequence(const ForwardSequence<T>& sequence, T* memory) {
-  const Sequence<T>& s = sequence.of;
-  const Index H = sequence.step.hidden, width = Cell::kGates * H;
+// memory: what Products want, then (units, G, stride), the rows of w_hh of each unit.
+template <class Cell, class T, class S, class Products>
+__device__ void forward_sequence(const ForwardSequence<T, S>& sequence, double* memory) {
+  const Sequence<S>& s = sequence.of;
+  const Index H = sequence.step.hidden, stride = Products::stride(H);
+  const Index width = Cell::kGates * H, unit_stride = Cell::kGates * stride;
   const Share share(s, H);
+  S* w = reinterpret_cast<S*>(memory + Products::kBytes / sizeof(double));
   for (Index i = threadIdx.x; i < share.unit_count * width; i += blockDim.x)
-    memory[i] = s.w_hh[(i / H % Cell::kGates * H + share.unit + i / width) * s.w_stride + i % H];
+    w[i / H * stride + i % H] =
+        s.w_hh[(i / H % Cell::kGates * H + share.unit + i / width) * s.w_stride + i % H];
   GridBarrier barrier(s.arrived);
   __syncthreads();
   for (Index k = 0; k < s.visit_count; k++) {
     const Index n = share.rows_of(s.visits[s.visit_count + k]);
     if (n <= 0) continue;  // as for every block that it would wait for
-    ForwardStep<T> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
-    const T* operand = s.exchange + k % 2 * s.batch * H;
+    ForwardStep<T, S> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
+    const S* operand = s.exchange + k % 2 * s.batch * H;
     p.operand = s.exchange + (k + 1) % 2 * s.batch * H;
-    products<kRows, kUnitsOf<Cell::kSums>, Cell::kSums>(
-        memory, width, H, share.unit_count, operand + share.row * H, H, n, H,
+    Products::template products<Cell::kSums, T>(
+        memory, w, unit_stride, stride, share.unit_count, operand + share.row * H, H, n, H,
         [&](Index b, Index u, const T* sums) {
           Cell::template forward<false>(p, share.row + b, share.unit + u, sums);
         });
     barrier.wait();
     if constexpr (Cell::kSecondProduct) {
-      products<kRows, kUnitsOf<1>, 1>(
-          memory + Cell::kSums * H, width, H, share.unit_count, p.extra + share.row * H, H, n, H,
+      Products::template products<1, T>(
+          memory, w + Cell::kSums * stride, unit_stride, stride, share.unit_count,
+          p.extra + share.row * H, H, n, H,
           [&](Index b, Index u, const T* sums) {
             Cell::forward_second(p, share.row + b, share.unit + u, sums[0]);
           });
@@ -226,38 +308,40 @@ __device__ void forward_sequence(const ForwardSequence<T>& sequence, T* memory) 
   }
 }
 
-// memory: (units, G*H), the columns of w_hh of each unit.
-template <class Cell, class T, int kRows>
-__device__ void backward_sequence(const BackwardSequence<T>& sequence, T* memory) {
-  const Sequence<T>& s = sequence.of;
+// memory: what Products want, then (units, stride), the G*H numbers of w_hh's column of each unit.
+template <class Cell, class T, class S, class Products>
+__device__ void backward_sequence(const BackwardSequence<T, S>& sequence, double* memory) {
+  const Sequence<S>& s = sequence.of;
   const Index H = sequence.step.hidden, width = Cell::kGates * H, first = Cell::kSums * H;
+  const Index stride = Products::stride(width);
   const Share share(s, H);
+  S* w = reinterpret_cast<S*>(memory + Products::kBytes / sizeof(double));
   for (Index i = threadIdx.x; i < share.unit_count * width; i += blockDim.x)
-    memory[i % share.unit_count * width + i / share.unit_count] =
+    w[i % share.unit_count * stride + i / share.unit_count] =
         s.w_hh[i / share.unit_count * s.w_stride + share.unit + i % share.unit_count];
   GridBarrier barrier(s.arrived);
   for (Index k = s.visit_count - 1; k >= 0; k--) {
     const Index n = share.rows_of(s.visits[s.visit_count + k]);
     if (n <= 0) continue;
-    BackwardStep<T> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
+    BackwardStep<T, S> p = at_row<Cell>(sequence.step, s.visits[k]);
     p.cut = s.visits[2 * s.visit_count + k];
     const int units = int(share.unit_count), count = int(n) * units;
     for (int i = threadIdx.x; i < count; i += blockDim.x)
       Cell::template backward<false>(p, share.row + i / units, share.unit + i % units);
     barrier.wait();
-    const T* d = p.d_h + share.row * width;
+    const S* d = p.product_h + share.row * width;
     if constexpr (Cell::kSecondProduct) {
-      products<kRows, kUnitsOf<1>, 1>(
-          memory + first, width, width, share.unit_count, d + first, width, n, width - first,
+      Products::template products<1, T>(
+          memory, w + first, stride, 0, share.unit_count, d + first, width, n, width - first,
           [&](Index b, Index u, const T* sums) {
-            Cell::backward_second(p, share.row + b, share.unit + u, sums[0]);
+            Cell::template backward_second<false>(p, share.row + b, share.unit + u, sums[0]);
           });
       barrier.wait();
     }
-    products<kRows, kUnitsOf<1>, 1>(memory, width, width, share.unit_count, d, width, n, first,
-                                    [&](Index b, Index u, const T* sums) {
-                                      pass_on(p, share.row + b, share.unit + u, sums[0]);
-                                    });
+    Products::template products<1, T>(memory, w, stride, 0, share.unit_count, d, width, n, first,
+                                      [&](Index b, Index u, const T* sums) {
+                                        pass_on(p, share.row + b, share.unit + u, sums[0]);
+                                      });
     __syncthreads();
   }
 }
@@ -266,7 +350,7 @@ __device__ void backward_sequence(const BackwardSequence<T>& sequence, T* memory
 
 // ------------------------------------------------------------------------------- entry points
 
-// RNNFAST_CELL, RNNFAST_REAL and RNNFAST_ROWS name the instantiation; RNNFAST_GATE, _CANDIDATE and
+// RNNFAST_CELL, _REAL, _STORED and _PRODUCTS name the instantiation; RNNFAST_GATE, _CANDIDATE and
 // _OUTPUT the functions.
 #ifdef RNNFAST_CELL
 
@@ -275,6 +359,7 @@ __device__ void backward_sequence(const BackwardSequence<T>& sequence, T* memory
 namespace {
 using Cell = rnnfast::RNNFAST_CELL;
 using Real = RNNFAST_REAL;
+using Stored = RNNFAST_STORED;
 
 template <class Sequences>
 __device__ __forceinline__ auto own(const Sequences& p) {
@@ -286,14 +371,14 @@ __device__ __forceinline__ auto own(const Sequences& p) {
 
 extern "C" {
 RNNFAST_KERNEL forward_steps(
-    const __grid_constant__ rnnfast::Directions<rnnfast::ForwardSequence<Real>> p) {
+    const __grid_constant__ rnnfast::Directions<rnnfast::ForwardSequence<Real, Stored>> p) {
   extern __shared__ double memory[];
-  rnnfast::forward_sequence<Cell, Real, RNNFAST_ROWS>(own(p), (Real*)memory);
+  rnnfast::forward_sequence<Cell, Real, Stored, RNNFAST_PRODUCTS>(own(p), memory);
 }
 RNNFAST_KERNEL backward_steps(
-    const __grid_constant__ rnnfast::Directions<rnnfast::BackwardSequence<Real>> p) {
+    const __grid_constant__ rnnfast::Directions<rnnfast::BackwardSequence<Real, Stored>> p) {
   extern __shared__ double memory[];
-  rnnfast::backward_sequence<Cell, Real, RNNFAST_ROWS>(own(p), (Real*)memory);
+  rnnfast::backward_sequence<Cell, Real, Stored, RNNFAST_PRODUCTS>(own(p), memory);
 }
 }
 

@@ -3,8 +3,8 @@
 // batch (blockIdx.x), on all of its units where a layer normalisation must see them (gridDim.y is 1
 // then), else on some. rnnfast/backends/cuda/engine.py launches them.
 //
-// Compiled once for every cell, dtype and presence of layer normalisation, which the macros at the
-// end name.
+// Compiled once for every cell, pair of types and presence of layer normalisation, which the macros
+// at the end name.
 #include "units.cuh"
 
 namespace rnnfast {
@@ -19,8 +19,8 @@ __device__ void inputs_kernel(T* gx, T* scales, Index hidden) {
                          Cell::kGroups);
 }
 
-template <class Cell, class T>
-__device__ void inputs_back_kernel(const T* d, const T* gain, const T* hat, const T* scales, T* da,
+template <class Cell, class T, class S>
+__device__ void inputs_back_kernel(const T* d, const S* gain, const T* hat, const T* scales, S* da,
                                    Index hidden) {
   const Index b = blockIdx.x, row = b * Cell::kGates * hidden;
   normalise_groups_back<Cell>(d + row, gain, hat + row, hidden, scales + b * Cell::kGroups, 0,
@@ -28,8 +28,8 @@ __device__ void inputs_back_kernel(const T* d, const T* gain, const T* hat, cons
 }
 
 // After the product W_hh h; with a second product, of the gates before it.
-template <class Cell, class T, bool kNorm>
-__device__ void forward_kernel(const ForwardStep<T>& p) {
+template <class Cell, class T, class S, bool kNorm>
+__device__ void forward_kernel(const ForwardStep<T, S>& p) {
   const Index b = blockIdx.x;
   if (kNorm)
     normalise_groups<Cell>(p.raw + b * Cell::kGates * p.hidden, p.hidden,
@@ -44,8 +44,8 @@ __device__ void forward_kernel(const ForwardStep<T>& p) {
     if (p.ln_c) Cell::forward_normalised(p, b);
 }
 
-template <class Cell, class T, bool kNorm>
-__device__ void forward_second_kernel(const ForwardStep<T>& p) {
+template <class Cell, class T, class S, bool kNorm>
+__device__ void forward_second_kernel(const ForwardStep<T, S>& p) {
   const Index b = blockIdx.x;
   if constexpr (Cell::kSecondProduct) {
     if (kNorm)
@@ -59,14 +59,16 @@ __device__ void forward_second_kernel(const ForwardStep<T>& p) {
 }
 
 // Before the product of a projection.
-template <class T>
-__device__ void gather_kernel(const BackwardStep<T>& p) {
+template <class T, class S>
+__device__ void gather_kernel(const BackwardStep<T, S>& p) {
   const Index b = blockIdx.x;
-  RNNFAST_FOR_UNITS(u, p.outputs) p.dh_step[b * p.outputs + u] = gather(p, b, u);
+  RNNFAST_FOR_UNITS(u, p.outputs) {
+    p.dh_step[b * p.outputs + u] = S(gather(p, b, u));
+  }
 }
 
-template <class Cell, class T, bool kNorm>
-__device__ void backward_kernel(const BackwardStep<T>& p) {
+template <class Cell, class T, class S, bool kNorm>
+__device__ void backward_kernel(const BackwardStep<T, S>& p) {
   const Index b = blockIdx.x, row = b * Cell::kGates * p.hidden;
   if constexpr (kNorm && Cell::kHasC)
     if (p.ln_c) Cell::backward_normalised(p, b);
@@ -79,11 +81,13 @@ __device__ void backward_kernel(const BackwardStep<T>& p) {
   }
 }
 
-template <class Cell, class T, bool kNorm>
-__device__ void backward_second_kernel(const BackwardStep<T>& p) {
+template <class Cell, class T, class S, bool kNorm>
+__device__ void backward_second_kernel(const BackwardStep<T, S>& p) {
   if constexpr (Cell::kSecondProduct) {
     const Index b = blockIdx.x, row = b * Cell::kGates * p.hidden;
-    RNNFAST_FOR_UNITS(u, p.hidden) Cell::backward_second(p, b, u, p.sum[b * p.hidden + u]);
+    RNNFAST_FOR_UNITS(u, p.hidden) {
+      Cell::template backward_second<kNorm>(p, b, u, p.sum[b * p.hidden + u]);
+    }
     if (kNorm) {
       __syncthreads();
       normalise_groups_back<Cell>(p.d_h + row, p.ln_hh, p.hat_h + row, p.hidden,
@@ -94,8 +98,8 @@ __device__ void backward_second_kernel(const BackwardStep<T>& p) {
 
 // After all products of a step, where a mask lies on h or gradients stop: with a mask, p.sum is the
 // gradient of what was masked; else the product was added to p.dh itself.
-template <class T>
-__device__ void pass_kernel(const BackwardStep<T>& p) {
+template <class T, class S>
+__device__ void pass_kernel(const BackwardStep<T, S>& p) {
   const Index b = blockIdx.x;
   RNNFAST_FOR_UNITS(u, p.outputs) {
     const Index at = b * p.outputs + u;
@@ -111,7 +115,7 @@ __device__ void pass_kernel(const BackwardStep<T>& p) {
 
 // -------------------------------------------------------------------------------- entry points
 
-// RNNFAST_CELL, RNNFAST_REAL and RNNFAST_NORM name the instantiation; RNNFAST_GATE, _CANDIDATE and
+// RNNFAST_CELL, _REAL, _STORED and _NORM name the instantiation; RNNFAST_GATE, _CANDIDATE and
 // _OUTPUT the functions, which the compiler then builds in.
 #ifdef RNNFAST_CELL
 
@@ -120,6 +124,7 @@ __device__ void pass_kernel(const BackwardStep<T>& p) {
 namespace {
 using Cell = rnnfast::RNNFAST_CELL;
 using Real = RNNFAST_REAL;
+using Stored = RNNFAST_STORED;
 constexpr bool kNorm = RNNFAST_NORM;
 
 template <class Step>
@@ -133,24 +138,24 @@ extern "C" {
 RNNFAST_KERNEL inputs(Real* gx, Real* scales, long long hidden) {
   rnnfast::inputs_kernel<Cell>(gx, scales, hidden);
 }
-RNNFAST_KERNEL inputs_back(const Real* d, const Real* gain, const Real* hat, const Real* scales,
-                           Real* da, long long hidden) {
+RNNFAST_KERNEL inputs_back(const Real* d, const Stored* gain, const Real* hat, const Real* scales,
+                           Stored* da, long long hidden) {
   rnnfast::inputs_back_kernel<Cell>(d, gain, hat, scales, da, hidden);
 }
-RNNFAST_KERNEL forward(const rnnfast::ForwardStep<Real> p) {
-  rnnfast::forward_kernel<Cell, Real, kNorm>(specialised(p));
+RNNFAST_KERNEL forward(const rnnfast::ForwardStep<Real, Stored> p) {
+  rnnfast::forward_kernel<Cell, Real, Stored, kNorm>(specialised(p));
 }
-RNNFAST_KERNEL forward_second(const rnnfast::ForwardStep<Real> p) {
-  rnnfast::forward_second_kernel<Cell, Real, kNorm>(specialised(p));
+RNNFAST_KERNEL forward_second(const rnnfast::ForwardStep<Real, Stored> p) {
+  rnnfast::forward_second_kernel<Cell, Real, Stored, kNorm>(specialised(p));
 }
-RNNFAST_KERNEL gather(const rnnfast::BackwardStep<Real> p) { rnnfast::gather_kernel(p); }
-RNNFAST_KERNEL backward(const rnnfast::BackwardStep<Real> p) {
-  rnnfast::backward_kernel<Cell, Real, kNorm>(specialised(p));
+RNNFAST_KERNEL gather(const rnnfast::BackwardStep<Real, Stored> p) { rnnfast::gather_kernel(p); }
+RNNFAST_KERNEL backward(const rnnfast::BackwardStep<Real, Stored> p) {
+  rnnfast::backward_kernel<Cell, Real, Stored, kNorm>(specialised(p));
 }
-RNNFAST_KERNEL backward_second(const rnnfast::BackwardStep<Real> p) {
-  rnnfast::backward_second_kernel<Cell, Real, kNorm>(specialised(p));
+RNNFAST_KERNEL backward_second(const rnnfast::BackwardStep<Real, Stored> p) {
+  rnnfast::backward_second_kernel<Cell, Real, Stored, kNorm>(specialised(p));
 }
-RNNFAST_KERNEL pass(const rnnfast::BackwardStep<Real> p) { rnnfast::pass_kernel(p); }
+RNNFAST_KERNEL pass(const rnnfast::BackwardStep<Real, Stored> p) { rnnfast::pass_kernel(p); }
 }
 
 #endif
