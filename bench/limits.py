@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from rnnfast import _native
-
 from . import report
 from .load import Load, is_loaded
 from .problem import CELLS
@@ -175,6 +173,8 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def _function_ns(name: str) -> float:
     """Nanoseconds of one thread for each of 65536 numbers, the best of many trials."""
+    from rnnfast import _native
+
     x = np.linspace(-4, 4, 1 << 16, dtype=np.float32)
     seconds = []
     for _ in range(200):

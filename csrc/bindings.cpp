@@ -27,9 +27,7 @@ void register_dtype(py::module_& m, const char* layer, const char* saved, const 
       .def_static("forward", &PyLayer<T>::forward)
       .def_static("backward", &PyLayer<T>::backward);
   register_stack<T, Layer<T>, PyLayer<T>>(m, stack);
-  py::class_<PyTape<T>>(m, tape).def("backward", &PyTape<T>::backward, py::arg("dy"),
-                                     py::arg("dstate_n"), py::arg("checked"),
-                                     py::arg("wants_dx") = true, py::arg("wants_dh") = true);
+  py::class_<PyTape<T>>(m, tape).def("backward", &PyTape<T>::backward);
 }
 
 template <class T>
@@ -81,17 +79,14 @@ PYBIND11_MODULE(_native, m) {
   register_stack<double, FlexibleLayer<double>, PyFlexible<double>>(m, "FlexibleStackF64");
   register_flexible<Dual>(m, "FlexibleDual", "FlexibleSavedDual");
   const auto define = [&m](const char* name, auto run_float, auto run_double) {
-    m.def(
-        name,
-        [=](const std::string& cell, const py::object& x, const py::object& weights,
-            const py::object& state, const py::object& lengths, const std::vector<int>& places) {
-          const CellKind kind = cell_kind(cell);
-          if (is_plain<float>(x)) return run_float(kind, x, weights, state, lengths, places);
-          if (is_plain<double>(x)) return run_double(kind, x, weights, state, lengths, places);
-          return py::object(py::none());
-        },
-        py::arg("cell"), py::arg("x"), py::arg("weights"), py::arg("state"), py::arg("lengths"),
-        py::arg("places") = std::vector<int>());
+    m.def(name,
+          [=](const std::string& cell, const py::object& x, const py::object& weights,
+              const py::object& state, const py::object& lengths, const std::vector<int>& places) {
+            const CellKind kind = cell_kind(cell);
+            if (is_plain<float>(x)) return run_float(kind, x, weights, state, lengths, places);
+            if (is_plain<double>(x)) return run_double(kind, x, weights, state, lengths, places);
+            return py::object(py::none());
+          });
   };
   define("call", &call<float>, &call<double>);
   define("call_vjp", &PyTape<float>::call, &PyTape<double>::call);

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from . import arrays
 from .errors import UnsupportedError
 from .spec import CELLS, Cell
-from .weights import Layer, Weights, parse
+from .weights import Layer, Weights, in_order, parse
 
 Array = NDArray[Any]
 
@@ -142,8 +142,8 @@ class _Layout(NamedTuple):
 
 
 def _reorder(array: Array, order: str, wanted: str) -> Array:
-    blocks = np.split(array, len(order))
-    return np.concatenate([blocks[order.index(gate)] for gate in wanted])
+    moved: Array = in_order(array, [order.index(gate) for gate in wanted])
+    return moved
 
 
 def _check_format(name: str, form: str, cell: str, reset_after: bool) -> None:

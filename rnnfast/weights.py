@@ -101,20 +101,29 @@ class InOrder:
         self.places = tuple(places)
 
     def to_ours(self, w: Weights) -> Weights:
-        return _moved(w, self.places)
+        return rearranged(w, self.places)
 
     def to_theirs(self, w: Weights) -> Weights:
-        return _moved(w, [self.places.index(g) for g in range(len(self.places))])
+        return rearranged(w, inverse(self.places))
 
 
-def _moved(w: Weights, places: Sequence[int]) -> Weights:
-    def moved(array: Any) -> Any:
-        if array is None:
-            return None
-        gates = np.split(array, len(places))
-        return np.concatenate([gates[place] for place in places])
+def inverse(places: Sequence[int]) -> tuple[int, ...]:
+    """The places that take gates back to where they were."""
+    return tuple(places.index(g) for g in range(len(places)))
 
-    return Weights(*map(moved, w))
+
+def in_order(array: Any, places: Sequence[int], concatenate: Any = np.concatenate) -> Any:
+    """The blocks of the first axis, one a gate, in the order of `places`.
+
+    Of any kind of array, with the function that puts such arrays together along that axis.
+    """
+    count = array.shape[0] // len(places)
+    return concatenate([array[place * count : (place + 1) * count] for place in places])
+
+
+def rearranged(w: Weights, places: Sequence[int], concatenate: Any = np.concatenate) -> Weights:
+    """Each array of a plain cell's weights `in_order`."""
+    return Weights(*(None if a is None else in_order(a, places, concatenate) for a in w))
 
 
 _OF_LSTM = ("w_hr", "w_peep", "ln_c", "ln_c_shift")

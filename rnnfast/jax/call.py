@@ -14,7 +14,7 @@ from ..api import Packed, _Call, _spec
 from ..arrays import describe
 from ..backends.native import _kernel, flexible_kernel
 from ..errors import UnsupportedError
-from ..weights import InOrder, Weights, is_entry
+from ..weights import InOrder, Weights, is_entry, rearranged
 from . import derivatives, stack
 
 
@@ -59,7 +59,7 @@ def run(
     ]
     _refuse(checked)
     if not checked.spec.plain and places:
-        layers = [[_in_order(w, places) for w in layer] for layer in layers]
+        layers = [[rearranged(w, places, jnp.concatenate) for w in layer] for layer in layers]
         places = ()
     transposed = checks.flag("transposed", transposed)
     noise, spec = checked.noise, checked.spec
@@ -159,10 +159,6 @@ def _integers(lengths: Any) -> Any:
         return jnp.zeros((0,), jnp.int32)
     lengths = jnp.asarray(lengths)
     return lengths.astype(jnp.int64 if lengths.dtype.itemsize == 8 else jnp.int32)
-
-
-def _in_order(w: Weights, places: tuple[int, ...]) -> Weights:
-    return Weights(*(None if a is None else stack.in_order(a, places) for a in w))
 
 
 def _or_empty(array: Any, dtype: Any) -> Any:

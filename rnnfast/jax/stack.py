@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import _native
 from ..errors import UnsupportedError
+from ..weights import in_order, inverse
 
 INSTALL = 'RNNFAST_JAX=ON pip install --force-reinstall --no-deps --no-cache-dir "rnnfast[jax]"'
 
@@ -174,16 +175,12 @@ def second(
     kept = len(SMOOTH)
     every = range(kept, len(results))
     found = (results[k] for k in every if (k - kept) % _FIELDS < plan.fields)
-    places = tuple(plan.places.index(g) for g in range(len(plan.places)))
-    return [*results[:kept], *(in_order(a, places) for a in found)]
+    return [*results[:kept], *(_moved(a, inverse(plan.places)) for a in found)]
 
 
-def in_order(a: Any, places: Sequence[int]) -> Any:
-    """Weights or biases from where their gates are to our order."""
-    if not places or not a.size:
-        return a
-    gates = jnp.split(a, len(places))
-    return jnp.concatenate([gates[place] for place in places])
+def _moved(a: Any, places: Sequence[int]) -> Any:
+    """`rnnfast.weights.in_order`, where gates are to be moved and there is such an array."""
+    return in_order(a, places, jnp.concatenate) if places and a.size else a
 
 
 def _of_gradients(plan: Plan, operands: Operands, like: list[Shape]) -> list[Shape]:
@@ -247,7 +244,7 @@ def _every_field(plan: Plan, parts: list[Any]) -> list[Any]:
     nothing = [jnp.zeros((0,), parts[0].dtype)] * (_FIELDS - plan.fields)
     found = parts[: len(SMOOTH)]
     for first in range(len(SMOOTH), len(parts), plan.fields):
-        given = (in_order(a, plan.places) for a in parts[first : first + plan.fields])
+        given = (_moved(a, plan.places) for a in parts[first : first + plan.fields])
         found += [*given, *nothing]
     return found
 

@@ -45,23 +45,21 @@ def run(
     """
     if isinstance(weights, Packed):
         return _run_packed(cell, x, weights, states, lengths, options, at_zero)
-    given: Any = [weights if len(weights) > 1 else weights[0]]
+    places = places_of(cell)
     if BACKEND == "tensorflow":
         options = {**options, "keep": training}
-        weights = tuple(in_our_order(cell, w) for w in weights)
-        given = [weights if len(weights) > 1 else weights[0]]
+        weights, places = tuple(in_our_order(cell, w) for w in weights), ()
         at_zero = False  # its callbacks take the size from the state
-    else:
-        if BACKEND == "jax":
-            options = {**options, "transposed": True}
-        elif len(weights) > 1 or not options.keys() <= _OF_PLAIN_CELLS:
-            # These are not read as they lie. NumPy would take six times as long as torch.
-            weights = tuple(
-                Weights(*(None if a is None else a.contiguous() for a in w)) for w in weights
-            )
-            given = [weights if len(weights) > 1 else weights[0]]
-        if places_of(cell):
-            given = InOrder(given, places_of(cell))
+    elif BACKEND == "jax":
+        options = {**options, "transposed": True}
+    elif len(weights) > 1 or not options.keys() <= _OF_PLAIN_CELLS:
+        # These are not read as they lie. NumPy would take six times as long as torch.
+        weights = tuple(
+            Weights(*(None if a is None else a.contiguous() for a in w)) for w in weights
+        )
+    given: Any = [weights if len(weights) > 1 else weights[0]]
+    if places:
+        given = InOrder(given, places)
     initial: Any = None
     if not at_zero:
         initial = tuple(

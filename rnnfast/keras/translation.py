@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -9,7 +10,7 @@ import keras
 from ..convert import _ORDERS as ORDERS
 from ..errors import UnsupportedError
 from ..spec import CELLS
-from ..weights import Weights
+from ..weights import Weights, rearranged
 
 # Keras' functions with their default arguments, in the order of the message for any other.
 _ACTIVATIONS: dict[Any, str | tuple[str, float, float]] = {
@@ -93,11 +94,4 @@ def weights_of(keras_cell: Any, dtype: str) -> Weights:
 def in_our_order(cell: str, w: Weights) -> Weights:
     """The same with the gates in PyTorch's order."""
     places = places_of(cell)
-
-    def moved(a: Any) -> Any:
-        if a is None or not places:
-            return a
-        gates = keras.ops.split(a, len(places), axis=0)
-        return keras.ops.concatenate([gates[place] for place in places], axis=0)
-
-    return Weights(*map(moved, w))
+    return rearranged(w, places, partial(keras.ops.concatenate, axis=0)) if places else w
