@@ -212,6 +212,8 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
   count_rows(batch, offset);
   const int64_t N = offset[T_];
 
+  const int64_t chunk = std::clamp<int64_t>(N, 1, kForwardChunk);
+  const int64_t scratch_rows = (B > 1 ? threads : 1) * chunk + B;
   const T* zeros = nullptr;
   if (!a.h_0 || (cell_->has_c && !a.c_0)) {
     zeros = space->zeros.grow(state);
@@ -223,17 +225,17 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     f = Forward<T>{};
     f.steps = {T_, offset.data()};
     f.batch = B;
-    f.chunk = kForwardChunk;
+    f.chunk = chunk;
     f.x = a.x;
     fill_weights(f, d);
     f.h_0 = a.h_0 ? a.h_0 + d * state : zeros;
     f.zero_h = !a.h_0;
     f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros;
     f.x_order = a.x_order;
-    if (a.x_order) f.x_rows = own.x_rows.grow(std::min(N, kForwardChunk + B) * I);
-    f.gx = own.gx.grow(std::min(N, kForwardChunk + B) * G * H);
+    if (a.x_order || (threads > 1 && B > 1)) f.x_rows = own.x_rows.grow(scratch_rows * I);
+    f.gx = own.gx.grow(scratch_rows * G * H);
     if (precision_ != Precision::kFull) {
-      fill_low(space->low[d], d, own, std::min(N, kForwardChunk + B), B, threads);
+      fill_low(space->low[d], d, own, scratch_rows, B, threads);
       f.low = &space->low[d];
     }
     f.save = bool(saved);
@@ -260,6 +262,8 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     } else {
       if (a.h_0 == a.h_n) f.h_0 = copy(f.h_0, state, own.h_0);
       if (cell_->has_c && a.c_0 == a.c_n) f.c_0 = copy(f.c_0, state, own.c_0);
+      // The caller's c_n may not be aligned, and then threads would write to the same cache lines.
+      if (cell_->has_c) f.c = threads > 1 ? own.c.grow(state) : f.c_n;
       f.h = own.h.grow(2 * state);
     }
     if (cell_->stages > 1 && save != Save::kAll) f.gates = own.gates.grow(S * state);
@@ -400,6 +404,10 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     b.direct = own.direct.get();
     own.partial = Buffer<T>(state);
     b.partial = own.partial.get();
+    if (cell_->has_c) {
+      own.dc = Buffer<T>(state);
+      b.dc = own.dc.get();
+    }
     own.before = Buffer<const T*>(N);
     b.before = own.before.get();
     const int64_t columns = w.layout.transposed ? G * H : std::max(I, H);
@@ -435,7 +443,7 @@ struct alignas(64) Progress {
   int64_t rows = 0;
 };
 
-constexpr Split kAlone{1, false, nullptr, nullptr};
+constexpr Split kAlone{1, nullptr, nullptr};
 
 // Calls pass(layer, team of one) for every layer, layer k after layer k - 1 on each of `members`
 // threads, which take turns with the layers. False where another Python thread has the pool.

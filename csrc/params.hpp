@@ -11,6 +11,7 @@ namespace rnnfast {
 
 struct Barrier;
 struct LowForward;
+struct Workload;
 
 enum class Precision { kFull, kBfloat16, kInt8 };  // of packed weights
 
@@ -81,13 +82,19 @@ struct Panels {
   }
 };
 
-// How a direction's time loop is divided: over hidden units (with a barrier a step), or over batch
-// rows (with none). Members beyond `members` only help with the matrix products.
+// Who runs a direction's time loop. Members of the team beyond `members` only help with the matrix
+// products.
 struct Split {
   int members;
-  bool rows;                 // else hidden units
-  Barrier* barrier;          // of `members` members
-  const int64_t* row_begin;  // [members + 1] the batch rows of each member, when `rows`
+  Barrier* barrier;      // of `members` members
+  const Workload* work;  // that they divide (see divide in plan.hpp)
+};
+
+// What one member does of some steps: batch rows of its own, without a barrier, or hidden units of
+// its own of all rows, with a barrier a step.
+struct Part {
+  bool rows;
+  int64_t row_begin, row_end;
 };
 
 template <class T>
@@ -101,7 +108,7 @@ struct Forward {
   int64_t* done;           // rows that this pass has finished, told as it goes on, or null
   const T* x;              // [N, I], or where there is an order [T, B, I]
   const int64_t* x_order;  // [B] the row of a padded step where each packed row lies, or null
-  T* x_rows;               // [chunk + B, I] scratch: rows of a padded x
+  T* x_rows;               // [threads * chunk + B, I] scratch: rows of x that lie apart
   Panels<T> x_panels;      // [I, G*H]
   Panels<T> h_panels[2];   // [H, gates of the stage * H], gates of a unit side by side
   const int* place;        // [G] of each gate in x_panels, bias and gx
@@ -110,10 +117,10 @@ struct Forward {
   const T* h_0;            // [B, H]
   bool zero_h;             // whether h_0 is zero, so that its product is
   const T* c_0;            // [B, H] or null for a cell without c
-  T* gx;                   // [chunk + B, G*H] scratch
+  T* gx;                   // [threads * chunk + B, G*H] scratch
   T* gates;                // [N, S, H] when saving them, else [B, S, H] scratch or null
   T* h;                    // [N, H] when saving, else [2, B, H] scratch
-  T* c;                    // [N, H] when saving, else null: c_n is the running state
+  T* c;                    // [N, H] when saving, else [B, H] as it runs, which may be c_n; or null
   bool save;               // h and c
   bool save_gates;         // and the gates
   const LowForward* low;   // where the panels hold words of 16 or 8 bits (kernels/low.hpp), or null
@@ -153,6 +160,7 @@ struct Backward {
   const T* dc_n;            // [B, H] or null for zeros
   T* dgates[2];             // [chunk + B, W, H] scratch, in turn
   T* direct;                // [B, H] scratch: what dh passes on without a matrix
+  T* dc;                    // [B, H] scratch: the gradient of c as it runs, or null
   T* partial;               // [B, H] scratch: sums of a product that is taken in parts
   const T** before;         // [N] scratch: the row of h that each packed row continues
   const T** x_rows;         // [N] scratch: each row of a padded x

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <limits>
 
 namespace rnnfast {
 namespace {
@@ -35,14 +36,26 @@ double step_cycles(const Workload& w, double rows, double share) {
          rows * share * double(w.hidden) / w.lanes * kPointwiseCycles;
 }
 
-// All steps of the rows [begin, end) of the batch.
-double loop_cycles(const Workload& w, int64_t begin, int64_t end, double share, double barriers) {
-  if (w.rows == w.steps * w.batch)
-    return double(w.steps) * (step_cycles(w, double(end - begin), share) + barriers);
-  double total = 0;
-  for (int64_t t = 0; t < w.steps; t++) {
-    const int64_t rows = std::min(w.offset[t + 1] - w.offset[t], end) - begin;
-    if (rows > 0) total += step_cycles(w, double(rows), share) + barriers;
+struct LoopCycles {
+  double by_rows, by_units;  // of the members of a time loop, who divide every step so
+  double least() const { return std::min(by_rows, by_units); }
+};
+
+// The steps [begin, end).
+LoopCycles loop_cycles(const Workload& w, int members, int64_t begin, int64_t end) {
+  const bool units = w.hidden >= int64_t(members) * w.lanes;
+  LoopCycles total{0, 0}, step{0, 0};
+  int64_t rows = -1;
+  for (int64_t t = begin; t < end; t++) {
+    if (w.offset[t + 1] - w.offset[t] != rows) {
+      rows = w.offset[t + 1] - w.offset[t];
+      step.by_rows = step_cycles(w, double((rows + members - 1) / members), 1);
+      step.by_units = !units ? 2 * step_cycles(w, double(rows), 1)
+                             : step_cycles(w, double(rows), 1.0 / members) +
+                                   (members > 1 ? kBarrierCycles * w.stages : 0);
+    }
+    total.by_rows += step.by_rows;
+    total.by_units += step.by_units;
   }
   return total;
 }
@@ -58,9 +71,9 @@ double product_cycles(const Workload& w) {
 Plan plan(const Workload& w, int threads, bool ready) {
   const double worth = ready ? kWorthAnother : kWorthWaking;
   const double products = product_cycles(w);
-  const double alone = loop_cycles(w, 0, w.batch, 1, 0);
+  const double alone = loop_cycles(w, 1, 0, w.steps).by_rows;
   const double total = (alone + products) * w.directions;
-  Plan p{1, {1, 1}, 1, false, total};
+  Plan p{1, {1, 1}, 1, total};
   const int most = int(std::min<double>(threads, total / worth));
   if (most < 2) return p;
   if (w.directions == 2) {
@@ -77,26 +90,10 @@ Plan plan(const Workload& w, int threads, bool ready) {
   }
   double best = alone;
   for (int members = 2; members <= size; members++) {
-    const double units = loop_cycles(w, 0, w.batch, 1.0 / members, kBarrierCycles * w.stages);
-    if (units < best && w.hidden >= int64_t(members) * w.lanes) {
-      best = units;
+    const double divided = loop_cycles(w, members, 0, w.steps).least();
+    if (divided < best) {
+      best = divided;
       p.members = members;
-      p.by_rows = false;
-    }
-    if (w.batch >= members) {
-      double rows = 0;
-      if (w.rows == w.steps * w.batch) {
-        rows = loop_cycles(w, 0, (w.batch + members - 1) / members, 1, 0);
-      } else {
-        const auto begin = divide_rows(w.offset, w.steps, w.batch, members);
-        for (int m = 0; m < members; m++)
-          rows = std::max(rows, loop_cycles(w, begin[m], begin[m + 1], 1, 0));
-      }
-      if (rows < best) {
-        best = rows;
-        p.members = members;
-        p.by_rows = true;
-      }
     }
   }
   if (p.members == 1 && products < 2 * worth) p.size[0] = p.size[1] = 1;
@@ -107,25 +104,44 @@ Plan plan(const Workload& w, int threads, bool ready) {
 int wavefront(const Workload& w, int layers, int threads, bool ready) {
   const int members = std::min(layers, threads);
   if (members < 2 || w.directions == 2 || w.steps < kWaves * members) return 1;
-  const double alone = loop_cycles(w, 0, w.batch, 1, 0) + product_cycles(w);
+  const double alone = loop_cycles(w, 1, 0, w.steps).by_rows + product_cycles(w);
   if (layers * alone < members * (ready ? kWorthAnother : kWorthWaking)) return 1;
   const double rounds = (layers + members - 1) / members;
   const double wave = rounds * alone * (1 + double(members - 1) / kWaves);
   return wave < layers * plan(w, threads, ready).cycles ? members : 1;
 }
 
-std::vector<int64_t> divide_rows(const int64_t* offset, int64_t steps, int64_t batch, int members) {
-  std::vector<int64_t> begin(members + 1, batch);
-  begin[0] = 0;
-  // A row's length is the number of steps that have more rows than its index.
-  int64_t step = steps, total = 0;
-  int next = 1;
-  for (int64_t b = 0; b < batch && next < members; b++) {
-    while (step > 0 && offset[step] - offset[step - 1] <= b) step--;
-    total += step;
-    while (next < members && total * members >= offset[steps] * next) begin[next++] = b + 1;
+Part divide(const Split& split, int id, int64_t begin, int64_t end) {
+  const int64_t members = split.members;
+  if (members == 1) return {true, 0, std::numeric_limits<int64_t>::max()};
+  const Workload& w = *split.work;
+  const LoopCycles cycles = loop_cycles(w, split.members, begin, end);
+  if (cycles.by_units < cycles.by_rows) return {false, 0, w.batch};
+  // Rows in turn, until a member has as much as each should. The rows that a step has share in it.
+  const auto rows_of = [&](int64_t t) { return w.offset[t + 1] - w.offset[t]; };
+  const auto cost = [&](int64_t t) {  // of a row
+    const double rows = double((rows_of(t) + members - 1) / members);
+    return rows > 0 ? step_cycles(w, rows, 1) / rows : 0;
+  };
+  double row = 0, all = 0, before = 0;
+  for (int64_t t = begin; t < end; t++) {
+    const double one = cost(t);
+    row += one;
+    all += one * double(rows_of(t));
   }
-  return begin;
+  const double enough = all / double(members) * (1 - 1e-9);
+  Part part{true, id == 0 ? 0 : w.batch, w.batch};
+  int64_t step = end;
+  for (int64_t b = 0; b < w.batch; b++) {
+    while (step > begin && rows_of(step - 1) <= b) row -= cost(--step);
+    const auto crosses = [&](int share) {
+      return before < enough * share && before + row >= enough * share;
+    };
+    if (id > 0 && crosses(id)) part.row_begin = b + 1;
+    if (id + 1 < members && crosses(id + 1)) part.row_end = b + 1;
+    before += row;
+  }
+  return part;
 }
 
 }  // namespace rnnfast

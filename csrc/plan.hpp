@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "params.hpp"
 
@@ -19,10 +18,9 @@ struct Workload {
 };
 
 struct Plan {
-  int teams;    // 2 where two directions run side by side
-  int size[2];  // members of each team
-  int members;  // of a team's time loop
-  bool by_rows;
+  int teams;      // 2 where two directions run side by side
+  int size[2];    // members of each team
+  int members;    // of a team's time loop
   double cycles;  // what all of it takes, roughly
 
   int threads() const { return size[0] + (teams == 2 ? size[1] : 0); }
@@ -38,7 +36,7 @@ constexpr int kWaves = 8;
 // of them chasing the other through the steps; below 2 where layer after layer is better.
 int wavefront(const Workload& layer, int layers, int threads, bool ready);
 
-// Boundaries of the batch rows of each of `members`, so that each has as many row steps.
-std::vector<int64_t> divide_rows(const int64_t* offset, int64_t steps, int64_t batch, int members);
+// The part of member `id` of the steps [begin, end), between two barriers of all members.
+Part divide(const Split& split, int id, int64_t begin, int64_t end);
 
 }  // namespace rnnfast

@@ -32,16 +32,14 @@ class Region {
  public:
   Region(const Plan& plan, const Workload& work)
       : plan_(plan),
-        directions_(work.directions),
+        work_(work),
         team_{Barrier(plan.size[0]), Barrier(plan.size[1])},
         loop_{Barrier(plan.members), Barrier(plan.members)},
-        all_(plan.threads()) {
-    if (plan.by_rows) rows_ = divide_rows(work.offset, work.steps, work.batch, plan.members);
-  }
+        all_(plan.threads()) {}
 
   int threads() const { return all_.size; }
   Split split(int direction) {
-    return {plan_.members, plan_.by_rows, &loop_[plan_.teams == 2 ? direction : 0], rows_.data()};
+    return {plan_.members, &loop_[plan_.teams == 2 ? direction : 0], &work_};
   }
   Team everyone(int id) { return {id, all_.size, &all_}; }
 
@@ -52,7 +50,7 @@ class Region {
       const int team = id < plan_.size[0] ? 0 : 1;
       pass(team, Team{team ? id - plan_.size[0] : id, plan_.size[team], &team_[team]});
     } else {
-      for (int d = 0; d < directions_; d++) {
+      for (int d = 0; d < work_.directions; d++) {
         pass(d, Team{id, plan_.size[0], &team_[0]});
         if (plan_.size[0] > 1) team_[0].wait();
       }
@@ -64,9 +62,8 @@ class Region {
 
  private:
   Plan plan_;
-  int directions_;
+  const Workload& work_;
   Barrier team_[2], loop_[2], all_;
-  std::vector<int64_t> rows_;
 };
 
 // Calls body(region, id) on every thread of the plan; on this one alone where another Python

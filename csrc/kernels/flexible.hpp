@@ -8,6 +8,7 @@
 #pragma once
 
 #include "../flexible_params.hpp"
+#include "../plan.hpp"
 #include "../simd/dual.hpp"
 #include "../threads.hpp"
 #include "gemm.hpp"
@@ -198,8 +199,9 @@ struct Patch {
 };
 
 template <class T>
-Patch patch_of(const Split& split, int id, int64_t rows, int64_t units, bool whole_rows) {
-  if (split.rows) return {split.row_begin[id], lesser(split.row_begin[id + 1], rows), 0, units};
+Patch patch_of(const Split& split, const Part& part, int id, int64_t rows, int64_t units,
+               bool whole_rows) {
+  if (part.rows) return {part.row_begin, lesser(part.row_end, rows), 0, units};
   if (whole_rows || rows >= split.members)
     return {part_begin(rows, split.members, id), part_begin(rows, split.members, id + 1), 0, units};
   const int64_t vectors = parts(units, kLanes<T>);
@@ -209,10 +211,11 @@ Patch patch_of(const Split& split, int id, int64_t rows, int64_t units, bool who
 
 // c[rows] = a[rows] panels + bias, a member's part of it.
 template <class T>
-void product_of_step(const Split& split, int id, int64_t rows, const T* a, int64_t a_stride,
-                     const Panels<T>& panels, const T* bias, T* c, int64_t c_stride) {
-  if (split.rows) {
-    const int64_t begin = split.row_begin[id], end = lesser(split.row_begin[id + 1], rows);
+void product_of_step(const Split& split, const Part& part, int id, int64_t rows, const T* a,
+                     int64_t a_stride, const Panels<T>& panels, const T* bias, T* c,
+                     int64_t c_stride) {
+  if (part.rows) {
+    const int64_t begin = part.row_begin, end = lesser(part.row_end, rows);
     if (begin < end)
       multiply_panels(a + begin * a_stride, a_stride, end - begin, panels, bias,
                       c + begin * c_stride, c_stride, Team{0, 1, nullptr});
@@ -222,8 +225,8 @@ void product_of_step(const Split& split, int id, int64_t rows, const T* a, int64
   }
 }
 
-RNNFAST_INLINE void meet(const Split& split) {
-  if (!split.rows && split.members > 1) split.barrier->wait();
+RNNFAST_INLINE void meet(const Split& split, const Part& part) {
+  if (!part.rows && split.members > 1) split.barrier->wait();
 }
 RNNFAST_INLINE void meet(Team team) {
   if (team.size > 1) team.barrier->wait();
@@ -237,6 +240,10 @@ struct FlexibleVisits {
   RNNFAST_INLINE int64_t row(int64_t i) const { return steps.offset[step(i)]; }
   RNNFAST_INLINE int64_t rows(int64_t i) const {
     return steps.offset[step(i) + 1] - steps.offset[step(i)];
+  }
+  // Of the visits [begin, end), which are steps in a row.
+  RNNFAST_INLINE int64_t first_step(int64_t begin, int64_t end) const {
+    return reverse ? step(end - 1) : begin;
   }
 };
 
@@ -319,14 +326,15 @@ void finish_h(const FlexibleForward<T>& p, int64_t b, int64_t packed, int64_t be
 
 template <class Cell, class T>
 void flexible_forward_step(const FlexibleForward<T>& p, const Functions<T>& f,
-                           const FlexibleVisits& visits, int64_t i, int64_t chunk_row, int id) {
+                           const FlexibleVisits& visits, int64_t i, int64_t chunk_row,
+                           const Part& part, int id) {
   const int64_t H = p.hidden, P = p.outputs, G = Cell::kGates, S = p.saved_slots;
   const int64_t row = visits.row(i), rows = visits.rows(i);
   const int64_t saved_row = p.save ? row : row - chunk_row;
   const bool norm = p.w.ln_hh != nullptr;
   const T* const bias = norm ? nullptr : p.w.b_hh;
   const auto each_row = [&](int64_t units, bool whole_rows, auto body) {
-    const Patch patch = patch_of<T>(p.split, id, rows, units, whole_rows);
+    const Patch patch = patch_of<T>(p.split, part, id, rows, units, whole_rows);
     if (patch.unit_begin >= patch.unit_end) return;
     for (int64_t b = patch.row_begin; b < patch.row_end; b++) {
       const ForwardRow<T> x{p,
@@ -344,37 +352,37 @@ void flexible_forward_step(const FlexibleForward<T>& p, const Functions<T>& f,
     }
   };
 
-  product_of_step(p.split, id, rows, static_cast<const T*>(p.operand), P, p.h_panels[0], bias,
+  product_of_step(p.split, part, id, rows, static_cast<const T*>(p.operand), P, p.h_panels[0], bias,
                   p.raw, G * H);
-  meet(p.split);
+  meet(p.split, part);
   each_row(H, norm, [&](const ForwardRow<T>& x, int64_t begin, int64_t end) {
     if (norm) normalise_recurrent<Cell>(x, 0, Cell::kSecondProduct ? 1 : Cell::kGroups);
     Cell::template forward<T>(x, begin, end);
     if (!Cell::kSecondProduct && !p.w.w_hr) finish_h(p, x.b, x.packed, begin, end);
   });
   if constexpr (Cell::kSecondProduct) {
-    meet(p.split);
-    product_of_step(p.split, id, rows,
+    meet(p.split, part);
+    product_of_step(p.split, part, id, rows,
                     static_cast<const T*>(p.saved + (saved_row * S + Cell::kOperand) * H), S * H,
                     p.h_panels[1], bias ? bias + Cell::kFirstGates * H : nullptr,
                     p.raw + Cell::kFirstGates * H, G * H);
-    meet(p.split);
+    meet(p.split, part);
     each_row(H, norm, [&](const ForwardRow<T>& x, int64_t begin, int64_t end) {
       if (norm) normalise_recurrent<Cell>(x, 1, 1);
       Cell::template forward_second<T>(x, begin, end);
       finish_h(p, x.b, x.packed, begin, end);
     });
   } else if (p.w.w_hr) {
-    meet(p.split);
-    product_of_step(p.split, id, rows,
+    meet(p.split, part);
+    product_of_step(p.split, part, id, rows,
                     static_cast<const T*>(p.saved + (saved_row * S + Cell::kOperand) * H), S * H,
                     p.h_panels[1], static_cast<const T*>(nullptr), p.step_h, P);
-    meet(p.split);
+    meet(p.split, part);
     each_row(P, false, [&](const ForwardRow<T>& x, int64_t begin, int64_t end) {
       finish_h(p, x.b, x.packed, begin, end);
     });
   }
-  meet(p.split);
+  meet(p.split, part);
 }
 
 template <class Cell, class T>
@@ -399,9 +407,12 @@ void flexible_forward(const FlexibleForward<T>& p, Team team) {
       normalise_inputs<Cell>(p, rows, p.save ? chunk_row : 0, team);
       meet(team);
     }
-    if (team.id < p.split.members)
+    if (team.id < p.split.members) {
+      const int64_t first = visits.first_step(begin, i);
+      const Part part = divide(p.split, team.id, first, first + i - begin);
       for (int64_t j = begin; j < i; j++)
-        flexible_forward_step<Cell>(p, f, visits, j, chunk_row, team.id);
+        flexible_forward_step<Cell>(p, f, visits, j, chunk_row, part, team.id);
+    }
     if (i < T_) meet(team);
   }
 }
@@ -452,7 +463,8 @@ void normalise_arguments_back(const BackwardRow<T>& x, int first_group, int grou
 
 template <class Cell, class T>
 void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
-                            const FlexibleVisits& visits, int64_t i, int64_t chunk_row, int id) {
+                            const FlexibleVisits& visits, int64_t i, int64_t chunk_row,
+                            const Part& part, int id) {
   constexpr int n = kLanes<T>;
   const int64_t H = p.hidden, P = p.outputs, S = p.saved_slots, W = p.written.count;
   const int64_t sums = H > P ? H : P;  // one stride, as members do not wait for one another's rows
@@ -460,7 +472,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
   const bool norm = p.w.ln_hh != nullptr;
   T* const dh_rows = p.dh + (row - chunk_row) * P;
   const auto over_patch = [&](int64_t units, bool whole_rows, auto body) {
-    const Patch patch = patch_of<T>(p.split, id, rows, units, whole_rows);
+    const Patch patch = patch_of<T>(p.split, part, id, rows, units, whole_rows);
     if (patch.unit_begin >= patch.unit_end) return;
     for (int64_t b = patch.row_begin; b < patch.row_end; b++)
       body(b, patch.unit_begin, patch.unit_end);
@@ -498,10 +510,10 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
 
   if (p.w.w_hr) {
     over_patch(P, false, gather);
-    meet(p.split);
-    product_of_step(p.split, id, rows, static_cast<const T*>(dh_rows), P, p.h_panels[1],
+    meet(p.split, part);
+    product_of_step(p.split, part, id, rows, static_cast<const T*>(dh_rows), P, p.h_panels[1],
                     static_cast<const T*>(nullptr), p.sum, sums);
-    meet(p.split);
+    meet(p.split, part);
   }
   over_patch(H, norm, [&](int64_t b, int64_t begin, int64_t end) {
     if (!p.w.w_hr) gather(b, begin, end);
@@ -514,14 +526,14 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
       normalise_arguments_back<Cell>(x, 1, 1, true);
     }
   });
-  meet(p.split);
+  meet(p.split, part);
   if constexpr (Cell::kSecondProduct) {
     product_of_step(
-        p.split, id, rows,
+        p.split, part, id, rows,
         static_cast<const T*>(
             p.rows + ((row - chunk_row) * W + p.written.product_h + Cell::kFirstGates) * H),
         W * H, p.h_panels[1], static_cast<const T*>(nullptr), p.sum, sums);
-    meet(p.split);
+    meet(p.split, part);
     over_patch(H, norm, [&](int64_t b, int64_t begin, int64_t end) {
       const BackwardRow<T> x = row_of(b);
       Cell::template backward_second<T>(x, begin, end);
@@ -530,12 +542,12 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
         normalise_arguments_back<Cell>(x, 0, 1, true);
       }
     });
-    meet(p.split);
+    meet(p.split, part);
   }
-  product_of_step(p.split, id, rows,
+  product_of_step(p.split, part, id, rows,
                   static_cast<const T*>(p.rows + ((row - chunk_row) * W + p.written.product_h) * H),
                   W * H, p.h_panels[0], static_cast<const T*>(nullptr), p.sum, sums);
-  meet(p.split);
+  meet(p.split, part);
   // Rows that were there in the visit before are cut off from it where the gradient stops.
   const int64_t continuing = i > 0 ? lesser(rows, visits.rows(i - 1)) : 0;
   const int64_t boundary = i > 0 ? (p.reverse ? visits.step(i - 1) : visits.step(i)) : 0;
@@ -556,7 +568,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
         __builtin_memset(static_cast<void*>(p.dc_0 + b * H + begin), 0,
                          size_t(end - begin) * sizeof(T));
     });
-  meet(p.split);
+  meet(p.split, part);
 }
 
 template <class Cell, class T>
@@ -571,9 +583,12 @@ void flexible_backward(const FlexibleBackward<T>& p, Team team) {
     int64_t rows = 0;
     while (i >= 0 && (i == last || rows < p.chunk)) rows += visits.rows(i--);
     const int64_t chunk_row = p.reverse ? visits.row(last) : visits.row(i + 1);
-    if (team.id < p.split.members)
+    if (team.id < p.split.members) {
+      const int64_t first = visits.first_step(i + 1, last + 1);
+      const Part part = divide(p.split, team.id, first, first + last - i);
       for (int64_t j = last; j > i; j--)
-        flexible_backward_step<Cell>(p, f, visits, j, chunk_row, team.id);
+        flexible_backward_step<Cell>(p, f, visits, j, chunk_row, part, team.id);
+    }
     meet(team);
 
     const auto slot = [&](int s) { return static_cast<const T*>(p.rows + s * H); };

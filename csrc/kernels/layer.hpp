@@ -7,7 +7,10 @@
 // the sorted batch take part. Some of them continue from the step visited before, the others start.
 #pragma once
 
+#include <limits>
+
 #include "../params.hpp"
+#include "../plan.hpp"
 #include "../simd/math.hpp"
 #include "../threads.hpp"
 #include "gemm.hpp"
@@ -49,13 +52,24 @@ struct Visits {
   }
 };
 
-// What one member of a split does at each step.
+// Rows of every step.
+struct Band {
+  int64_t begin = 0, end = std::numeric_limits<int64_t>::max();
+
+  // How many of a step that has rows 0 to n - 1.
+  RNNFAST_INLINE int64_t rows(int64_t n) const {
+    n = lesser(n, end) - begin;
+    return n > 0 ? n : 0;
+  }
+};
+
+// What one member of `members` does at each step of its part.
 template <class T>
-RNNFAST_INLINE Share share_of(const Split& split, int id, const Panels<T>& panels, int64_t batch) {
+RNNFAST_INLINE Share share_of(const Part& part, int id, int members, const Panels<T>& panels) {
   const int64_t blocks = parts(parts(panels.n, kLanes<T>), panels.widest);
-  if (split.rows) return {split.row_begin[id], split.row_begin[id + 1], 0, blocks};
-  return {0, batch, part_begin(blocks, split.members, id),
-          part_begin(blocks, split.members, id + 1)};
+  if (part.rows) return {part.row_begin, part.row_end, 0, blocks};
+  return {part.row_begin, part.row_end, part_begin(blocks, members, id),
+          part_begin(blocks, members, id + 1)};
 }
 
 // The units of a share: all of its rows' columns.
@@ -314,7 +328,7 @@ void convert_operand(const Forward<T>& p, Tile& tile, const Share& share, int me
 }
 
 template <class Cell, class T, int kStage>
-void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t chunk_row,
+void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, const T* gx,
                    const Share& share, int member) {
   const int64_t H = p.hidden;
   const int64_t row = visits.row(i), rows = visits.rows(i);
@@ -322,12 +336,12 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
   ForwardTile<Cell, T, kStage> tile;
   tile.hidden = H;
   tile.y_stride = p.y_stride;
-  tile.gx = p.gx + (row - chunk_row) * Cell::kGates * H;
+  tile.gx = gx;
   tile.place = p.place;
   tile.bias_h = p.bias_h;
   tile.gates = p.gates ? p.gates + (p.save_gates ? row * Cell::kSaved * H : 0) : nullptr;
   tile.h = p.save ? p.h + row * H : p.h + i % 2 * p.batch * H;
-  tile.c = p.save ? p.c + row * H : p.c_n;
+  tile.c = p.save ? p.c + row * H : p.c;
   tile.y = p.y + (p.y_order ? visits.step(i) * p.batch : row) * p.y_stride;
   tile.y_order = p.y_order;
   tile.low = p.low;
@@ -341,7 +355,7 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
     } else {
       const int64_t before = visits.row(i - 1);
       tile.h_before = p.save ? p.h + before * H : p.h + (i - 1) % 2 * p.batch * H;
-      tile.c_before = p.save ? p.c + before * H : p.c_n;
+      tile.c_before = p.save ? p.c + before * H : p.c;
     }
     tile.operand = starting && p.zero_h ? nullptr
                    : kStage == 0        ? tile.h_before
@@ -354,18 +368,22 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, int64_t
   }
 }
 
-// Brings the rows of a padded x of visits [begin, end) together.
+// Brings the rows of x that the steps of visits [begin, end) have among `of` together.
 template <class T>
-void gather_rows(const Forward<T>& p, const Visits& visits, int64_t begin, int64_t end, Team team) {
+void gather_rows(const Forward<T>& p, const Visits& visits, int64_t begin, int64_t end,
+                 const Band& of, T* to, Team team) {
   const int64_t first = visits.first_step(begin, end);
   const size_t bytes = size_t(p.input) * sizeof(T);
   for (int64_t t = first; t < first + end - begin; t++) {
-    const int64_t rows = p.steps.offset[t + 1] - p.steps.offset[t];
-    const T* from = p.x + t * p.batch * p.input;
-    T* to = p.x_rows + (p.steps.offset[t] - p.steps.offset[first]) * p.input;
+    const int64_t rows = of.rows(p.steps.offset[t + 1] - p.steps.offset[t]);
+    const T* from = p.x + (p.x_order ? t * p.batch : p.steps.offset[t]) * p.input;
     for (int64_t r = part_begin(rows, team.size, team.id);
-         r < part_begin(rows, team.size, team.id + 1); r++)
-      __builtin_memcpy(to + r * p.input, from + p.x_order[r] * p.input, bytes);
+         r < part_begin(rows, team.size, team.id + 1); r++) {
+      const int64_t row = of.begin + r;
+      __builtin_memcpy(to + r * p.input, from + (p.x_order ? p.x_order[row] : row) * p.input,
+                       bytes);
+    }
+    to += rows * p.input;
   }
   meet(team.barrier, team.size);
 }
@@ -380,72 +398,93 @@ void clear_padding(const Steps& steps, const int64_t* order, int64_t batch, T* p
       __builtin_memset(padded + (t * batch + order[r]) * stride, 0, size_t(width) * sizeof(T));
 }
 
-// gx = x w_ih^T + bias for the rows of a chunk.
+// gx = x w_ih^T + bias for the rows of a chunk, in the scratch from row `at` on.
 template <class T>
-void project(const Forward<T>& p, int64_t chunk_row, int64_t rows, int64_t width, Team team) {
-  const T* x = p.x_order ? p.x_rows : p.x + chunk_row * p.input;
+void project(const Forward<T>& p, const T* x, int64_t rows, int64_t at, int64_t width, Team team) {
+  T* gx = p.gx + at * width;
   if constexpr (sizeof(T) == sizeof(float))
     if (p.low) {
       const LowForward& low = *p.low;
       const int64_t begin = part_begin(rows, team.size, team.id);
       const int64_t end = part_begin(rows, team.size, team.id + 1);
+      uint32_t* operand = low.x_operand + at * low.x_words;
       low.kernels->convert(low.precision, x + begin * p.input, p.input, end - begin, p.input,
-                           low.x_operand + begin * low.x_words, low.x_scale + begin);
+                           operand + begin * low.x_words, low.x_scale + at + begin);
       meet(team.barrier, team.size);
-      low.kernels->multiply_panels(low.precision, low.x_operand, low.x_scale, low.x_words, rows,
-                                   p.x_panels, low.x, p.bias, p.gx, width, team);
+      low.kernels->multiply_panels(low.precision, operand, low.x_scale + at, low.x_words, rows,
+                                   p.x_panels, low.x, p.bias, gx, width, team);
       return;
     }
-  multiply_panels(x, p.input, rows, p.x_panels, p.bias, p.gx, width, team);
+  multiply_panels(x, p.input, rows, p.x_panels, p.bias, gx, width, team);
 }
 
 template <class Cell, class T>
-void forward_pass(const Forward<T>& p, Team team) {
+void forward_pass(const Forward<T>& p, Team everyone) {
   const Visits visits{p.steps, p.reverse};
-  const int64_t T_ = p.steps.count, H = p.hidden;
-  if (team.id == 0) {  // rows that no step reaches keep their state
+  const int64_t T_ = p.steps.count, H = p.hidden, width = Cell::kGates * H;
+  if (everyone.id == 0) {  // rows that no step reaches keep their state
     const int64_t reached = T_ > 0 ? p.steps.offset[1] - p.steps.offset[0] : 0;
     copy_rows(p.h_0, p.h_n, reached, p.batch, H, 0, H);
     if (Cell::kHasC) copy_rows(p.c_0, p.c_n, reached, p.batch, H, 0, H);
   }
-  if (p.y_order) clear_padding(p.steps, p.y_order, p.batch, p.y, p.y_stride, H, team);
-  const bool takes_part = team.id < p.split.members;
+  if (p.y_order) clear_padding(p.steps, p.y_order, p.batch, p.y, p.y_stride, H, everyone);
+
+  const int members = p.split.members;
+  const bool takes_part = everyone.id < members;
+  const Part part = divide(p.split, everyone.id, 0, T_);
+  // Members with rows of their own never wait for one another: each projects its own x, in scratch
+  // of its own.
+  const bool apart = members > 1 && part.rows;
+  const Team team = apart ? Team{0, 1, nullptr} : everyone;
+  const Band own = apart ? Band{part.row_begin, part.row_end} : Band{};
+  const int64_t scratch = apart ? everyone.id * p.chunk + own.begin : 0;
+  const int waiting = part.rows ? 1 : members;
   Share shares[Cell::kStages] = {};
-  int64_t unit_begin = 0, unit_end = 0;
-  if (takes_part) {
+  if (takes_part)
     for (int s = 0; s < Cell::kStages; s++)
-      shares[s] = share_of(p.split, team.id, p.h_panels[s], p.batch);
-    units_of(shares[Cell::kStages - 1], p.h_panels[Cell::kStages - 1], unit_begin, unit_end);
-  }
-  const Share& own = shares[Cell::kStages - 1];
+      shares[s] = share_of(part, everyone.id, members, p.h_panels[s]);
+  const Share& last = shares[Cell::kStages - 1];
+  int64_t unit_begin = 0, unit_end = 0;
+  units_of(last, p.h_panels[Cell::kStages - 1], unit_begin, unit_end);
 
   for (int64_t i = 0; i < T_;) {
     const int64_t begin = i;
     int64_t rows = 0;
-    while (i < T_ && (i == begin || rows < p.chunk)) rows += visits.rows(i++);
+    while (i < T_ && (i == begin || rows < p.chunk)) rows += own.rows(visits.rows(i++));
     const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
     if (p.ready) wait_until(p.ready, chunk_row + rows);
-    if (p.x_order) gather_rows(p, visits, begin, i, team);
-    project(p, chunk_row, rows, Cell::kGates * H, team);
+    const T* x = p.x + chunk_row * p.input;
+    if (p.x_order || apart) {
+      T* to = p.x_rows + scratch * p.input;
+      gather_rows(p, visits, begin, i, own, to, team);
+      x = to;
+    }
+    project(p, x, rows, scratch, width, team);
     meet(team.barrier, team.size);
     if (takes_part) {
+      int64_t at = p.reverse ? rows : 0;  // in the chunk
       for (int64_t j = begin; j < i; j++) {
-        forward_stage<Cell, T, 0>(p, visits, j, chunk_row, shares[0], team.id);
+        const int64_t rows_here = own.rows(visits.rows(j));
+        if (p.reverse) at -= rows_here;
+        const T* gx = p.gx + (scratch + at - own.begin) * width;
+        if (!p.reverse) at += rows_here;
+        forward_stage<Cell, T, 0>(p, visits, j, gx, shares[0], everyone.id);
         if constexpr (Cell::kStages > 1) {
-          if (!p.split.rows) meet(p.split.barrier, p.split.members);
-          forward_stage<Cell, T, 1>(p, visits, j, chunk_row, shares[1], team.id);
+          meet(p.split.barrier, waiting);
+          forward_stage<Cell, T, 1>(p, visits, j, gx, shares[1], everyone.id);
         }
         // Rows whose last step this is.
-        const int64_t row_end = lesser(visits.rows(j), own.row_end);
+        const int64_t row_end = lesser(visits.rows(j), last.row_end);
         int64_t ending = lesser(visits.rows(j), visits.rows(j + 1));
-        ending = ending > own.row_begin ? ending : own.row_begin;
+        ending = ending > last.row_begin ? ending : last.row_begin;
         if (ending < row_end) {
           const T* h = p.save ? p.h + visits.row(j) * H : p.h + j % 2 * p.batch * H;
           copy_rows(h, p.h_n, ending, row_end, H, unit_begin, unit_end);
-          if (Cell::kHasC && p.save)
-            copy_rows(p.c + visits.row(j) * H, p.c_n, ending, row_end, H, unit_begin, unit_end);
+          const T* c = p.save ? p.c + visits.row(j) * H : p.c;
+          if (Cell::kHasC && c != p.c_n)
+            copy_rows(c, p.c_n, ending, row_end, H, unit_begin, unit_end);
         }
-        if (!p.split.rows) meet(p.split.barrier, p.split.members);
+        meet(p.split.barrier, waiting);
       }
     }
     if (p.done) raise_to(p.done, chunk_row + rows);
@@ -612,8 +651,10 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
 template <class Cell, class T>
 void recompute(const Backward<T>& p, const Visits& visits, int64_t begin, int64_t end,
                int64_t chunk_row, int64_t rows, Team team) {
-  if (p.x_order) gather_rows(*p.again, visits, begin, end, team);
-  project(*p.again, chunk_row, rows, Cell::kGates * p.hidden, team);
+  const Forward<T>& f = *p.again;
+  if (f.x_order) gather_rows(f, visits, begin, end, Band{}, f.x_rows, team);
+  project(f, f.x_order ? f.x_rows : f.x + chunk_row * f.input, rows, 0, Cell::kGates * p.hidden,
+          team);
   meet(team.barrier, team.size);
   recompute_stage<Cell, T, 0>(p, chunk_row, rows, team);
   if constexpr (Cell::kStages > 1) recompute_stage<Cell, T, 1>(p, chunk_row, rows, team);
@@ -692,7 +733,7 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   tile.c = p.c ? p.c + row * H : nullptr;
   tile.dy = p.dy ? p.dy + (p.y_order ? visits.step(i) * p.batch : row) * p.y_stride : nullptr;
   tile.y_order = p.y_order;
-  tile.dc = p.dc_0;
+  tile.dc = p.dc;
   tile.dgates = here;
   // Where the state before comes from cuts the rows in two as well.
   const int64_t continued = lesser(rows, visits.rows(i - 1));
@@ -779,16 +820,12 @@ void backward_pass(const Backward<T>& p, Team team) {
     if (p.x_order) point_to_x(p);
     const int64_t reached = T_ > 0 ? p.steps.offset[1] - p.steps.offset[0] : 0;
     if (p.dh_0) copy_rows(p.dh_n, p.dh_0, reached, p.batch, H, 0, H);
-    if (Cell::kHasC) copy_rows(p.dc_n, p.dc_0, 0, p.batch, H, 0, H);
+    if (Cell::kHasC) copy_rows(p.dc_n, p.dc, 0, p.batch, H, 0, H);
   }
   if (p.x_order && p.dx) clear_padding(p.steps, p.x_order, p.batch, p.dx, p.input, p.input, team);
   meet(team.barrier, team.size);
   const bool takes_part = team.id < p.split.members;
   Share shares[Cell::kStages] = {};
-  if (takes_part)
-    for (int s = 0; s < Cell::kStages; s++)
-      shares[s] = share_of(p.split, team.id, p.h_panels[s], p.batch);
-
   const int64_t width = Cell::kWritten * H;
   const T* later = nullptr;  // what the visit before (in this order) wrote
   int which = 0;
@@ -800,6 +837,14 @@ void backward_pass(const Backward<T>& p, Team team) {
     const int64_t chunk_row = p.reverse ? visits.row(last) : visits.row(i + 1);
     T* dgates = p.dgates[which];
     which ^= 1;
+    int waiting = 1;
+    if (takes_part) {
+      const int64_t first = visits.first_step(i + 1, last + 1);
+      const Part part = divide(p.split, team.id, first, first + last - i);
+      waiting = part.rows ? 1 : p.split.members;
+      for (int s = 0; s < Cell::kStages; s++)
+        shares[s] = share_of(part, team.id, p.split.members, p.h_panels[s]);
+    }
     const T* saved = p.gates + chunk_row * Cell::kSaved * H;  // [rows, S, H]
     if (p.again) {
       recompute<Cell>(p, visits, i + 1, last + 1, chunk_row, rows, team);
@@ -818,10 +863,10 @@ void backward_pass(const Backward<T>& p, Team team) {
         if (takes_part) {
           backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0]);
           if constexpr (Cell::kStages > 1) {
-            if (!p.split.rows) meet(p.split.barrier, p.split.members);
+            meet(p.split.barrier, waiting);
             backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1]);
           }
-          if (!p.split.rows) meet(p.split.barrier, p.split.members);
+          meet(p.split.barrier, waiting);
         }
         later = here;
       }
@@ -849,6 +894,7 @@ void backward_pass(const Backward<T>& p, Team team) {
     }
     accumulate = true;
   }
+  if (Cell::kHasC && team.id == 0) copy_rows<T>(p.dc, p.dc_0, 0, p.batch, H, 0, H);
   if (takes_part && p.dh_0)
     backward_stage<Cell, T, 0>(p, visits, -1, static_cast<const T*>(nullptr), later,
                                static_cast<T*>(nullptr), shares[0]);

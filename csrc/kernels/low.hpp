@@ -61,8 +61,8 @@ struct LowForward {
   Precision precision;
   LowColumns x, h[2];  // of x_panels and h_panels
   int64_t x_words, h_words;
-  uint32_t* x_operand;  // [chunk + B, x_words] scratch of the team
-  float* x_scale;       // [chunk + B]
+  uint32_t* x_operand;  // [threads * chunk + B, x_words] scratch
+  float* x_scale;       // [threads * chunk + B]
   uint32_t* h_operand;  // [members, B, h_words] scratch
   float* h_scale;       // [members, B]
 };
