@@ -80,6 +80,10 @@ struct Panels {
   bool in_place() const {
     return one_by_one && source.column == 1 && source.groups == 1 && source.height == 0;
   }
+  // Whether it is used once, by one row, and lies across: then columns are turned in registers.
+  bool across(int64_t rows) const {
+    return one_by_one && rows == 1 && source.row == 1 && source.column != 1 && source.height == 0;
+  }
 };
 
 // Who runs a direction's time loop. Members of the team beyond `members` only help with the matrix

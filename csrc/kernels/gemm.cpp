@@ -37,7 +37,7 @@ void pack_transposed(const T* src, int64_t column, int columns, int64_t count, T
     Vec<T> v[n];
     for (int i = 0; i < n; i++)
       v[i] = i < columns ? load_tail(src + i * column + k, depth) : Vec<T>{};
-    transpose<T>(v);
+    transpose_all<T>(v);
     for (int i = 0; i < depth; i++) store(dst + (k + i) * dst_stride, v[i]);
   }
 }
@@ -79,6 +79,36 @@ void block_of_panels(const Panels<T>& p, int64_t vector, int vectors, int64_t k_
     pack_rows(s, first + s.begin[k / s.height] + row * s.row, columns, vectors, rows,
               panel + (k - k_0) * width, width);
   }
+}
+
+// sums [vectors, of each group] go on with one row of a times columns that lie as they are: packed
+// panels would be read once. One column after the other is read in whole cache lines.
+template <class T>
+void row_times_columns(const T* a, const Panels<T>& p, int64_t vector, int vectors, T* sums) {
+  constexpr int n = kLanes<T>;
+  const Source<T>& s = p.source;
+  for (int g = 0; g < s.groups; g++)
+    for (int u = 0; u < vectors; u++, sums += n) {
+      const int64_t column = (vector + u) * n;
+      const int columns = int(smaller(n, p.n - column));
+      const T* from = s.data + s.begin[g] + column * s.column;
+      Vec<T> sum = load(sums), v[n];
+      int64_t k = 0;
+      if (columns == n)
+        for (; k + n <= p.k; k += n) {
+          for (int i = 0; i < n; i++) v[i] = load(from + i * s.column + k);
+          transpose_all<T>(v);
+          for (int i = 0; i < n; i++) sum = fma(broadcast(a[k + i]), v[i], sum);
+        }
+      for (; k < p.k; k += n) {
+        const int depth = int(smaller(n, p.k - k));
+        for (int i = 0; i < n; i++)
+          v[i] = i < columns ? load_tail(from + i * s.column + k, depth) : Vec<T>{};
+        transpose_all<T>(v);
+        for (int i = 0; i < depth; i++) sum = fma(broadcast(a[k + i]), v[i], sum);
+      }
+      store(sums, sum);
+    }
 }
 
 template <class T>
@@ -210,6 +240,24 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
              p.source.data + p.source.begin[0] + begin, p.source.row, p.k,
              bias ? bias + begin : nullptr, false, c + share.row_begin * c_stride + begin, c_stride,
              end - begin);
+    return;
+  }
+  if (p.across(rows)) {
+    for (int64_t i = share.block_begin; share.row_begin < share.row_end && i < share.block_end;
+         i++) {
+      const Block block = block_of(vectors, p.widest, i);
+      T sums[kWidest * n] __attribute__((aligned(64)));
+      for (int u = 0; u < block.vectors; u++) {
+        const int64_t column = (block.vector + u) * n;
+        store(sums + u * n,
+              bias ? load_tail(bias + column, int(smaller(n, p.n - column))) : Vec<T>{});
+      }
+      row_times_columns(a, p, block.vector, block.vectors, sums);
+      for (int u = 0; u < block.vectors; u++) {
+        const int64_t column = (block.vector + u) * n;
+        store_tail(c + column, load(sums + u * n), int(smaller(n, p.n - column)));
+      }
+    }
     return;
   }
   const int64_t depth = smaller(p.k, kDepth);
@@ -400,6 +448,9 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
   void pack_block(const Panels<T>& p, int64_t vector, int vectors, int64_t k_0, int64_t count,   \
                   T* to) {                                                                       \
     block_of_panels(p, vector, vectors, k_0, count, to);                                         \
+  }                                                                                              \
+  void multiply_columns(const T* a, const Panels<T>& p, int64_t vector, int vectors, T* sums) {  \
+    row_times_columns(a, p, vector, vectors, sums);                                              \
   }                                                                                              \
   void multiply_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& panels,      \
                        const T* bias, T* c, int64_t c_stride, Team team) {                       \

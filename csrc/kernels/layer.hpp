@@ -95,10 +95,19 @@ void copy_rows(const T* from, T* to, int64_t row_begin, int64_t row_end, int64_t
   }
 }
 
+// Whether a tile's rows are multiplied with columns that lie as the user has them.
+template <class Tile>
+RNNFAST_INLINE bool across(const Tile& tile, int64_t rows) {
+  if constexpr (Tile::kMayLieAcross) return tile.columns && tile.columns->across(rows);
+  return false;
+}
+
 // Calls tile.run<kRows, kVectors>(row, unit, panel) for even tiles of rows.
 template <int kGroups, int kVectors, class Tile, class T>
 void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const T* panel,
                const T* next, int64_t depth) {
+  if constexpr (Tile::kMayLieAcross)
+    if (across(tile, end - begin)) return tile.template run_across<kVectors>(begin, unit);
   constexpr int most = max_rows(kGroups * kVectors);
   const int64_t tiles = parts(end - begin, most);
   for (int64_t i = 0; i < tiles; i++) {
@@ -155,7 +164,7 @@ RNNFAST_INLINE void over_tiles(const Tile& tile, const Share& share, const Panel
       const int64_t following = j + 1 < share.block_end ? (backwards ? i - 1 : i + 1) : i;
       panel += block.vector * kGroups * kLanes<T> * depth;
       next += block_of(vectors, panels.widest, following).vector * kGroups * kLanes<T> * depth;
-    } else if (tile.operand) {
+    } else if (tile.operand && !across(tile, end - begin)) {
       pack_block(panels, block.vector, block.vectors, 0, depth, panels.data);
     }
     const int64_t unit = block.vector * kLanes<T>;
@@ -192,6 +201,7 @@ struct Unit {
 template <class Cell, class T, int kStage>
 struct ForwardTile {
   static constexpr bool kMayBeLow = sizeof(T) == sizeof(float);
+  static constexpr bool kMayLieAcross = true;
   int64_t hidden, y_stride;
   const T* gx;       // [n, G, H] of this step, the gates at their places
   const int* place;  // [G]
@@ -205,6 +215,7 @@ struct ForwardTile {
   T* c;               // [n, H] or null
   T* y;               // [n, y_stride], or [B, y_stride] with y_order
   const int64_t* y_order;
+  const Panels<T>* columns;  // of the recurrent matrix, or null where they are packed
   const LowForward* low;
   const uint32_t* low_operand;  // [n, low->h_words] the operand, converted
   const float* low_scale;       // [n]
@@ -241,6 +252,19 @@ struct ForwardTile {
       for (int v = 0; v < gates_here * kVectors; v++)
         store(&sums[(m * gates_here * kVectors + v) * n], acc[m][v]);
     finish<kVectors>(row, kRows, unit, sums);
+  }
+
+  template <int kVectors>
+  void run_across(int64_t row, int64_t unit) const {
+    constexpr int n = kLanes<T>;
+    constexpr int gates_here = Cell::stage_gates(kStage);
+    T sums[gates_here * kVectors * n] __attribute__((aligned(64)));
+    for (int g = 0; g < gates_here; g++)
+      for (int u = 0; u < kVectors; u++)
+        store(&sums[(g * kVectors + u) * n], start(row, g, unit + u * n));
+    if (operand)
+      multiply_columns(operand + row * operand_stride, *columns, unit / n, kVectors, sums);
+    finish<kVectors>(row, 1, unit, sums);
   }
 
   template <int kVectors>
@@ -344,6 +368,7 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, const T
   tile.c = p.save ? p.c + row * H : p.c;
   tile.y = p.y + (p.y_order ? visits.step(i) * p.batch : row) * p.y_stride;
   tile.y_order = p.y_order;
+  tile.columns = &p.h_panels[kStage];
   tile.low = p.low;
   for (const bool starting : {false, true}) {
     const int64_t begin = starting ? continuing : 0;
@@ -509,6 +534,7 @@ struct UnitGradient {
 template <class Cell, class T, int kStage>
 struct BackwardTile {
   static constexpr bool kMayBeLow = false;
+  static constexpr bool kMayLieAcross = false;
   int64_t hidden, y_stride;
   const T* operand;  // [n, W, H] gradients of pre-activations, or null where there is no product
   int64_t k_begin, k_end;  // the part of the product that is taken now

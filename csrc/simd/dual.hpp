@@ -42,14 +42,14 @@ RNNFAST_INLINE void store_tail<Dual>(Dual* p, DualVec x, int n) {
   }
 }
 template <>
-RNNFAST_INLINE void transpose<Dual, kLanes<double>>(DualVec (&x)[kLanes<double>]) {
+RNNFAST_INLINE void transpose_all<Dual>(DualVec (&x)[kLanes<double>]) {
   Vec<double> v[kLanes<double>], d[kLanes<double>];
   for (int i = 0; i < kLanes<double>; i++) {
     v[i] = x[i].v;
     d[i] = x[i].d;
   }
-  transpose<double>(v);
-  transpose<double>(d);
+  transpose_all<double>(v);
+  transpose_all<double>(d);
   for (int i = 0; i < kLanes<double>; i++) x[i] = {v[i], d[i]};
 }
 
