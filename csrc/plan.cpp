@@ -43,20 +43,18 @@ struct LoopCycles {
 
 // The steps [begin, end).
 LoopCycles loop_cycles(const Workload& w, int members, int64_t begin, int64_t end) {
-  const bool units = w.hidden >= int64_t(members) * w.lanes;
-  LoopCycles total{0, 0}, step{0, 0};
-  int64_t rows = -1;
-  for (int64_t t = begin; t < end; t++) {
-    if (w.offset[t + 1] - w.offset[t] != rows) {
-      rows = w.offset[t + 1] - w.offset[t];
-      step.by_rows = step_cycles(w, double((rows + members - 1) / members), 1);
-      step.by_units = !units ? 2 * step_cycles(w, double(rows), 1)
-                             : step_cycles(w, double(rows), 1.0 / members) +
-                                   (members > 1 ? kBarrierCycles * w.stages : 0);
-    }
-    total.by_rows += step.by_rows;
-    total.by_units += step.by_units;
+  const bool full = w.rows == w.steps * w.batch;
+  const double barriers = members > 1 ? kBarrierCycles * w.stages : 0;
+  LoopCycles total{0, 0};
+  for (int64_t t = begin, alike; t < end; t += alike) {
+    const int64_t rows = w.offset[t + 1] - w.offset[t];
+    alike = full ? end - t : 1;
+    while (t + alike < end && w.offset[t + alike + 1] - w.offset[t + alike] == rows) alike++;
+    total.by_rows += double(alike) * step_cycles(w, double((rows + members - 1) / members), 1);
+    total.by_units += double(alike) * (step_cycles(w, double(rows), 1.0 / members) + barriers);
   }
+  if (w.hidden < int64_t(members) * w.lanes)  // not a vector for each
+    total.by_units = std::numeric_limits<double>::infinity();
   return total;
 }
 
