@@ -238,6 +238,10 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
       fill_low(space->low[d], d, own, scratch_rows, B, threads);
       f.low = &space->low[d];
     }
+    // Threads far apart wait for a cache line that both write to, and for one that the processor
+    // fetched because it follows what a thread reads. The caller's c_n may not even be aligned.
+    const int64_t page = 4096 / int64_t(sizeof(T));
+    f.between = (2 * state / page + 2) * page;
     f.save = bool(saved);
     f.save_gates = save == Save::kAll;
     f.y = a.y + d * H;
@@ -262,11 +266,10 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     } else {
       if (a.h_0 == a.h_n) f.h_0 = copy(f.h_0, state, own.h_0);
       if (cell_->has_c && a.c_0 == a.c_n) f.c_0 = copy(f.c_0, state, own.c_0);
-      // The caller's c_n may not be aligned, and then threads would write to the same cache lines.
-      if (cell_->has_c) f.c = threads > 1 ? own.c.grow(state) : f.c_n;
-      f.h = own.h.grow(2 * state);
+      f.h = own.h.grow(f.between * threads);
+      if (cell_->has_c) f.c = threads > 1 ? own.c.grow(f.between * threads) : f.c_n;
     }
-    if (cell_->stages > 1 && save != Save::kAll) f.gates = own.gates.grow(S * state);
+    if (cell_->stages > 1 && save != Save::kAll) f.gates = own.gates.grow(S * f.between * threads);
   }
 
   call.work = {T_,

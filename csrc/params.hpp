@@ -125,6 +125,7 @@ struct Forward {
   T* gates;                // [N, S, H] when saving them, else [B, S, H] scratch or null
   T* h;                    // [N, H] when saving, else [2, B, H] scratch
   T* c;                    // [N, H] when saving, else [B, H] as it runs, which may be c_n; or null
+  int64_t between;         // numbers from one member's scratch of h and c to the next one's
   bool save;               // h and c
   bool save_gates;         // and the gates
   const LowForward* low;   // where the panels hold words of 16 or 8 bits (kernels/low.hpp), or null

@@ -444,7 +444,8 @@ void project(const Forward<T>& p, const T* x, int64_t rows, int64_t at, int64_t 
 }
 
 template <class Cell, class T>
-void forward_pass(const Forward<T>& p, Team everyone) {
+void forward_pass(const Forward<T>& given, Team everyone) {
+  Forward<T> p = given;
   const Visits visits{p.steps, p.reverse};
   const int64_t T_ = p.steps.count, H = p.hidden, width = Cell::kGates * H;
   if (everyone.id == 0) {  // rows that no step reaches keep their state
@@ -462,6 +463,11 @@ void forward_pass(const Forward<T>& p, Team everyone) {
   const bool apart = members > 1 && part.rows;
   const Team team = apart ? Team{0, 1, nullptr} : everyone;
   const Band own = apart ? Band{part.row_begin, part.row_end} : Band{};
+  if (apart && !p.save) {
+    p.h += everyone.id * p.between;
+    if (p.c) p.c += everyone.id * p.between;
+    if (p.gates) p.gates += everyone.id * p.between * Cell::kSaved;
+  }
   const int64_t scratch = apart ? everyone.id * p.chunk + own.begin : 0;
   const int waiting = part.rows ? 1 : members;
   Share shares[Cell::kStages] = {};
