@@ -136,10 +136,11 @@ struct PanelTask {
   T* c;
   int64_t c_stride;
   int64_t columns;  // of this block that exist
+  const T* next;    // [count, vectors * kLanes] the panel of the next task
 };
 
 template <class T, int kRows, int kVectors>
-void panel_tile(const PanelTask<T>& task, int64_t row) {
+void panel_tile(const PanelTask<T>& task, int64_t row, const T* ahead) {
   constexpr int n = kLanes<T>;
   Vec<T> acc[kRows][kVectors];
   T* c = task.c + row * task.c_stride;
@@ -151,8 +152,8 @@ void panel_tile(const PanelTask<T>& task, int64_t row) {
     for (int m = 0; m < kRows; m++)
       acc[m][v] = task.resume ? load_tail(c + m * task.c_stride + v * n, lanes) : start;
   }
-  multiply<T, kRows, kVectors>(acc, task.a + row * task.a_stride, task.a_stride, 1, task.panel,
-                               task.count);
+  multiply<T, kRows, kVectors, (kRows > 1)>(acc, task.a + row * task.a_stride, task.a_stride, 1,
+                                            task.panel, task.count, ahead);
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; v++) {
     const int lanes = int(smaller(n, task.columns - v * n));
@@ -167,24 +168,26 @@ void panel_rows(const PanelTask<T>& task, int64_t begin, int64_t end) {
   for (int64_t i = 0; i < tiles; i++) {
     const int64_t row = begin + part_begin(end - begin, tiles, i);
     const int64_t rows = begin + part_begin(end - begin, tiles, i + 1) - row;
+    // The first tiles each fetch a vector's part of the next panel.
+    const T* ahead = i < kVectors ? task.next + i * task.count * kLanes<T> : task.panel;
     switch (rows) {
-      case 1: panel_tile<T, 1, kVectors>(task, row); break;
-      case 2: panel_tile<T, 2, kVectors>(task, row); break;
-      case 3: panel_tile<T, 3, kVectors>(task, row); break;
+      case 1: panel_tile<T, 1, kVectors>(task, row, ahead); break;
+      case 2: panel_tile<T, 2, kVectors>(task, row, ahead); break;
+      case 3: panel_tile<T, 3, kVectors>(task, row, ahead); break;
       case 4:
-        if constexpr (max_rows(kVectors) >= 4) panel_tile<T, 4, kVectors>(task, row);
+        if constexpr (max_rows(kVectors) >= 4) panel_tile<T, 4, kVectors>(task, row, ahead);
         break;
       case 5:
-        if constexpr (max_rows(kVectors) >= 5) panel_tile<T, 5, kVectors>(task, row);
+        if constexpr (max_rows(kVectors) >= 5) panel_tile<T, 5, kVectors>(task, row, ahead);
         break;
       case 6:
-        if constexpr (max_rows(kVectors) >= 6) panel_tile<T, 6, kVectors>(task, row);
+        if constexpr (max_rows(kVectors) >= 6) panel_tile<T, 6, kVectors>(task, row, ahead);
         break;
       case 7:
-        if constexpr (max_rows(kVectors) >= 7) panel_tile<T, 7, kVectors>(task, row);
+        if constexpr (max_rows(kVectors) >= 7) panel_tile<T, 7, kVectors>(task, row, ahead);
         break;
       case 8:
-        if constexpr (max_rows(kVectors) >= 8) panel_tile<T, 8, kVectors>(task, row);
+        if constexpr (max_rows(kVectors) >= 8) panel_tile<T, 8, kVectors>(task, row, ahead);
         break;
     }
   }
@@ -274,8 +277,16 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
         else
           panel += column * p.k + k * block.vectors * n;
         const PanelTask<T> task{
-            a + k, a_stride,   panel,    count,       bias ? bias + column : nullptr,
-            k > 0, c + column, c_stride, p.n - column};
+            a + k,
+            a_stride,
+            panel,
+            count,
+            bias ? bias + column : nullptr,
+            k > 0,
+            c + column,
+            c_stride,
+            p.n - column,
+            p.one_by_one || i + 1 == share.block_end ? panel : panel + p.k * block.vectors * n};
         switch (block.vectors) {
           case 1: panel_rows<T, 1>(task, row, end); break;
           case 2: panel_rows<T, 2>(task, row, end); break;
