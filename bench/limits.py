@@ -31,6 +31,7 @@ _COLUMNS = {
     "working set": 11,
     "GB/s": 6,
 }
+_APART = 2.5  # times the best: of threads whose cores share no cache
 _SIZES = [1 << k for k in range(15, 40, 2)]  # of the printed lines; the JSON has more
 
 
@@ -52,9 +53,17 @@ class Limits:
         sizes, rates = np.transpose(self._rows[threads]["read"])
         return float(np.interp(math.log(size), np.log(sizes), rates)) * 1e9
 
-    def barrier(self, threads: int) -> float:
-        """Seconds in which so many threads meet."""
-        return float(self._rows[threads]["barrier_ns"] or 0) / 1e9
+    def barrier(self, row: Row) -> float:
+        """Seconds in which a row's threads meet: at best, or as they did when it was timed."""
+        best = float(self._rows[row["threads"]]["barrier_ns"] or 0)
+        return max(best, row.get("meeting_ns") or 0) / 1e9
+
+    def are_apart(self, row: Row) -> bool:
+        """Whether a row was timed while its threads took far longer to meet than they can."""
+        if row["threads"] not in self._rows:
+            return False
+        best = float(self._rows[row["threads"]]["barrier_ns"] or 0) / 1e9
+        return self.barrier(row) > _APART * best
 
     def function(self, threads: int, name: str) -> float:
         """Seconds for each number of a long array in the nearest caches, divided among threads."""
@@ -108,7 +117,7 @@ def in_turn(limits: Limits, row: Row) -> float:
     if threads == 1 or (shape.B, shape.D, shape.L) != (1, 1, 1) or 1 not in limits.threads():
         return least
     passes = 2 if row["mode"] == "training" else 1
-    return min(least + passes * shape.T * limits.barrier(threads), _on(limits, row, 1))
+    return min(least + passes * shape.T * limits.barrier(row), _on(limits, row, 1))
 
 
 # Evaluations for each unit of a step; those of the vanilla RNN are its nonlinearity's.

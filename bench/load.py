@@ -33,6 +33,15 @@ def is_loaded(others: float | None) -> bool:
     return others is not None and others > _LIMIT * (os.cpu_count() or 1)
 
 
+def meeting_ns() -> float | None:
+    """Nanoseconds in which rnnfast's threads meet, or None where there is one."""
+    from rnnfast import _native
+
+    if _native.get_num_threads() < 2:
+        return None
+    return min(_native.meeting_ns(2000) for _ in range(5))  # without interruptions
+
+
 def _snapshot() -> tuple[float, float, float] | None:
     """Seconds: of the clock, busy on all cores together, and busy in this process.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 from typing import Any
 
 from . import page_adapters, pictures, report, targets
@@ -193,11 +193,11 @@ def _ratios(document: Document) -> str:
                 cell,
                 name.replace(",", ", "),
                 targets.kind(shape),
-                _cells(some, "forward", _TORCH, "rnnfast"),
-                _cells(some, "forward", _TORCH, "rnnfast-packed"),
-                _cells(some, "training", _TORCH, "rnnfast"),
+                _cells(limits, some, "forward", _TORCH, "rnnfast"),
+                _cells(limits, some, "forward", _TORCH, "rnnfast-packed"),
+                _cells(limits, some, "training", _TORCH, "rnnfast"),
                 _asked(some),
-                _cells(some, "forward", ("onnxruntime",), "rnnfast-packed"),
+                _cells(limits, some, "forward", ("onnxruntime",), "rnnfast-packed"),
                 *(_shares(limits, some, mode, 0) for mode in _OURS),
                 *(_shares(limits, some, mode, 1) if shape.B == 1 else "" for mode in _OURS),
             )
@@ -229,7 +229,7 @@ def _ratios(document: Document) -> str:
     )
 
 
-def _cells(rows: list[Row], mode: str, peers: tuple[str, ...], ours: str) -> str:
+def _cells(limits: Limits, rows: list[Row], mode: str, peers: tuple[str, ...], ours: str) -> str:
     """The ratio with each number of threads."""
     found = []
     for row in rows:
@@ -237,8 +237,12 @@ def _cells(rows: list[Row], mode: str, peers: tuple[str, ...], ours: str) -> str
             if row["mode"] == mode and rival["peer"] in peers and rival["ratios"]:
                 text = _number(rival["ratios"][ours]["median"])
                 missed = targets.counts(row, rival) == ours and _is_missed(row, rival)
-                found.append((f"**{text}**" if missed else text) + "†" * row["loaded"])
+                found.append((f"**{text}**" if missed else text) + _marks(limits, row))
     return " / ".join(found)
+
+
+def _marks(limits: Limits, row: Row) -> str:
+    return "†" * row["loaded"] + "‡" * limits.are_apart(row)
 
 
 def _is_missed(row: Row, rival: dict[str, Any]) -> bool:
@@ -304,7 +308,8 @@ def _missed(limits: Limits, rows: list[Row]) -> str:
             seconds = row["times_ms"][rival["peer"]]["median"] / 1e3
             most = seconds / in_turn(limits, row)
             where = (row["cell"], row["name"].replace(",", ", "), row["threads"], row["mode"])
-            numbers = (_number(ratio), f"{least:.3g}", _number(most), _percent(ratio / most))
+            text = _number(ratio) + _marks(limits, row)
+            numbers = (text, f"{least:.3g}", _number(most), _percent(ratio / most))
             found[most >= least].append((ratio / least, (*where, rival["peer"], *numbers)))
     missed = sum(map(len, found.values()))
     parts = [f"{asked - missed} of {asked} targets are met."]
@@ -316,7 +321,8 @@ def _missed(limits: Limits, rows: list[Row]) -> str:
             "one row of one layer is divided among threads that meet at each step, or not at all. "
             "Where that is below the target, the machine does "
             f"not allow the target: so it is with {len(found[False])} of the {missed} misses. "
-            "The last column is the share of that limit which rnnfast reaches."
+            "The last column is the share of that limit which rnnfast reaches. "
+            + _apart(limits, rows, found[True])
         )
     header = ["cell", "T, B, I, H", "threads", "mode", "peer", "ratio", "target"]
     header += ["at the limit", "share"]
@@ -326,6 +332,20 @@ def _missed(limits: Limits, rows: list[Row]) -> str:
             summary = f"<summary>The {len(worst_first)} misses that the machine {title}</summary>"
             parts.append(f"<details>{summary}\n\n{_table(header, worst_first)}\n\n</details>")
     return "\n\n".join(parts)
+
+
+def _apart(limits: Limits, rows: list[Row], allowed: list[tuple[float, tuple[Any, ...]]]) -> str:
+    apart = [row for row in rows if limits.are_apart(row)]
+    if not apart:
+        return ""
+    ns = median([row["meeting_ns"] for row in apart])
+    count = sum("‡" in text for _, (*_, text, _, _, _) in allowed)
+    return (
+        f"‡ marks {len(apart)} of {sum(row['threads'] > 1 for row in rows)} rows of several "
+        f"threads that were timed while these took {ns:.0f} ns to meet (the median): the host of "
+        "a virtual machine may have put its processors where they share no cache. "
+        f"{count} of the {len(allowed)} misses that the machine allows are of such rows."
+    )
 
 
 def _ragged(document: Document) -> str:

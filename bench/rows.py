@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import peers
-from .load import Load, is_loaded
+from .load import Load, is_loaded, meeting_ns
 from .problem import CELLS, Mode, Problem, draw, errors, tolerance
 from .shapes import TABLE, Shape
 from .timing import Call, Timing, interleave
@@ -77,11 +77,14 @@ def row(
 
 
 def timed(calls: dict[str, Call], budget: float) -> tuple[dict[str, Timing], dict[str, Any]]:
-    """Time them in turns, and tell what other processes used meanwhile."""
+    """Time them in turns, and tell what other processes used and how far apart the threads were."""
     load = Load()
+    met = [meeting_ns()]
     timings = interleave(calls, budget) if calls else {}
     others = load.others() if calls else None
-    return timings, {"other_cores": others, "loaded": is_loaded(others)}
+    met.append(meeting_ns())
+    apart = max((ns for ns in met if ns is not None), default=None)
+    return timings, {"other_cores": others, "loaded": is_loaded(others), "meeting_ns": apart}
 
 
 def said(error: Exception) -> str:

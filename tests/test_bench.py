@@ -15,6 +15,7 @@ from helpers import ROOT, command
 
 sys.path.append(str(ROOT))  # at the end, so that an installed rnnfast stays the one in use
 
+import rnnfast
 from bench import __main__ as entry
 from bench import (
     latency,
@@ -384,6 +385,25 @@ def test_limits_of_a_row() -> None:
     far = limits.Limits([one, two | {"barrier_ns": 1e6}])
     alone = limits.in_turn(far, row | {"threads": 1})
     assert limits.in_turn(far, row) == alone == pytest.approx(4 * numbers / 60e9 + 7 * 8 * 1.25e-9)
+    # Where a row tells how long its threads took to meet, that counts, and may be far too long.
+    assert limits.in_turn(together, row | {"meeting_ns": 1e6}) == alone
+    assert [together.are_apart(row | {"meeting_ns": ns}) for ns in (2, 3, None)] == [
+        False,
+        True,
+        False,
+    ]
+    assert not together.are_apart(row | {"threads": 1, "meeting_ns": None})
+
+
+def test_threads_meet() -> None:
+    before = rnnfast.get_num_threads()
+    try:
+        rnnfast.set_num_threads(1)
+        assert load.meeting_ns() is None
+        rnnfast.set_num_threads(2)
+        assert (load.meeting_ns() or 0) > 0
+    finally:
+        rnnfast.set_num_threads(before)
 
 
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
