@@ -67,6 +67,7 @@ double product_cycles(const Workload& w) {
 }  // namespace
 
 Plan plan(const Workload& w, int threads, bool ready) {
+  if (threads < 2) return {1, {1, 1}, 1, 0};
   const double worth = ready ? kWorthAnother : kWorthWaking;
   const double products = product_cycles(w);
   const double alone = loop_cycles(w, 1, 0, w.steps).by_rows;

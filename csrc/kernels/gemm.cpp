@@ -229,6 +229,31 @@ void few_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_
                    c_stride, columns);
 }
 
+// One row times columns that lie as they are.
+template <class T>
+__attribute__((noinline)) void row_times_blocks(const T* a, const Panels<T>& p, const T* bias, T* c,
+                                                const Share& share) {
+  constexpr int n = kLanes<T>;
+  if (share.row_begin >= share.row_end) return;
+  for (int64_t i = share.block_begin; i < share.block_end; i++) {
+    const Block block = block_of(parts(p.n, n), p.widest, i);
+    const auto each = [&](auto body) {  // vector of columns
+      for (int u = 0; u < block.vectors; u++) {
+        const int64_t column = (block.vector + u) * n;
+        body(u, column, int(smaller(n, p.n - column)));
+      }
+    };
+    T sums[kWidest * n] __attribute__((aligned(64)));
+    each([&](int u, int64_t column, int lanes) {
+      store(sums + u * n, bias ? load_tail(bias + column, lanes) : Vec<T>{});
+    });
+    row_times_columns(a, p, block.vector, block.vectors, sums);
+    each([&](int u, int64_t column, int lanes) {
+      store_tail(c + column, load(sums + u * n), lanes);
+    });
+  }
+}
+
 template <class T>
 void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& p,
                        const T* bias, T* c, int64_t c_stride, Team team) {
@@ -245,24 +270,7 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
              end - begin);
     return;
   }
-  if (p.across(rows)) {
-    for (int64_t i = share.block_begin; share.row_begin < share.row_end && i < share.block_end;
-         i++) {
-      const Block block = block_of(vectors, p.widest, i);
-      T sums[kWidest * n] __attribute__((aligned(64)));
-      for (int u = 0; u < block.vectors; u++) {
-        const int64_t column = (block.vector + u) * n;
-        store(sums + u * n,
-              bias ? load_tail(bias + column, int(smaller(n, p.n - column))) : Vec<T>{});
-      }
-      row_times_columns(a, p, block.vector, block.vectors, sums);
-      for (int u = 0; u < block.vectors; u++) {
-        const int64_t column = (block.vector + u) * n;
-        store_tail(c + column, load(sums + u * n), int(smaller(n, p.n - column)));
-      }
-    }
-    return;
-  }
+  if (p.across(rows)) return row_times_blocks(a, p, bias, c, share);
   const int64_t depth = smaller(p.k, kDepth);
   const int64_t tall = larger(48, kRowBlockBytes / (depth * int64_t(sizeof(T))) / 24 * 24);
   for (int64_t row = share.row_begin; row < share.row_end; row += tall) {

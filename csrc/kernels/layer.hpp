@@ -255,7 +255,7 @@ struct ForwardTile {
   }
 
   template <int kVectors>
-  void run_across(int64_t row, int64_t unit) const {
+  __attribute__((noinline)) void run_across(int64_t row, int64_t unit) const {
     constexpr int n = kLanes<T>;
     constexpr int gates_here = Cell::stage_gates(kStage);
     T sums[gates_here * kVectors * n] __attribute__((aligned(64)));
