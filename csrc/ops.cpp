@@ -30,7 +30,6 @@ namespace {
 constexpr int64_t kForwardChunk = 128;
 constexpr int64_t kBackwardChunk = 512;
 
-constexpr int64_t kFewRows = 6;  // that are one tile
 constexpr int64_t kMany = 1000;  // times
 
 // How many times fewer bytes weights of a precision take.
@@ -152,9 +151,8 @@ void Layer<T>::pack(int direction, Team team) const {
   for (int s = 0; s < cell_->stages; s++) kernels_->pack_panels(p.h[s], team);
 }
 
-// Panels that a pass multiplies so many times with, few rows each time. Those of one time are
-// packed block by block by the member that needs them, which finds them in its cache, or not at
-// all.
+// Panels that a pass multiplies with so many times. Those of one time are packed block by block by
+// the member that needs them, which finds them in its cache, or not at all.
 template <class T>
 void Layer<T>::prepare(Panels<T>& p, int64_t times, Team team) const {
   const int64_t vectors = (p.n + kernels_->lanes - 1) / kernels_->lanes;
@@ -300,7 +298,9 @@ void Layer<T>::pass(const Forward<T>& p, Team team) const {
   // A backward pass that makes the gates again finds the panels of this one.
   const bool again = p.save && !p.save_gates;
   const int64_t rows = p.steps.offset[p.steps.count];
-  prepare(mine.x_panels, again || rows > kFewRows ? kMany : 1, team);
+  // Threads that divide rows would each pack all of it.
+  const bool once = rows <= (team.size == 1 || p.batch == 1 ? p.chunk : kFewRows);
+  prepare(mine.x_panels, again || !once ? kMany : 1, team);
   for (int s = 0; s < cell_->stages; s++)
     prepare(mine.h_panels[s], again || p.batch > kFewRows ? kMany : p.steps.count, team);
   if (team.size > 1) team.barrier->wait();
@@ -432,7 +432,7 @@ template <class T>
 void Layer<T>::pass(const Backward<T>& p, Team team) const {
   Backward<T> mine = p;
   const int64_t rows = p.steps.offset[p.steps.count];
-  if (p.dx) prepare(mine.x_panels, rows > kFewRows ? kMany : 1, team);
+  if (p.dx) prepare(mine.x_panels, rows > std::min(p.stretch, kForwardChunk) ? kMany : 1, team);
   for (int s = 0; s < cell_->stages; s++)
     if (s > 0 || p.steps.count > 1 || p.dh_0)
       prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);

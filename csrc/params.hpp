@@ -65,6 +65,8 @@ struct Rows {
   const T* const* each = nullptr;
 };
 
+constexpr int64_t kFewRows = 6;  // that are one tile
+
 // A matrix [K, N] packed for the products x M: blocks of columns, each block [K, its columns].
 // Where each block is used once, `data` has place for one, which is packed as its turn comes.
 template <class T>
@@ -77,8 +79,9 @@ struct Panels {
   bool one_by_one = false;
 
   // Whether it is used once, by a few rows, and lies as they read it: then it is not packed at all.
-  bool in_place() const {
-    return one_by_one && source.column == 1 && source.groups == 1 && source.height == 0;
+  bool in_place(int64_t rows) const {
+    return one_by_one && rows <= kFewRows && source.column == 1 && source.groups == 1 &&
+           source.height == 0;
   }
   // Whether it is used once, by one row, and lies across: then columns are turned in registers.
   bool across(int64_t rows) const {

@@ -43,6 +43,8 @@ struct LoopCycles {
 
 // The steps [begin, end).
 LoopCycles loop_cycles(const Workload& w, int members, int64_t begin, int64_t end) {
+  const int64_t vectors = (w.hidden + w.lanes - 1) / w.lanes;
+  const double share = double((vectors + members - 1) / members) / double(vectors);
   const bool full = w.rows == w.steps * w.batch;
   const double barriers = members > 1 ? kBarrierCycles * w.stages : 0;
   LoopCycles total{0, 0};
@@ -51,8 +53,11 @@ LoopCycles loop_cycles(const Workload& w, int members, int64_t begin, int64_t en
     alike = full ? end - t : 1;
     while (t + alike < end && w.offset[t + alike + 1] - w.offset[t + alike] == rows) alike++;
     total.by_rows += double(alike) * step_cycles(w, double((rows + members - 1) / members), 1);
-    total.by_units += double(alike) * (step_cycles(w, double(rows), 1.0 / members) + barriers);
+    total.by_units += double(alike) * (step_cycles(w, double(rows), share) + barriers);
   }
+  if (members > 1)  // each needs the weights that the others have packed
+    total.by_rows += double(w.gates * w.hidden * (w.hidden + w.input)) / w.lanes * kFarLoadCycles *
+                     (1 - 1.0 / members);
   if (w.hidden < int64_t(members) * w.lanes)  // not a vector for each
     total.by_units = std::numeric_limits<double>::infinity();
   return total;

@@ -261,7 +261,7 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
   const int64_t vectors = parts(p.n, n);
   const int64_t blocks = parts(vectors, p.widest);
   const Share share = product_share(0, rows, blocks, team);
-  if (p.in_place()) {
+  if (p.in_place(rows)) {
     const int64_t begin = part_begin(vectors, blocks, share.block_begin) * n;
     const int64_t end = smaller(part_begin(vectors, blocks, share.block_end) * n, p.n);
     few_rows(a + share.row_begin * a_stride, a_stride, share.row_end - share.row_begin,
@@ -272,7 +272,8 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
   }
   if (p.across(rows)) return row_times_blocks(a, p, bias, c, share);
   const int64_t depth = smaller(p.k, kDepth);
-  const int64_t tall = larger(48, kRowBlockBytes / (depth * int64_t(sizeof(T))) / 24 * 24);
+  const int64_t tall =
+      p.one_by_one ? rows : larger(48, kRowBlockBytes / (depth * int64_t(sizeof(T))) / 24 * 24);
   for (int64_t row = share.row_begin; row < share.row_end; row += tall) {
     const int64_t end = smaller(row + tall, share.row_end);
     for (int64_t k = 0; k < p.k; k += depth) {

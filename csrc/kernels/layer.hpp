@@ -731,7 +731,7 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   const Panels<T>& panels = p.h_panels[kStage];
   const int64_t depth = panels.k;
   const auto run = [&](int64_t begin, int64_t end) {
-    if (tile.operand && panels.in_place()) {
+    if (tile.operand && panels.in_place(end - begin)) {
       backward_rows<Cell, T, kStage>(p, tile.operand, share, begin, end);
       tile.operand = nullptr;  // all of the product is in `partial`
       tile.k_begin = tile.k_end = depth;
