@@ -294,7 +294,7 @@ def _means(rows: list[Row]) -> str:
 
 def _missed(limits: Limits, rows: list[Row]) -> str:
     """Every miss, the worst first: those that the machine allows, then those that it does not."""
-    asked = 0
+    asked = apart = 0
     found: dict[bool, list[tuple[float, tuple[Any, ...]]]] = {True: [], False: []}
     for row in rows:
         for rival in row["rivals"]:
@@ -310,6 +310,7 @@ def _missed(limits: Limits, rows: list[Row]) -> str:
             where = (row["cell"], row["name"].replace(",", ", "), row["threads"], row["mode"])
             text = _number(ratio) + _marks(limits, row)
             numbers = (text, f"{least:.3g}", _number(most), _percent(ratio / most))
+            apart += most >= least and limits.are_apart(row)
             found[most >= least].append((ratio / least, (*where, rival["peer"], *numbers)))
     missed = sum(map(len, found.values()))
     parts = [f"{asked - missed} of {asked} targets are met."]
@@ -322,7 +323,7 @@ def _missed(limits: Limits, rows: list[Row]) -> str:
             "Where that is below the target, the machine does "
             f"not allow the target: so it is with {len(found[False])} of the {missed} misses. "
             "The last column is the share of that limit which rnnfast reaches. "
-            + _apart(limits, rows, found[True])
+            + _apart(limits, rows, f"{apart} of the {len(found[True])}")
         )
     header = ["cell", "T, B, I, H", "threads", "mode", "peer", "ratio", "target"]
     header += ["at the limit", "share"]
@@ -334,17 +335,16 @@ def _missed(limits: Limits, rows: list[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _apart(limits: Limits, rows: list[Row], allowed: list[tuple[float, tuple[Any, ...]]]) -> str:
+def _apart(limits: Limits, rows: list[Row], misses: str) -> str:
     apart = [row for row in rows if limits.are_apart(row)]
     if not apart:
         return ""
     ns = median([row["meeting_ns"] for row in apart])
-    count = sum("‡" in text for _, (*_, text, _, _, _) in allowed)
     return (
         f"‡ marks {len(apart)} of {sum(row['threads'] > 1 for row in rows)} rows of several "
         f"threads that were timed while these took {ns:.0f} ns to meet (the median): the host of "
         "a virtual machine may have put its processors where they share no cache. "
-        f"{count} of the {len(allowed)} misses that the machine allows are of such rows."
+        f"{misses} misses that the machine allows are of such rows."
     )
 
 

@@ -121,6 +121,9 @@ Part divide(const Split& split, int id, int64_t begin, int64_t end) {
   const Workload& w = *split.work;
   const LoopCycles cycles = loop_cycles(w, split.members, begin, end);
   if (cycles.by_units < cycles.by_rows) return {false, 0, w.batch};
+  if (w.rows == w.steps * w.batch)
+    return {true, std::min(w.batch, w.batch * id / members),
+            std::min(w.batch, w.batch * (id + 1) / members)};
   // Rows in turn, until a member has as much as each should. The rows that a step has share in it.
   const auto rows_of = [&](int64_t t) { return w.offset[t + 1] - w.offset[t]; };
   const auto cost = [&](int64_t t) {  // of a row

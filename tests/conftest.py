@@ -115,6 +115,14 @@ def no_false_alarms() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def same_threads() -> Iterator[None]:
+    """Put the number of threads back."""
+    before = rnnfast.get_num_threads()
+    yield
+    rnnfast.set_num_threads(before)
+
+
 @pytest.fixture(params=usable_backends())
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -395,15 +395,12 @@ def test_limits_of_a_row() -> None:
     assert not together.are_apart(row | {"threads": 1, "meeting_ns": None})
 
 
+@pytest.mark.usefixtures("same_threads")
 def test_threads_meet() -> None:
-    before = rnnfast.get_num_threads()
-    try:
-        rnnfast.set_num_threads(1)
-        assert load.meeting_ns() is None
-        rnnfast.set_num_threads(2)
-        assert (load.meeting_ns() or 0) > 0
-    finally:
-        rnnfast.set_num_threads(before)
+    rnnfast.set_num_threads(1)
+    assert load.meeting_ns() is None
+    rnnfast.set_num_threads(2)
+    assert (load.meeting_ns() or 0) > 0
 
 
 def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +12,7 @@ from helpers import Case, assert_same_bits, forward, function, problem, python, 
 import rnnfast
 from rnnfast.spec import Spec
 
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    """Put the number of threads back."""
-    before = rnnfast.get_num_threads()
-    yield
-    rnnfast.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("same_threads")
 
 # Sizes at which every way of dividing the work among threads is met.
 SHAPES = [(7, 33, 65), (30, 1, 256), (25, 130, 17), (3, 2, 700), (40, 64, 64)]
@@ -117,14 +109,10 @@ def test_layers_that_chase_one_another(
     """A wavefront gives what one layer after the other gives."""
     T, B, H, L = sizes
     p = problem(Case(spec, T=T, B=B, I=7, H=H, L=L, ragged=ragged, dtype="float32"))
-    before = rnnfast.get_num_threads()
-    try:
-        rnnfast.set_num_threads(1)
-        wanted = run(p, "native")
-        for threads in (2, 3):
-            rnnfast.set_num_threads(threads)
-            for _ in range(2):  # the first calls may find the workers asleep
-                assert_same_bits(run(p, "native"), wanted)
-            assert_same_bits(run(p, "native", save="recompute"), wanted)
-    finally:
-        rnnfast.set_num_threads(before)
+    rnnfast.set_num_threads(1)
+    wanted = run(p, "native")
+    for threads in (2, 3):
+        rnnfast.set_num_threads(threads)
+        for _ in range(2):  # the first calls may find the workers asleep
+            assert_same_bits(run(p, "native"), wanted)
+        assert_same_bits(run(p, "native", save="recompute"), wanted)

@@ -33,6 +33,7 @@ def test_packed_is_unpacked(
     assert_same_bits(forward(single, "auto", weights=packed), forward(single, target))
 
 
+@pytest.mark.usefixtures("same_threads")
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 @pytest.mark.parametrize(("T", "B", "H"), [(30, 1, 256), (25, 33, 40)])
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
@@ -41,14 +42,10 @@ def test_threads_do_not_matter_with_fewer_bits(
 ) -> None:
     p = problem(Case(spec, T=T, B=B, I=48, H=H, D=2, dtype="float32", ragged=ragged))
     packed = pack(p, "native", dtype=precision)
-    before = rnnfast.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 2, 3, 5):
-            rnnfast.set_num_threads(threads)
-            found.append(forward(p, "native", weights=packed))
-    finally:
-        rnnfast.set_num_threads(before)
+    found = []
+    for threads in (1, 2, 3, 5):
+        rnnfast.set_num_threads(threads)
+        found.append(forward(p, "native", weights=packed))
     for other in found[1:]:
         assert_same_bits(other, found[0])
 

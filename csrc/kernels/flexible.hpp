@@ -17,8 +17,6 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-RNNFAST_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-
 constexpr double kNormEpsilon = 1e-5;  // as rnnfast/reference/common.py has it
 
 // ------------------------------------------------------------------------------- functions
@@ -232,21 +230,6 @@ RNNFAST_INLINE void meet(Team team) {
   if (team.size > 1) team.barrier->wait();
 }
 
-struct FlexibleVisits {
-  const Steps& steps;
-  bool reverse;
-
-  RNNFAST_INLINE int64_t step(int64_t i) const { return reverse ? steps.count - 1 - i : i; }
-  RNNFAST_INLINE int64_t row(int64_t i) const { return steps.offset[step(i)]; }
-  RNNFAST_INLINE int64_t rows(int64_t i) const {
-    return steps.offset[step(i) + 1] - steps.offset[step(i)];
-  }
-  // Of the visits [begin, end), which are steps in a row.
-  RNNFAST_INLINE int64_t first_step(int64_t begin, int64_t end) const {
-    return reverse ? step(end - 1) : begin;
-  }
-};
-
 // ------------------------------------------------------------------------------- forward
 
 // One row on its way through a step.
@@ -325,9 +308,8 @@ void finish_h(const FlexibleForward<T>& p, int64_t b, int64_t packed, int64_t be
 }
 
 template <class Cell, class T>
-void flexible_forward_step(const FlexibleForward<T>& p, const Functions<T>& f,
-                           const FlexibleVisits& visits, int64_t i, int64_t chunk_row,
-                           const Part& part, int id) {
+void flexible_forward_step(const FlexibleForward<T>& p, const Functions<T>& f, const Visits& visits,
+                           int64_t i, int64_t chunk_row, const Part& part, int id) {
   const int64_t H = p.hidden, P = p.outputs, G = Cell::kGates, S = p.saved_slots;
   const int64_t row = visits.row(i), rows = visits.rows(i);
   const int64_t saved_row = p.save ? row : row - chunk_row;
@@ -387,7 +369,7 @@ void flexible_forward_step(const FlexibleForward<T>& p, const Functions<T>& f,
 
 template <class Cell, class T>
 void flexible_forward(const FlexibleForward<T>& p, Team team) {
-  const FlexibleVisits visits{p.steps, p.reverse};
+  const Visits visits{p.steps, p.reverse};
   const int64_t T_ = p.steps.count;
   const Functions<T> f(p.options);
   if (p.masks.recurrent) {
@@ -463,8 +445,8 @@ void normalise_arguments_back(const BackwardRow<T>& x, int first_group, int grou
 
 template <class Cell, class T>
 void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
-                            const FlexibleVisits& visits, int64_t i, int64_t chunk_row,
-                            const Part& part, int id) {
+                            const Visits& visits, int64_t i, int64_t chunk_row, const Part& part,
+                            int id) {
   constexpr int n = kLanes<T>;
   const int64_t H = p.hidden, P = p.outputs, S = p.saved_slots, W = p.written.count;
   const int64_t sums = H > P ? H : P;  // one stride, as members do not wait for one another's rows
@@ -573,7 +555,7 @@ void flexible_backward_step(const FlexibleBackward<T>& p, const Functions<T>& f,
 
 template <class Cell, class T>
 void flexible_backward(const FlexibleBackward<T>& p, Team team) {
-  const FlexibleVisits visits{p.steps, p.reverse};
+  const Visits visits{p.steps, p.reverse};
   const int64_t T_ = p.steps.count, H = p.hidden, P = p.outputs, G = Cell::kGates;
   const int64_t W = p.written.count, S = p.saved_slots;
   const Functions<T> f(p.options);

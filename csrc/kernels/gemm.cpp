@@ -17,6 +17,15 @@ constexpr int64_t kDepth = 1024;  // k at a time, so that a column block stays t
 
 // ------------------------------------------------------------------------------- packing
 
+// A square, turned: v[i] holds number i of each column, zero where there is none.
+template <class T>
+RNNFAST_INLINE void turned(const T* from, int64_t column, int columns, int depth,
+                           Vec<T> (&v)[kLanes<T>]) {
+  for (int i = 0; i < kLanes<T>; i++)
+    v[i] = i < columns ? load_tail(from + i * column, depth) : Vec<T>{};
+  transpose_all<T>(v);
+}
+
 // kLanes columns from src (column stride `column`, k contiguous) into dst[k * dst_stride].
 template <class T>
 void pack_transposed(const T* src, int64_t column, int columns, int64_t count, T* dst,
@@ -35,9 +44,7 @@ void pack_transposed(const T* src, int64_t column, int columns, int64_t count, T
   for (; k < count; k += n) {
     const int depth = int(smaller(n, count - k));
     Vec<T> v[n];
-    for (int i = 0; i < n; i++)
-      v[i] = i < columns ? load_tail(src + i * column + k, depth) : Vec<T>{};
-    transpose_all<T>(v);
+    turned(src + k, column, columns, depth, v);
     for (int i = 0; i < depth; i++) store(dst + (k + i) * dst_stride, v[i]);
   }
 }
@@ -102,9 +109,7 @@ void row_times_columns(const T* a, const Panels<T>& p, int64_t vector, int vecto
         }
       for (; k < p.k; k += n) {
         const int depth = int(smaller(n, p.k - k));
-        for (int i = 0; i < n; i++)
-          v[i] = i < columns ? load_tail(from + i * s.column + k, depth) : Vec<T>{};
-        transpose_all<T>(v);
+        turned(from + k, s.column, columns, depth, v);
         for (int i = 0; i < depth; i++) sum = fma(broadcast(a[k + i]), v[i], sum);
       }
       store(sums, sum);

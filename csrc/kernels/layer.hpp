@@ -21,7 +21,6 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-RNNFAST_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 RNNFAST_INLINE void meet(Barrier* barrier, int members) {
   if (members > 1) barrier->wait();
 }
@@ -34,23 +33,6 @@ constexpr int unit_vectors(int gates) { return gates >= 3 ? 1 : gates == 2 ? 2 :
 // Whether a tile fetches a part of the next block. One row waits for the weights anyway, in the
 // order in which the processor fetches them by itself; more requests make that 5 % slower.
 constexpr bool fetches(int rows) { return rows > 1; }
-
-// The visits of one direction.
-struct Visits {
-  const Steps& steps;
-  bool reverse;
-
-  RNNFAST_INLINE int64_t step(int64_t i) const { return reverse ? steps.count - 1 - i : i; }
-  RNNFAST_INLINE int64_t row(int64_t i) const { return steps.offset[step(i)]; }
-  // Of the visits [begin, end), which are steps in a row.
-  RNNFAST_INLINE int64_t first_step(int64_t begin, int64_t end) const {
-    return reverse ? step(end - 1) : begin;
-  }
-  RNNFAST_INLINE int64_t rows(int64_t i) const {
-    if (i < 0 || i >= steps.count) return 0;
-    return steps.offset[step(i) + 1] - steps.offset[step(i)];
-  }
-};
 
 // Rows of every step.
 struct Band {

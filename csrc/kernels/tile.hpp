@@ -39,6 +39,25 @@ RNNFAST_INLINE void multiply(Vec<T> (&acc)[kRows][kVectors], const T* a, int64_t
   }
 }
 
+RNNFAST_INLINE int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// The visits of one direction.
+struct Visits {
+  const Steps& steps;
+  bool reverse;
+
+  RNNFAST_INLINE int64_t step(int64_t i) const { return reverse ? steps.count - 1 - i : i; }
+  RNNFAST_INLINE int64_t row(int64_t i) const { return steps.offset[step(i)]; }
+  // Of the visits [begin, end), which are steps in a row.
+  RNNFAST_INLINE int64_t first_step(int64_t begin, int64_t end) const {
+    return reverse ? step(end - 1) : begin;
+  }
+  RNNFAST_INLINE int64_t rows(int64_t i) const {
+    if (i < 0 || i >= steps.count) return 0;
+    return steps.offset[step(i) + 1] - steps.offset[step(i)];
+  }
+};
+
 // What one member of a team does: these rows of these column blocks.
 struct Share {
   int64_t row_begin, row_end;
