@@ -1,6 +1,4 @@
 // The Python module.
-#include <chrono>
-
 #include "ffi.hpp"
 #include "python_flexible.hpp"
 #include "shortcut.hpp"
@@ -67,18 +65,9 @@ py::array_t<T> product(const py::array_t<T, py::array::c_style>& a,
 
 // Nanoseconds in which all threads meet once, or 0 where others have them, for benchmarks: it takes
 // several times as long while their cores share no cache.
-double meeting_ns(int meetings) {
-  const int n = thread_count();
-  Barrier barrier(n);
-  auto meet = [&](int) {
-    for (int k = 0; n > 1 && k < meetings; k++) barrier.wait();
-  };
+double meeting_of_all_ns(int meetings) {
   const Released released;
-  if (!try_parallel(n, meet)) return 0;  // wakes them
-  const auto start = std::chrono::steady_clock::now();
-  if (!try_parallel(n, meet)) return 0;
-  const std::chrono::duration<double, std::nano> spent = std::chrono::steady_clock::now() - start;
-  return spent.count() / meetings;
+  return measure_meeting_ns(thread_count(), meetings);
 }
 
 }  // namespace
@@ -117,7 +106,7 @@ PYBIND11_MODULE(_native, m) {
   });
   m.def("get_isa", [] { return std::string(active_set().name); });
   m.def("set_isa", &use_set);
-  m.def("meeting_ns", &meeting_ns);
+  m.def("meeting_ns", &meeting_of_all_ns);
   m.def("evaluate", &evaluate<float>, py::arg().noconvert(), py::arg().noconvert());
   m.def("evaluate", &evaluate<double>, py::arg().noconvert(), py::arg().noconvert());
   m.def("multiply_nn", &product<float, false>, py::arg().noconvert(), py::arg().noconvert());

@@ -106,7 +106,8 @@ Workload FlexibleLayer<T>::work(const std::vector<int64_t>& offset, int64_t batc
           directions(),
           kernels_->lanes,
           4,  // meetings of a step, about
-          G * H * outputs_ * int64_t(sizeof(T))};
+          G * H * outputs_ * int64_t(sizeof(T)),
+          meeting_ns(thread_count())};
 }
 
 template <class T>

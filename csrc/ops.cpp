@@ -280,7 +280,8 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
                D,
                kernels_->lanes,
                cell_->stages,
-               G * H * H * int64_t(sizeof(T)) / shrunk_by(precision_)};
+               G * H * H * int64_t(sizeof(T)) / shrunk_by(precision_),
+               meeting_ns(threads)};
   if (saved) {
     saved->zero_h = !a.h_0;
     saved->steps = T_;
@@ -337,11 +338,12 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
                B,
                I,
                H,
-               int(W),
+               int(G),
                D,
                kernels_->lanes,
                cell_->stages,
-               G * H * H * int64_t(sizeof(T))};
+               G * H * H * int64_t(sizeof(T)),
+               meeting_ns(threads)};
   const int64_t* x_order = saved.x_order.empty() ? nullptr : saved.x_order.data();
   if (D == 2 && a.dx) call.dx_reverse = Buffer<T>((x_order ? T_ * B : N) * I);
   for (int d = 0; d < D; d++) {

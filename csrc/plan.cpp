@@ -9,11 +9,11 @@ namespace rnnfast {
 namespace {
 
 // Cycles, roughly, as seen on AVX-512 server processors of 2020 to 2024.
-constexpr double kFarLoadCycles = 5;  // a vector of weights from the third-level cache
-constexpr double kBarrierCycles = 600;
+constexpr double kFarLoadCycles = 5;      // a vector of weights from the third-level cache
+constexpr double kMeetingCycles = 12;     // for a nanosecond of meeting: other lines travel as well
 constexpr double kPointwiseCycles = 120;  // a vector of units of one row
 constexpr double kWorthWaking = 100e3;    // of work: to wake a sleeping worker takes as long
-constexpr double kWorthAnother = 8e3;     // of work, where the worker is awake
+constexpr double kWorthMeeting = 200;     // of work, for a nanosecond of meeting: where it is awake
 
 double second_level_cache() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -21,6 +21,11 @@ double second_level_cache() {
   if (bytes > 0) return double(bytes);
 #endif
   return 1 << 20;
+}
+
+// The work from which another thread pays.
+double worth_another(const Workload& w, bool ready) {
+  return ready ? kWorthMeeting * w.meeting : kWorthWaking;
 }
 
 // One step of one member that does `rows` rows and a `share` of the hidden units.
@@ -46,7 +51,7 @@ LoopCycles loop_cycles(const Workload& w, int members, int64_t begin, int64_t en
   const int64_t vectors = (w.hidden + w.lanes - 1) / w.lanes;
   const double share = double((vectors + members - 1) / members) / double(vectors);
   const bool full = w.rows == w.steps * w.batch;
-  const double barriers = members > 1 ? kBarrierCycles * w.stages : 0;
+  const double barriers = members > 1 ? kMeetingCycles * w.meeting * w.stages : 0;
   LoopCycles total{0, 0};
   for (int64_t t = begin, alike; t < end; t += alike) {
     const int64_t rows = w.offset[t + 1] - w.offset[t];
@@ -73,7 +78,7 @@ double product_cycles(const Workload& w) {
 
 Plan plan(const Workload& w, int threads, bool ready) {
   if (threads < 2) return {1, {1, 1}, 1, 0};
-  const double worth = ready ? kWorthAnother : kWorthWaking;
+  const double worth = worth_another(w, ready);
   const double products = product_cycles(w);
   const double alone = loop_cycles(w, 1, 0, w.steps).by_rows;
   const double total = (alone + products) * w.directions;
@@ -100,7 +105,9 @@ Plan plan(const Workload& w, int threads, bool ready) {
       p.members = members;
     }
   }
-  if (p.members == 1 && products < 2 * worth) p.size[0] = p.size[1] = 1;
+  // What each step reads and writes was, and will be, with another.
+  const double sharing = double(w.steps) * kMeetingCycles * w.meeting;
+  if (p.members == 1 && products < std::max(2 * worth, sharing)) p.size[0] = p.size[1] = 1;
   p.cycles = (best + products / p.size[0]) * w.directions / p.teams;
   return p;
 }
@@ -109,7 +116,7 @@ int wavefront(const Workload& w, int layers, int threads, bool ready) {
   const int members = std::min(layers, threads);
   if (members < 2 || w.directions == 2 || w.steps < kWaves * members) return 1;
   const double alone = loop_cycles(w, 1, 0, w.steps).by_rows + product_cycles(w);
-  if (layers * alone < members * (ready ? kWorthAnother : kWorthWaking)) return 1;
+  if (layers * alone < members * worth_another(w, ready)) return 1;
   const double rounds = (layers + members - 1) / members;
   const double wave = rounds * alone * (1 + double(members - 1) / kWaves);
   return wave < layers * plan(w, threads, ready).cycles ? members : 1;

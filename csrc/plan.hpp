@@ -15,6 +15,7 @@ struct Workload {
   int lanes;             // numbers in a vector
   int stages;            // barriers a step
   int64_t weight_bytes;  // of one direction's recurrent matrix
+  double meeting;        // nanoseconds in which the threads meet (see meeting_ns)
 };
 
 struct Plan {

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <limits>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -31,7 +32,8 @@ inline void relax() {
 
 constexpr int kSpinsBeforeYield = 1000;
 constexpr int kSpinsBeforeSleep = 4000;
-constexpr int64_t kLately = 50'000;  // nanoseconds: about as long as a worker spins
+constexpr int64_t kLately = 50'000;           // nanoseconds: about as long as a worker spins
+constexpr int64_t kMeasuredFor = 50'000'000;  // nanoseconds; a measurement takes 3 to 30 thousand
 
 // Spins, and yields the processor when it takes long.
 template <class Condition>
@@ -190,6 +192,8 @@ class Pool {
 std::atomic<Pool*> pool{nullptr};
 std::atomic<int> threads{0};
 std::atomic<int64_t> last_call{0};  // nanoseconds
+std::atomic<int64_t> last_measured{0};
+std::atomic<double> measured{40};  // nanoseconds of a meeting
 
 int64_t nanoseconds() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -268,6 +272,39 @@ bool threads_ready(int n) {
   return false;
 }
 void note_call() { last_call.store(nanoseconds(), std::memory_order_relaxed); }
+
+double measure_meeting_ns(int n, int meetings) {
+  struct Trial {
+    Barrier barrier;
+    int meetings;
+    int64_t spent;
+  } trial{Barrier(n), meetings, 0};
+  const auto meet = [](void* context, int id) {
+    Trial& t = *static_cast<Trial*>(context);
+    t.barrier.wait();  // all are there
+    const int64_t start = nanoseconds();
+    for (int k = 0; k < t.meetings; k++) t.barrier.wait();
+    if (id == 0) t.spent = nanoseconds() - start;
+  };
+  if (n < 2 || !run_parallel(n, meet, &trial)) return 0;
+  return double(trial.spent) / meetings;
+}
+
+double meeting_ns(int n) {
+  const int64_t call = last_call.load(std::memory_order_relaxed);
+  const int64_t before = last_measured.load(std::memory_order_relaxed);
+  Pool* found = pool.load(std::memory_order_acquire);
+  if (n > 1 && call - before > kMeasuredFor && found && found->awake(n)) {
+    double best = std::numeric_limits<double>::infinity();
+    for (int k = 0; k < 5; k++)  // some are interrupted
+      best = std::min(best, measure_meeting_ns(n, 16));
+    if (best > 0) {
+      measured.store(best, std::memory_order_relaxed);
+      last_measured.store(call, std::memory_order_relaxed);
+    }
+  }
+  return measured.load(std::memory_order_relaxed);
+}
 
 #if defined(__SSE2__)
 FlushDenormals::FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(uint32_t(saved_) | 0x8040); }
