@@ -13,7 +13,7 @@ constexpr double kFarLoadCycles = 5;      // a vector of weights from the third-
 constexpr double kMeetingCycles = 12;     // for a nanosecond of meeting: other lines travel as well
 constexpr double kPointwiseCycles = 120;  // a vector of units of one row
 constexpr double kWorthWaking = 100e3;    // of work: to wake a sleeping worker takes as long
-constexpr double kWorthMeeting = 200;     // of work, for a nanosecond of meeting: where it is awake
+constexpr double kWorthMeeting = 150;     // of work, for a nanosecond of meeting: where it is awake
 
 double second_level_cache() {
 #if defined(_SC_LEVEL2_CACHE_SIZE)

@@ -52,7 +52,7 @@ class Region {
     } else {
       for (int d = 0; d < work_.directions; d++) {
         pass(d, Team{id, plan_.size[0], &team_[0]});
-        if (plan_.size[0] > 1) team_[0].wait();
+        if (d + 1 < work_.directions && plan_.size[0] > 1) team_[0].wait();
       }
     }
   }

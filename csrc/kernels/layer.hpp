@@ -497,7 +497,7 @@ void forward_pass(const Forward<T>& given, Team everyone) {
           if (Cell::kHasC && c != p.c_n)
             copy_rows(c, p.c_n, ending, row_end, H, unit_begin, unit_end);
         }
-        meet(p.split.barrier, waiting);
+        if (j + 1 < i) meet(p.split.barrier, waiting);
       }
     }
     if (p.done) raise_to(p.done, chunk_row + rows);
@@ -880,7 +880,7 @@ void backward_pass(const Backward<T>& p, Team team) {
             meet(p.split.barrier, waiting);
             backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1]);
           }
-          meet(p.split.barrier, waiting);
+          if (j - 1 > before) meet(p.split.barrier, waiting);
         }
         later = here;
       }
