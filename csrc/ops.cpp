@@ -230,7 +230,7 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     f.zero_h = !a.h_0;
     f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros;
     f.x_order = a.x_order;
-    if (a.x_order || (threads > 1 && B > 1)) f.x_rows = own.x_rows.grow(scratch_rows * I);
+    if (a.x_order || (threads > 1 && B > 1)) f.x_rows = own.x_rows.grow(scratch_rows);
     f.gx = own.gx.grow(scratch_rows * G * H);
     if (precision_ != Precision::kFull) {
       fill_low(space->low[d], d, own, scratch_rows, B, threads);
@@ -383,10 +383,6 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
       f.batch = B;
       f.x = saved.x;
       f.x_order = x_order;
-      if (x_order) {
-        own.again_x = Buffer<T>(chunk_rows * I);
-        f.x_rows = own.again_x.get();
-      }
       f.zero_h = saved.zero_h;
       fill_weights(f, d);
       own.gx = Buffer<T>(chunk_rows * G * H);
@@ -580,7 +576,7 @@ void multiply(const T* a, const T* b, int64_t m, int64_t n, int64_t k, bool tran
       } else {
         kernel.pack_panels(panels, team);
         if (threads > 1) barrier.wait();
-        kernel.multiply_panels(a, k, m, panels, nullptr, c, n, team);
+        kernel.multiply_panels({a, k}, m, panels, nullptr, c, n, team);
       }
     };
     if (try_parallel(threads, member)) return;

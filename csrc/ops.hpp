@@ -85,7 +85,8 @@ struct Workspace {
   Buffer<T> zeros;              // [B, H]
   LowForward low[2];
   struct Direction {
-    Buffer<T> gx, h, c, gates, x_rows;      // see Forward
+    Buffer<T> gx, h, c, gates;  // see Forward
+    Buffer<const T*> x_rows;
     Buffer<T> h_0, c_0;                     // [B, H] where the caller's are overwritten
     Buffer<uint32_t> x_operand, h_operand;  // see LowForward
     Buffer<float> x_scale, h_scale;
@@ -103,7 +104,7 @@ struct ForwardCall {
 template <class T>
 struct BackwardCall {
   struct Direction {
-    Buffer<T> x_data, h_data[2], dgates[2], direct, dc, partial, scratch, gx, gates, again_x, dx;
+    Buffer<T> x_data, h_data[2], dgates[2], direct, dc, partial, scratch, gx, gates, dx;
     Buffer<const T*> before, x_rows;
     Forward<T> again;
     Backward<T> p;

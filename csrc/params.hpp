@@ -63,6 +63,11 @@ struct Rows {
   const T* first;
   int64_t stride;
   const T* const* each = nullptr;
+
+  const T* row(int64_t r) const { return each ? each[r] : first + r * stride; }
+  Rows from(int64_t r) const {
+    return each ? Rows{nullptr, 0, each + r} : Rows{first + r * stride, stride};
+  }
 };
 
 constexpr int64_t kFewRows = 6;  // that are one tile
@@ -115,7 +120,7 @@ struct Forward {
   int64_t* done;           // rows that this pass has finished, told as it goes on, or null
   const T* x;              // [N, I], or where there is an order [T, B, I]
   const int64_t* x_order;  // [B] the row of a padded step where each packed row lies, or null
-  T* x_rows;               // [threads * chunk + B, I] scratch: rows of x that lie apart
+  const T** x_rows;        // [threads * chunk + B] scratch: rows of x that lie apart
   Panels<T> x_panels;      // [I, G*H]
   Panels<T> h_panels[2];   // [H, gates of the stage * H], gates of a unit side by side
   const int* place;        // [G] of each gate in x_panels, bias and gx

@@ -215,10 +215,10 @@ void product_of_step(const Split& split, const Part& part, int id, int64_t rows,
   if (part.rows) {
     const int64_t begin = part.row_begin, end = lesser(part.row_end, rows);
     if (begin < end)
-      multiply_panels(a + begin * a_stride, a_stride, end - begin, panels, bias,
+      multiply_panels(Rows<T>{a + begin * a_stride, a_stride}, end - begin, panels, bias,
                       c + begin * c_stride, c_stride, Team{0, 1, nullptr});
   } else {
-    multiply_panels(a, a_stride, rows, panels, bias, c, c_stride,
+    multiply_panels(Rows<T>{a, a_stride}, rows, panels, bias, c, c_stride,
                     Team{id, split.members, split.barrier});
   }
 }
@@ -382,7 +382,7 @@ void flexible_forward(const FlexibleForward<T>& p, Team team) {
     int64_t rows = 0;
     while (i < T_ && (i == begin || rows < p.chunk)) rows += visits.rows(i++);
     const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
-    multiply_panels(p.x + chunk_row * p.input, p.input, rows, p.x_panels,
+    multiply_panels(Rows<T>{p.x + chunk_row * p.input, p.input}, rows, p.x_panels,
                     p.w.ln_ih ? nullptr : p.w.b_ih, p.gx, Cell::kGates * p.hidden, team);
     meet(team);
     if (p.w.ln_ih) {
@@ -583,7 +583,7 @@ void flexible_backward(const FlexibleBackward<T>& p, Team team) {
     const auto sums = [&](int s, int64_t count, T* total) {
       if (total) sum_rows(slot(s), W * H, count, rows, total, accumulate, team);
     };
-    multiply_panels(slot(p.written.product_x), W * H, rows, p.x_panels,
+    multiply_panels(Rows<T>{slot(p.written.product_x), W * H}, rows, p.x_panels,
                     static_cast<const T*>(nullptr), p.dx + chunk_row * p.input, p.input, team);
     weights(slot(p.written.product_x), W * H, G * H, p.x + chunk_row * p.input, p.input, p.input,
             p.dw_ih);

@@ -132,8 +132,8 @@ void all_panels(const Panels<T>& p, Team team) {
 
 template <class T>
 struct PanelTask {
-  const T* a;
-  int64_t a_stride;
+  Rows<T> a;
+  int64_t first;   // of a's columns
   const T* panel;  // [count, vectors * kLanes]
   int64_t count;
   const T* bias;  // or null
@@ -157,8 +157,11 @@ void panel_tile(const PanelTask<T>& task, int64_t row, const T* ahead) {
     for (int m = 0; m < kRows; m++)
       acc[m][v] = task.resume ? load_tail(c + m * task.c_stride + v * n, lanes) : start;
   }
-  multiply<T, kRows, kVectors, (kRows > 1)>(acc, task.a + row * task.a_stride, task.a_stride, 1,
-                                            task.panel, task.count, ahead);
+  const T* a[kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; m++) a[m] = task.a.row(row + m) + task.first;
+  multiply<T, kRows, kVectors, (kRows > 1)>(
+      acc, [&](int m, int64_t k) { return a[m][k]; }, task.panel, task.count, ahead);
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; v++) {
     const int lanes = int(smaller(n, task.columns - v * n));
@@ -200,7 +203,7 @@ void panel_rows(const PanelTask<T>& task, int64_t begin, int64_t end) {
 
 // Adds kCount rows of b to rows of c, which stay in the cache while b passes by as it lies.
 template <class T, int kCount>
-void add_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_stride,
+void add_rows(const Rows<T>& a, int64_t k, int64_t rows, const T* b, int64_t b_stride,
               const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns) {
   constexpr int n = kLanes<T>;
   const auto some = [&](int64_t j, int lanes) {
@@ -208,11 +211,12 @@ void add_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; i++) added[i] = load_tail(b + i * b_stride + j, lanes);
     for (int64_t r = 0; r < rows; r++) {
+      const T* from = a.row(r) + k;
       T* at = c + r * c_stride + j;
       Vec<T> sum{};
       if (resume || bias) sum = load_tail(resume ? at : bias + j, lanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < kCount; i++) sum = fma(broadcast(a[r * a_stride + i]), added[i], sum);
+      for (int i = 0; i < kCount; i++) sum = fma(broadcast(from[i]), added[i], sum);
       store_tail(at, sum, lanes);
     }
   };
@@ -222,16 +226,16 @@ void add_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_
 }
 
 template <class T>
-void few_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_stride,
-              int64_t count, const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns) {
+void few_rows(const Rows<T>& a, int64_t rows, const T* b, int64_t b_stride, int64_t count,
+              const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns) {
   constexpr int depth = 8;
   int64_t k = 0;
   for (; k + depth <= count; k += depth)
-    add_rows<T, depth>(a + k, a_stride, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c,
-                       c_stride, columns);
+    add_rows<T, depth>(a, k, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c, c_stride,
+                       columns);
   for (; k < count; k++)
-    add_rows<T, 1>(a + k, a_stride, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c,
-                   c_stride, columns);
+    add_rows<T, 1>(a, k, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c, c_stride,
+                   columns);
 }
 
 // One row times columns that lie as they are.
@@ -260,8 +264,8 @@ __attribute__((noinline)) void row_times_blocks(const T* a, const Panels<T>& p, 
 }
 
 template <class T>
-void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& p,
-                       const T* bias, T* c, int64_t c_stride, Team team) {
+void rows_times_panels(const Rows<T>& a, int64_t rows, const Panels<T>& p, const T* bias, T* c,
+                       int64_t c_stride, Team team) {
   constexpr int n = kLanes<T>;
   const int64_t vectors = parts(p.n, n);
   const int64_t blocks = parts(vectors, p.widest);
@@ -269,13 +273,13 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
   if (p.in_place(rows)) {
     const int64_t begin = part_begin(vectors, blocks, share.block_begin) * n;
     const int64_t end = smaller(part_begin(vectors, blocks, share.block_end) * n, p.n);
-    few_rows(a + share.row_begin * a_stride, a_stride, share.row_end - share.row_begin,
+    few_rows(a.from(share.row_begin), share.row_end - share.row_begin,
              p.source.data + p.source.begin[0] + begin, p.source.row, p.k,
              bias ? bias + begin : nullptr, false, c + share.row_begin * c_stride + begin, c_stride,
              end - begin);
     return;
   }
-  if (p.across(rows)) return row_times_blocks(a, p, bias, c, share);
+  if (p.across(rows)) return row_times_blocks(a.row(0), p, bias, c, share);
   const int64_t depth = smaller(p.k, kDepth);
   const int64_t tall =
       p.one_by_one ? rows : larger(48, kRowBlockBytes / (depth * int64_t(sizeof(T))) / 24 * 24);
@@ -291,8 +295,8 @@ void rows_times_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<
         else
           panel += column * p.k + k * block.vectors * n;
         const PanelTask<T> task{
-            a + k,
-            a_stride,
+            a,
+            k,
             panel,
             count,
             bias ? bias + column : nullptr,
@@ -324,7 +328,8 @@ void tn_tile(const T* a, const T* b, int64_t count, T* c, int64_t c_stride, int 
              int64_t columns, bool accumulate) {
   constexpr int n = kLanes<T>;
   Vec<T> acc[kTnRows][kTnVectors] = {};
-  multiply<T, kTnRows, kTnVectors>(acc, a, 1, kTnRows, b, count);
+  multiply<T, kTnRows, kTnVectors>(
+      acc, [&](int m, int64_t k) { return a[k * kTnRows + m]; }, b, count);
   T sums[kTnRows][kTnVectors * n];
 #pragma GCC unroll 16
   for (int m = 0; m < kTnRows; m++)
@@ -341,18 +346,13 @@ void tn_tile(const T* a, const T* b, int64_t count, T* c, int64_t c_stride, int 
     }
 }
 
-template <class T>
-RNNFAST_INLINE const T* row_of(const Rows<T>& m, int64_t r) {
-  return m.each ? m.each[r] : m.first + r * m.stride;
-}
-
 // Row i of the product of few rows, for which packing would not pay.
 template <class T>
 RNNFAST_INLINE void outer_row(const Rows<T>& a, int64_t i, const Rows<T>& b, int64_t rows,
                               int64_t columns, T* c, bool accumulate) {
   constexpr int n = kLanes<T>;
-  const T* first = row_of(b, 0);
-  const Vec<T> scalar = broadcast(row_of(a, 0)[i]);
+  const T* first = b.row(0);
+  const Vec<T> scalar = broadcast(a.row(0)[i]);
   int64_t j = 0;
   if (rows == 1 && !accumulate)
 #pragma GCC unroll 4
@@ -361,7 +361,7 @@ RNNFAST_INLINE void outer_row(const Rows<T>& a, int64_t i, const Rows<T>& b, int
     const int lanes = int(smaller(n, columns - j));
     Vec<T> sum{};
     for (int64_t r = 0; r < rows; r++)
-      sum = fma(broadcast(row_of(a, r)[i]), load_tail(row_of(b, r) + j, lanes), sum);
+      sum = fma(broadcast(a.row(r)[i]), load_tail(b.row(r) + j, lanes), sum);
     if (accumulate) sum += load_tail(c + j, lanes);
     store_tail(c + j, sum, lanes);
   }
@@ -388,7 +388,7 @@ void transposed_times_rows(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_
        j < part_begin(b_blocks, team.size, team.id + 1); j++) {
     T* to = packed_b + j * width * rows;
     for (int64_t r = 0; r < rows; r++) {
-      const T* from = row_of(b, r) + j * width;
+      const T* from = b.row(r) + j * width;
       for (int v = 0; v < kTnVectors; v++) {
         const int64_t left = n_columns - j * width - v * n;
         store(to + r * width + v * n,
@@ -409,11 +409,11 @@ void transposed_times_rows(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_
       T* to = packed_a + i * kTnRows * rows;
       if (columns == kTnRows) {
         for (int64_t r = 0; r < rows; r++)
-          __builtin_memcpy(to + r * kTnRows, row_of(a, r) + column, sizeof(T) * kTnRows);
+          __builtin_memcpy(to + r * kTnRows, a.row(r) + column, sizeof(T) * kTnRows);
       } else {
         for (int64_t r = 0; r < rows; r++)
           for (int64_t q = 0; q < kTnRows; q++)
-            to[r * kTnRows + q] = q < columns ? row_of(a, r)[column + q] : T(0);
+            to[r * kTnRows + q] = q < columns ? a.row(r)[column + q] : T(0);
       }
     }
     for (int64_t j = 0; j < b_blocks; j++)
@@ -468,38 +468,37 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
 
 }  // namespace
 
-#define RNNFAST_DEFINE_GEMM(T)                                                                   \
-  void pack_panels(const Panels<T>& p, Team team) { all_panels(p, team); }                       \
-  void pack_block(const Panels<T>& p, int64_t vector, int vectors, int64_t k_0, int64_t count,   \
-                  T* to) {                                                                       \
-    block_of_panels(p, vector, vectors, k_0, count, to);                                         \
-  }                                                                                              \
-  void multiply_columns(const T* a, const Panels<T>& p, int64_t vector, int vectors, T* sums) {  \
-    row_times_columns(a, p, vector, vectors, sums);                                              \
-  }                                                                                              \
-  void multiply_panels(const T* a, int64_t a_stride, int64_t rows, const Panels<T>& panels,      \
-                       const T* bias, T* c, int64_t c_stride, Team team) {                       \
-    rows_times_panels(a, a_stride, rows, panels, bias, c, c_stride, team);                       \
-  }                                                                                              \
-  void multiply_rows(const T* a, int64_t a_stride, int64_t rows, const T* b, int64_t b_stride,   \
-                     int64_t count, const T* bias, bool resume, T* c, int64_t c_stride,          \
-                     int64_t columns) {                                                          \
-    few_rows(a, a_stride, rows, b, b_stride, count, bias, resume, c, c_stride, columns);         \
-  }                                                                                              \
-  void multiply_tn(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_t n, int64_t rows, T* c, \
-                   int64_t c_stride, bool accumulate, T* scratch, Team team) {                   \
-    transposed_times_rows(a, m, b, n, rows, c, c_stride, accumulate, scratch, team);             \
-  }                                                                                              \
-  void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate, \
-                Team team) {                                                                     \
-    column_sums(a, a_stride, m, rows, sums, accumulate, team);                                   \
-  }                                                                                              \
-  void add(const T* a, const T* b, int64_t n, T* sum, Team team) {                               \
-    sum_of_two(a, b, n, sum, team);                                                              \
-  }                                                                                              \
-  int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                           \
-    const int64_t width = kTnVectors * kLanes<T>;                                                \
-    return (parts(n, width) * width + members * kTnPanels * kTnRows) * rows;                     \
+#define RNNFAST_DEFINE_GEMM(T)                                                                    \
+  void pack_panels(const Panels<T>& p, Team team) { all_panels(p, team); }                        \
+  void pack_block(const Panels<T>& p, int64_t vector, int vectors, int64_t k_0, int64_t count,    \
+                  T* to) {                                                                        \
+    block_of_panels(p, vector, vectors, k_0, count, to);                                          \
+  }                                                                                               \
+  void multiply_columns(const T* a, const Panels<T>& p, int64_t vector, int vectors, T* sums) {   \
+    row_times_columns(a, p, vector, vectors, sums);                                               \
+  }                                                                                               \
+  void multiply_panels(const Rows<T>& a, int64_t rows, const Panels<T>& panels, const T* bias,    \
+                       T* c, int64_t c_stride, Team team) {                                       \
+    rows_times_panels(a, rows, panels, bias, c, c_stride, team);                                  \
+  }                                                                                               \
+  void multiply_rows(const Rows<T>& a, int64_t rows, const T* b, int64_t b_stride, int64_t count, \
+                     const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns) {       \
+    few_rows(a, rows, b, b_stride, count, bias, resume, c, c_stride, columns);                    \
+  }                                                                                               \
+  void multiply_tn(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_t n, int64_t rows, T* c,  \
+                   int64_t c_stride, bool accumulate, T* scratch, Team team) {                    \
+    transposed_times_rows(a, m, b, n, rows, c, c_stride, accumulate, scratch, team);              \
+  }                                                                                               \
+  void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate,  \
+                Team team) {                                                                      \
+    column_sums(a, a_stride, m, rows, sums, accumulate, team);                                    \
+  }                                                                                               \
+  void add(const T* a, const T* b, int64_t n, T* sum, Team team) {                                \
+    sum_of_two(a, b, n, sum, team);                                                               \
+  }                                                                                               \
+  int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                            \
+    const int64_t width = kTnVectors * kLanes<T>;                                                 \
+    return (parts(n, width) * width + members * kTnPanels * kTnRows) * rows;                      \
   }
 
 RNNFAST_DEFINE_GEMM(float)

@@ -226,7 +226,8 @@ struct ForwardTile {
           acc[m][g * kVectors + u] = start(row + m, g, unit + u * n);
     if (operand)
       multiply<T, kRows, gates_here * kVectors, fetches(kRows)>(
-          acc, operand + row * operand_stride, operand_stride, 1, panel, hidden, ahead);
+          acc, [&](int m, int64_t k) { return operand[(row + m) * operand_stride + k]; }, panel,
+          hidden, ahead);
     T sums[kRows * gates_here * kVectors * n] __attribute__((aligned(64)));
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; m++)
@@ -326,9 +327,9 @@ void convert_operand(const Forward<T>& p, Tile& tile, const Share& share, int me
   uint32_t* operand = low.h_operand + member * p.batch * low.h_words;
   float* scale = low.h_scale + member * p.batch;
   if (begin < end && share.block_begin < share.block_end)
-    low.kernels->convert(low.precision, tile.operand + begin * tile.operand_stride,
-                         tile.operand_stride, end - begin, p.hidden, operand + begin * low.h_words,
-                         scale + begin);
+    low.kernels->convert(low.precision,
+                         {tile.operand + begin * tile.operand_stride, tile.operand_stride},
+                         end - begin, p.hidden, operand + begin * low.h_words, scale + begin);
   tile.low_operand = operand;
   tile.low_scale = scale;
 }
@@ -375,22 +376,17 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, const T
   }
 }
 
-// Brings the rows of x that the steps of visits [begin, end) have among `of` together.
+// Where the rows of x lie that the steps of visits [begin, end) have among `of`.
 template <class T>
-void gather_rows(const Forward<T>& p, const Visits& visits, int64_t begin, int64_t end,
-                 const Band& of, T* to, Team team) {
+void point_to_rows(const Forward<T>& p, const Visits& visits, int64_t begin, int64_t end,
+                   const Band& of, const T** to, Team team) {
   const int64_t first = visits.first_step(begin, end);
-  const size_t bytes = size_t(p.input) * sizeof(T);
   for (int64_t t = first; t < first + end - begin; t++) {
     const int64_t rows = of.rows(p.steps.offset[t + 1] - p.steps.offset[t]);
     const T* from = p.x + (p.x_order ? t * p.batch : p.steps.offset[t]) * p.input;
-    for (int64_t r = part_begin(rows, team.size, team.id);
-         r < part_begin(rows, team.size, team.id + 1); r++) {
-      const int64_t row = of.begin + r;
-      __builtin_memcpy(to + r * p.input, from + (p.x_order ? p.x_order[row] : row) * p.input,
-                       bytes);
-    }
-    to += rows * p.input;
+    if (team.id == 0)
+      for (int64_t r = of.begin; r < of.begin + rows; r++)
+        *to++ = from + (p.x_order ? p.x_order[r] : r) * p.input;
   }
   meet(team.barrier, team.size);
 }
@@ -407,7 +403,8 @@ void clear_padding(const Steps& steps, const int64_t* order, int64_t batch, T* p
 
 // gx = x w_ih^T + bias for the rows of a chunk, in the scratch from row `at` on.
 template <class T>
-void project(const Forward<T>& p, const T* x, int64_t rows, int64_t at, int64_t width, Team team) {
+void project(const Forward<T>& p, const Rows<T>& x, int64_t rows, int64_t at, int64_t width,
+             Team team) {
   T* gx = p.gx + at * width;
   if constexpr (sizeof(T) == sizeof(float))
     if (p.low) {
@@ -415,14 +412,14 @@ void project(const Forward<T>& p, const T* x, int64_t rows, int64_t at, int64_t 
       const int64_t begin = part_begin(rows, team.size, team.id);
       const int64_t end = part_begin(rows, team.size, team.id + 1);
       uint32_t* operand = low.x_operand + at * low.x_words;
-      low.kernels->convert(low.precision, x + begin * p.input, p.input, end - begin, p.input,
+      low.kernels->convert(low.precision, x.from(begin), end - begin, p.input,
                            operand + begin * low.x_words, low.x_scale + at + begin);
       meet(team.barrier, team.size);
       low.kernels->multiply_panels(low.precision, operand, low.x_scale + at, low.x_words, rows,
                                    p.x_panels, low.x, p.bias, gx, width, team);
       return;
     }
-  multiply_panels(x, p.input, rows, p.x_panels, p.bias, gx, width, team);
+  multiply_panels(x, rows, p.x_panels, p.bias, gx, width, team);
 }
 
 template <class Cell, class T>
@@ -466,11 +463,11 @@ void forward_pass(const Forward<T>& given, Team everyone) {
     while (i < T_ && (i == begin || rows < p.chunk)) rows += own.rows(visits.rows(i++));
     const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
     if (p.ready) wait_until(p.ready, chunk_row + rows);
-    const T* x = p.x + chunk_row * p.input;
+    Rows<T> x{p.x + chunk_row * p.input, p.input};
     if (p.x_order || apart) {
-      T* to = p.x_rows + scratch * p.input;
-      gather_rows(p, visits, begin, i, own, to, team);
-      x = to;
+      const T** to = p.x_rows + scratch;
+      point_to_rows(p, visits, begin, i, own, to, team);
+      x = {nullptr, 0, to};
     }
     project(p, x, rows, scratch, width, team);
     meet(team.barrier, team.size);
@@ -565,8 +562,8 @@ struct BackwardTile {
           k += Cell::back_gates(kStage, part) * hidden;
           if (first < lesser(k, k_end))
             multiply<T, kRows, kVectors, fetches(kRows)>(
-                acc, operand + row * stride + column, stride, 1, panel + first * kVectors * n,
-                lesser(k, k_end) - first, ahead + first * n);
+                acc, [&](int m, int64_t i) { return operand[(row + m) * stride + column + i]; },
+                panel + first * kVectors * n, lesser(k, k_end) - first, ahead + first * n);
         }
       }
 #pragma GCC unroll 8
@@ -662,13 +659,16 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
   meet(team.barrier, team.size);
 }
 
+// From a packed row on.
+template <class T>
+RNNFAST_INLINE Rows<T> rows_of_x(const Backward<T>& p, int64_t row) {
+  return p.x_order ? Rows<T>{nullptr, 0, p.x_rows + row} : Rows<T>{p.x + row * p.input, p.input};
+}
+
 template <class Cell, class T>
-void recompute(const Backward<T>& p, const Visits& visits, int64_t begin, int64_t end,
-               int64_t chunk_row, int64_t rows, Team team) {
+void recompute(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team team) {
   const Forward<T>& f = *p.again;
-  if (f.x_order) gather_rows(f, visits, begin, end, Band{}, f.x_rows, team);
-  project(f, f.x_order ? f.x_rows : f.x + chunk_row * f.input, rows, 0, Cell::kGates * p.hidden,
-          team);
+  project(f, rows_of_x(p, chunk_row), rows, 0, Cell::kGates * p.hidden, team);
   meet(team.barrier, team.size);
   recompute_stage<Cell, T, 0>(p, chunk_row, rows, team);
   if constexpr (Cell::kStages > 1) recompute_stage<Cell, T, 1>(p, chunk_row, rows, team);
@@ -688,8 +688,8 @@ void backward_rows(const Backward<T>& p, const T* operand, const Share& share, i
   const T* weights = panels.source.data + panels.source.begin[0] + unit_begin;
   for (int part = 0; part < Cell::back_parts(kStage); part++) {
     const int64_t count = Cell::back_gates(kStage, part) * H;
-    multiply_rows(operand + begin * stride + Cell::back_first(kStage, part) * H, stride,
-                  end - begin, weights + k * panels.source.row, panels.source.row, count,
+    const Rows<T> rows{operand + begin * stride + Cell::back_first(kStage, part) * H, stride};
+    multiply_rows(rows, end - begin, weights + k * panels.source.row, panels.source.row, count,
                   static_cast<const T*>(nullptr), part > 0, p.partial + begin * H + unit_begin, H,
                   unit_end - unit_begin);
     k += count;
@@ -767,7 +767,7 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   }
 }
 
-// Takes what gather_rows brought together apart.
+// Brings rows of dx to their places in the padded one.
 template <class T>
 void scatter_rows(const Backward<T>& p, const Visits& visits, int64_t begin, int64_t end,
                   Team team) {
@@ -861,7 +861,7 @@ void backward_pass(const Backward<T>& p, Team team) {
     }
     const T* saved = p.gates + chunk_row * Cell::kSaved * H;  // [rows, S, H]
     if (p.again) {
-      recompute<Cell>(p, visits, i + 1, last + 1, chunk_row, rows, team);
+      recompute<Cell>(p, chunk_row, rows, team);
       saved = p.again->gates;
     }
     for (int64_t j = last; j > i;) {
@@ -886,7 +886,7 @@ void backward_pass(const Backward<T>& p, Team team) {
       }
       meet(team.barrier, team.size);
       if (p.dx)
-        multiply_panels(dgates + (first - chunk_row) * width, width, stretch, p.x_panels,
+        multiply_panels(Rows<T>{dgates + (first - chunk_row) * width, width}, stretch, p.x_panels,
                         static_cast<const T*>(nullptr),
                         p.x_order ? p.dx_rows : p.dx + first * p.input, p.input, team);
       if (p.x_order && p.dx) {
@@ -895,9 +895,8 @@ void backward_pass(const Backward<T>& p, Team team) {
       }
       if (p.done) raise_to(p.done, p.steps.offset[T_] - first);
     }
-    const Rows<T> x{p.x + chunk_row * p.input, p.input, p.x_order ? p.x_rows + chunk_row : nullptr};
-    weight_gradient(p, 0, Cell::kGates, Rows<T>{dgates, width}, x, p.input, rows, Cell::kGates,
-                    p.dw_ih, p.db_ih, accumulate, team);
+    weight_gradient(p, 0, Cell::kGates, Rows<T>{dgates, width}, rows_of_x(p, chunk_row), p.input,
+                    rows, Cell::kGates, p.dw_ih, p.db_ih, accumulate, team);
     for (int s = 0; s < Cell::kWeightParts; s++) {
       const Rows<T> columns{dgates + Cell::weight_column(s) * H, width};
       const Rows<T> operand = Cell::weight_from_saved(s)

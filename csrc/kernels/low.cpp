@@ -111,14 +111,14 @@ float convert_int8(const float* x, int64_t k, uint32_t* to) {
   return most / 127;
 }
 
-void convert(Precision precision, const float* rows, int64_t stride, int64_t count, int64_t k,
+void convert(Precision precision, const Rows<float>& rows, int64_t count, int64_t k,
              uint32_t* operand, float* scale) {
   const int64_t words = operand_words(precision, k);
   for (int64_t r = 0; r < count; r++) {
     if (is_int8(precision))
-      scale[r] = convert_int8(rows + r * stride, k, operand + r * words);
+      scale[r] = convert_int8(rows.row(r), k, operand + r * words);
     else
-      convert_bfloat16(rows + r * stride, k, operand + r * words);
+      convert_bfloat16(rows.row(r), k, operand + r * words);
   }
 }
 

@@ -17,12 +17,11 @@ constexpr int max_rows(int vectors) {
 }
 constexpr int kMaxRows = 8;
 
-// acc[m][v] += sum over k of a[m * row_stride + k * k_stride] * b[k][v]. With
-// `kAhead`, one vector from `ahead` on is brought into the second-level cache with every k.
-template <class T, int kRows, int kVectors, bool kAhead = false>
-RNNFAST_INLINE void multiply(Vec<T> (&acc)[kRows][kVectors], const T* a, int64_t row_stride,
-                             int64_t k_stride, const T* b, int64_t count,
-                             const T* ahead = nullptr) {
+// acc[m][v] += sum over k of a(m, k) * b[k][v]. With `kAhead`, one vector from `ahead` on is
+// brought into the second-level cache with every k.
+template <class T, int kRows, int kVectors, bool kAhead = false, class Element>
+RNNFAST_INLINE void multiply(Vec<T> (&acc)[kRows][kVectors], const Element& a, const T* b,
+                             int64_t count, const T* ahead = nullptr) {
   constexpr int n = kLanes<T>;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < count; k++) {
@@ -32,7 +31,7 @@ RNNFAST_INLINE void multiply(Vec<T> (&acc)[kRows][kVectors], const T* a, int64_t
     for (int v = 0; v < kVectors; v++) row[v] = load(b + (k * kVectors + v) * n);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; m++) {
-      const Vec<T> scalar = broadcast(a[m * row_stride + k * k_stride]);
+      const Vec<T> scalar = broadcast(a(m, k));
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; v++) acc[m][v] = fma(scalar, row[v], acc[m][v]);
     }
