@@ -363,8 +363,8 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     if (x_order) {
       own.x_rows = Buffer<const T*>(N);
       b.x_rows = own.x_rows.get();
-      own.dx = Buffer<T>(chunk_rows * I);
-      b.dx_rows = own.dx.get();
+      own.dx_rows = Buffer<T*>(N);
+      b.dx_rows = own.dx_rows.get();
     }
     const Weights<T>& w = weights_[d];
     b.x_panels = panels(own.x_data, G * H, I, kernels_->widest,
@@ -381,8 +381,6 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
       f = Forward<T>{};
       f.steps = b.steps;
       f.batch = B;
-      f.x = saved.x;
-      f.x_order = x_order;
       f.zero_h = saved.zero_h;
       fill_weights(f, d);
       own.gx = Buffer<T>(chunk_rows * G * H);
@@ -576,7 +574,7 @@ void multiply(const T* a, const T* b, int64_t m, int64_t n, int64_t k, bool tran
       } else {
         kernel.pack_panels(panels, team);
         if (threads > 1) barrier.wait();
-        kernel.multiply_panels({a, k}, m, panels, nullptr, c, n, team);
+        kernel.multiply_panels({a, k}, m, panels, nullptr, {c, n}, team);
       }
     };
     if (try_parallel(threads, member)) return;

@@ -104,8 +104,9 @@ struct ForwardCall {
 template <class T>
 struct BackwardCall {
   struct Direction {
-    Buffer<T> x_data, h_data[2], dgates[2], direct, dc, partial, scratch, gx, gates, dx;
+    Buffer<T> x_data, h_data[2], dgates[2], direct, dc, partial, scratch, gx, gates;
     Buffer<const T*> before, x_rows;
+    Buffer<T*> dx_rows;
     Forward<T> again;
     Backward<T> p;
   } directions[2];

@@ -60,11 +60,11 @@ struct Source {
 // The rows of a matrix: the first one and a stride, or a pointer to each.
 template <class T>
 struct Rows {
-  const T* first;
+  T* first;
   int64_t stride;
-  const T* const* each = nullptr;
+  T* const* each = nullptr;
 
-  const T* row(int64_t r) const { return each ? each[r] : first + r * stride; }
+  T* row(int64_t r) const { return each ? each[r] : first + r * stride; }
   Rows from(int64_t r) const {
     return each ? Rows{nullptr, 0, each + r} : Rows{first + r * stride, stride};
   }
@@ -177,7 +177,7 @@ struct Backward {
   T* partial;               // [B, H] scratch: sums of a product that is taken in parts
   const T** before;         // [N] scratch: the row of h that each packed row continues
   const T** x_rows;         // [N] scratch: each row of a padded x
-  T* dx_rows;               // [chunk + B, I] scratch: rows of a padded dx
+  T** dx_rows;              // [N] scratch: and of a padded dx
   T* pack;                  // scratch of the weight products, see tn_scratch
   Layout layout;            // of the gradients of weights
   T* dx;                    // [N, I], or where there is an order [T, B, I], written, or null

@@ -215,10 +215,10 @@ void product_of_step(const Split& split, const Part& part, int id, int64_t rows,
   if (part.rows) {
     const int64_t begin = part.row_begin, end = lesser(part.row_end, rows);
     if (begin < end)
-      multiply_panels(Rows<T>{a + begin * a_stride, a_stride}, end - begin, panels, bias,
-                      c + begin * c_stride, c_stride, Team{0, 1, nullptr});
+      multiply_panels(Rows<const T>{a + begin * a_stride, a_stride}, end - begin, panels, bias,
+                      Rows<T>{c + begin * c_stride, c_stride}, Team{0, 1, nullptr});
   } else {
-    multiply_panels(Rows<T>{a, a_stride}, rows, panels, bias, c, c_stride,
+    multiply_panels(Rows<const T>{a, a_stride}, rows, panels, bias, Rows<T>{c, c_stride},
                     Team{id, split.members, split.barrier});
   }
 }
@@ -382,8 +382,8 @@ void flexible_forward(const FlexibleForward<T>& p, Team team) {
     int64_t rows = 0;
     while (i < T_ && (i == begin || rows < p.chunk)) rows += visits.rows(i++);
     const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
-    multiply_panels(Rows<T>{p.x + chunk_row * p.input, p.input}, rows, p.x_panels,
-                    p.w.ln_ih ? nullptr : p.w.b_ih, p.gx, Cell::kGates * p.hidden, team);
+    multiply_panels(Rows<const T>{p.x + chunk_row * p.input, p.input}, rows, p.x_panels,
+                    p.w.ln_ih ? nullptr : p.w.b_ih, Rows<T>{p.gx, Cell::kGates * p.hidden}, team);
     meet(team);
     if (p.w.ln_ih) {
       normalise_inputs<Cell>(p, rows, p.save ? chunk_row : 0, team);
@@ -577,14 +577,15 @@ void flexible_backward(const FlexibleBackward<T>& p, Team team) {
     const auto weights = [&](const T* a, int64_t a_stride, int64_t m, const T* b, int64_t b_stride,
                              int64_t columns, T* dw) {
       if (dw)
-        multiply_tn(Rows<T>{a, a_stride}, m, Rows<T>{b, b_stride}, columns, rows, dw, columns,
-                    accumulate, p.pack, team);
+        multiply_tn(Rows<const T>{a, a_stride}, m, Rows<const T>{b, b_stride}, columns, rows, dw,
+                    columns, accumulate, p.pack, team);
     };
     const auto sums = [&](int s, int64_t count, T* total) {
       if (total) sum_rows(slot(s), W * H, count, rows, total, accumulate, team);
     };
-    multiply_panels(Rows<T>{slot(p.written.product_x), W * H}, rows, p.x_panels,
-                    static_cast<const T*>(nullptr), p.dx + chunk_row * p.input, p.input, team);
+    multiply_panels(Rows<const T>{slot(p.written.product_x), W * H}, rows, p.x_panels,
+                    static_cast<const T*>(nullptr), Rows<T>{p.dx + chunk_row * p.input, p.input},
+                    team);
     weights(slot(p.written.product_x), W * H, G * H, p.x + chunk_row * p.input, p.input, p.input,
             p.dw_ih);
     const int64_t first = (Cell::kSecondProduct ? Cell::kFirstGates : Cell::kGates) * H;

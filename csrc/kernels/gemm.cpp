@@ -132,14 +132,14 @@ void all_panels(const Panels<T>& p, Team team) {
 
 template <class T>
 struct PanelTask {
-  Rows<T> a;
+  Rows<const T> a;
   int64_t first;   // of a's columns
   const T* panel;  // [count, vectors * kLanes]
   int64_t count;
   const T* bias;  // or null
   bool resume;    // c holds the chain so far
-  T* c;
-  int64_t c_stride;
+  Rows<T> c;
+  int64_t column;   // of c
   int64_t columns;  // of this block that exist
   const T* next;    // [count, vectors * kLanes] the panel of the next task
 };
@@ -148,14 +148,16 @@ template <class T, int kRows, int kVectors>
 void panel_tile(const PanelTask<T>& task, int64_t row, const T* ahead) {
   constexpr int n = kLanes<T>;
   Vec<T> acc[kRows][kVectors];
-  T* c = task.c + row * task.c_stride;
+  T* c[kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; m++) c[m] = task.c.row(row + m) + task.column;
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; v++) {
     const int lanes = int(smaller(n, task.columns - v * n));
     const Vec<T> start = task.resume || !task.bias ? Vec<T>{} : load_tail(task.bias + v * n, lanes);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; m++)
-      acc[m][v] = task.resume ? load_tail(c + m * task.c_stride + v * n, lanes) : start;
+      acc[m][v] = task.resume ? load_tail(c[m] + v * n, lanes) : start;
   }
   const T* a[kRows];
 #pragma GCC unroll 16
@@ -166,7 +168,7 @@ void panel_tile(const PanelTask<T>& task, int64_t row, const T* ahead) {
   for (int v = 0; v < kVectors; v++) {
     const int lanes = int(smaller(n, task.columns - v * n));
 #pragma GCC unroll 16
-    for (int m = 0; m < kRows; m++) store_tail(c + m * task.c_stride + v * n, acc[m][v], lanes);
+    for (int m = 0; m < kRows; m++) store_tail(c[m] + v * n, acc[m][v], lanes);
   }
 }
 
@@ -203,8 +205,8 @@ void panel_rows(const PanelTask<T>& task, int64_t begin, int64_t end) {
 
 // Adds kCount rows of b to rows of c, which stay in the cache while b passes by as it lies.
 template <class T, int kCount>
-void add_rows(const Rows<T>& a, int64_t k, int64_t rows, const T* b, int64_t b_stride,
-              const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns) {
+void add_rows(const Rows<const T>& a, int64_t k, int64_t rows, const T* b, int64_t b_stride,
+              const T* bias, bool resume, const Rows<T>& c, int64_t first, int64_t columns) {
   constexpr int n = kLanes<T>;
   const auto some = [&](int64_t j, int lanes) {
     Vec<T> added[kCount];
@@ -212,7 +214,7 @@ void add_rows(const Rows<T>& a, int64_t k, int64_t rows, const T* b, int64_t b_s
     for (int i = 0; i < kCount; i++) added[i] = load_tail(b + i * b_stride + j, lanes);
     for (int64_t r = 0; r < rows; r++) {
       const T* from = a.row(r) + k;
-      T* at = c + r * c_stride + j;
+      T* at = c.row(r) + first + j;
       Vec<T> sum{};
       if (resume || bias) sum = load_tail(resume ? at : bias + j, lanes);
 #pragma GCC unroll 8
@@ -226,15 +228,15 @@ void add_rows(const Rows<T>& a, int64_t k, int64_t rows, const T* b, int64_t b_s
 }
 
 template <class T>
-void few_rows(const Rows<T>& a, int64_t rows, const T* b, int64_t b_stride, int64_t count,
-              const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns) {
+void few_rows(const Rows<const T>& a, int64_t rows, const T* b, int64_t b_stride, int64_t count,
+              const T* bias, bool resume, const Rows<T>& c, int64_t first, int64_t columns) {
   constexpr int depth = 8;
   int64_t k = 0;
   for (; k + depth <= count; k += depth)
-    add_rows<T, depth>(a, k, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c, c_stride,
+    add_rows<T, depth>(a, k, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c, first,
                        columns);
   for (; k < count; k++)
-    add_rows<T, 1>(a, k, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c, c_stride,
+    add_rows<T, 1>(a, k, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c, first,
                    columns);
 }
 
@@ -264,8 +266,8 @@ __attribute__((noinline)) void row_times_blocks(const T* a, const Panels<T>& p, 
 }
 
 template <class T>
-void rows_times_panels(const Rows<T>& a, int64_t rows, const Panels<T>& p, const T* bias, T* c,
-                       int64_t c_stride, Team team) {
+void rows_times_panels(const Rows<const T>& a, int64_t rows, const Panels<T>& p, const T* bias,
+                       const Rows<T>& c, Team team) {
   constexpr int n = kLanes<T>;
   const int64_t vectors = parts(p.n, n);
   const int64_t blocks = parts(vectors, p.widest);
@@ -275,11 +277,10 @@ void rows_times_panels(const Rows<T>& a, int64_t rows, const Panels<T>& p, const
     const int64_t end = smaller(part_begin(vectors, blocks, share.block_end) * n, p.n);
     few_rows(a.from(share.row_begin), share.row_end - share.row_begin,
              p.source.data + p.source.begin[0] + begin, p.source.row, p.k,
-             bias ? bias + begin : nullptr, false, c + share.row_begin * c_stride + begin, c_stride,
-             end - begin);
+             bias ? bias + begin : nullptr, false, c.from(share.row_begin), begin, end - begin);
     return;
   }
-  if (p.across(rows)) return row_times_blocks(a.row(0), p, bias, c, share);
+  if (p.across(rows)) return row_times_blocks(a.row(0), p, bias, c.row(0), share);
   const int64_t depth = smaller(p.k, kDepth);
   const int64_t tall =
       p.one_by_one ? rows : larger(48, kRowBlockBytes / (depth * int64_t(sizeof(T))) / 24 * 24);
@@ -301,8 +302,8 @@ void rows_times_panels(const Rows<T>& a, int64_t rows, const Panels<T>& p, const
             count,
             bias ? bias + column : nullptr,
             k > 0,
-            c + column,
-            c_stride,
+            c,
+            column,
             p.n - column,
             p.one_by_one || i + 1 == share.block_end ? panel : panel + p.k * block.vectors * n};
         switch (block.vectors) {
@@ -348,8 +349,8 @@ void tn_tile(const T* a, const T* b, int64_t count, T* c, int64_t c_stride, int 
 
 // Row i of the product of few rows, for which packing would not pay.
 template <class T>
-RNNFAST_INLINE void outer_row(const Rows<T>& a, int64_t i, const Rows<T>& b, int64_t rows,
-                              int64_t columns, T* c, bool accumulate) {
+RNNFAST_INLINE void outer_row(const Rows<const T>& a, int64_t i, const Rows<const T>& b,
+                              int64_t rows, int64_t columns, T* c, bool accumulate) {
   constexpr int n = kLanes<T>;
   const T* first = b.row(0);
   const Vec<T> scalar = broadcast(a.row(0)[i]);
@@ -368,9 +369,9 @@ RNNFAST_INLINE void outer_row(const Rows<T>& a, int64_t i, const Rows<T>& b, int
 }
 
 template <class T>
-void transposed_times_rows(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_t n_columns,
-                           int64_t rows, T* c, int64_t c_stride, bool accumulate, T* scratch,
-                           Team team) {
+void transposed_times_rows(const Rows<const T>& a, int64_t m, const Rows<const T>& b,
+                           int64_t n_columns, int64_t rows, T* c, int64_t c_stride, bool accumulate,
+                           T* scratch, Team team) {
   constexpr int n = kLanes<T>;
   if (rows <= kTnFew) {
     for (int64_t i = part_begin(m, team.size, team.id); i < part_begin(m, team.size, team.id + 1);
@@ -468,37 +469,38 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
 
 }  // namespace
 
-#define RNNFAST_DEFINE_GEMM(T)                                                                    \
-  void pack_panels(const Panels<T>& p, Team team) { all_panels(p, team); }                        \
-  void pack_block(const Panels<T>& p, int64_t vector, int vectors, int64_t k_0, int64_t count,    \
-                  T* to) {                                                                        \
-    block_of_panels(p, vector, vectors, k_0, count, to);                                          \
-  }                                                                                               \
-  void multiply_columns(const T* a, const Panels<T>& p, int64_t vector, int vectors, T* sums) {   \
-    row_times_columns(a, p, vector, vectors, sums);                                               \
-  }                                                                                               \
-  void multiply_panels(const Rows<T>& a, int64_t rows, const Panels<T>& panels, const T* bias,    \
-                       T* c, int64_t c_stride, Team team) {                                       \
-    rows_times_panels(a, rows, panels, bias, c, c_stride, team);                                  \
-  }                                                                                               \
-  void multiply_rows(const Rows<T>& a, int64_t rows, const T* b, int64_t b_stride, int64_t count, \
-                     const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns) {       \
-    few_rows(a, rows, b, b_stride, count, bias, resume, c, c_stride, columns);                    \
-  }                                                                                               \
-  void multiply_tn(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_t n, int64_t rows, T* c,  \
-                   int64_t c_stride, bool accumulate, T* scratch, Team team) {                    \
-    transposed_times_rows(a, m, b, n, rows, c, c_stride, accumulate, scratch, team);              \
-  }                                                                                               \
-  void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate,  \
-                Team team) {                                                                      \
-    column_sums(a, a_stride, m, rows, sums, accumulate, team);                                    \
-  }                                                                                               \
-  void add(const T* a, const T* b, int64_t n, T* sum, Team team) {                                \
-    sum_of_two(a, b, n, sum, team);                                                               \
-  }                                                                                               \
-  int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                            \
-    const int64_t width = kTnVectors * kLanes<T>;                                                 \
-    return (parts(n, width) * width + members * kTnPanels * kTnRows) * rows;                      \
+#define RNNFAST_DEFINE_GEMM(T)                                                                     \
+  void pack_panels(const Panels<T>& p, Team team) { all_panels(p, team); }                         \
+  void pack_block(const Panels<T>& p, int64_t vector, int vectors, int64_t k_0, int64_t count,     \
+                  T* to) {                                                                         \
+    block_of_panels(p, vector, vectors, k_0, count, to);                                           \
+  }                                                                                                \
+  void multiply_columns(const T* a, const Panels<T>& p, int64_t vector, int vectors, T* sums) {    \
+    row_times_columns(a, p, vector, vectors, sums);                                                \
+  }                                                                                                \
+  void multiply_panels(const Rows<const T>& a, int64_t rows, const Panels<T>& panels,              \
+                       const T* bias, const Rows<T>& c, Team team) {                               \
+    rows_times_panels(a, rows, panels, bias, c, team);                                             \
+  }                                                                                                \
+  void multiply_rows(const Rows<const T>& a, int64_t rows, const T* b, int64_t b_stride,           \
+                     int64_t count, const T* bias, bool resume, const Rows<T>& c,                  \
+                     int64_t columns) {                                                            \
+    few_rows(a, rows, b, b_stride, count, bias, resume, c, 0, columns);                            \
+  }                                                                                                \
+  void multiply_tn(const Rows<const T>& a, int64_t m, const Rows<const T>& b, int64_t n,           \
+                   int64_t rows, T* c, int64_t c_stride, bool accumulate, T* scratch, Team team) { \
+    transposed_times_rows(a, m, b, n, rows, c, c_stride, accumulate, scratch, team);               \
+  }                                                                                                \
+  void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate,   \
+                Team team) {                                                                       \
+    column_sums(a, a_stride, m, rows, sums, accumulate, team);                                     \
+  }                                                                                                \
+  void add(const T* a, const T* b, int64_t n, T* sum, Team team) {                                 \
+    sum_of_two(a, b, n, sum, team);                                                                \
+  }                                                                                                \
+  int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                             \
+    const int64_t width = kTnVectors * kLanes<T>;                                                  \
+    return (parts(n, width) * width + members * kTnPanels * kTnRows) * rows;                       \
   }
 
 RNNFAST_DEFINE_GEMM(float)

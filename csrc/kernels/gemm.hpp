@@ -19,16 +19,17 @@ constexpr int kWidest = 4;  // vectors of a column block in plain panels
   void multiply_columns(const T* a, const Panels<T>& panels, int64_t vector, int vectors,          \
                         T* sums);                                                                  \
   /* c[m][n] = bias[n] + sum over k of a[m][k] * panels[k][n], divided over the team. */           \
-  void multiply_panels(const Rows<T>& a, int64_t rows, const Panels<T>& panels, const T* bias,     \
-                       T* c, int64_t c_stride, Team team);                                         \
+  void multiply_panels(const Rows<const T>& a, int64_t rows, const Panels<T>& panels,              \
+                       const T* bias, const Rows<T>& c, Team team);                                \
   /* c[m][n] = start + sum over k of a[m][k] * b[k][n] for a few rows of c; b is read where it     \
      lies, once. The start is what is there (resume), else bias[n] or zero. */                     \
-  void multiply_rows(const Rows<T>& a, int64_t rows, const T* b, int64_t b_stride, int64_t count,  \
-                     const T* bias, bool resume, T* c, int64_t c_stride, int64_t columns);         \
+  void multiply_rows(const Rows<const T>& a, int64_t rows, const T* b, int64_t b_stride,           \
+                     int64_t count, const T* bias, bool resume, const Rows<T>& c,                  \
+                     int64_t columns);                                                             \
   /* c[m][n] (+)= sum over r of a[r][m] * b[r][n] for the rows r of a chunk. `scratch` is          \
      shared by the team and holds tn_scratch(...) numbers. Ends with a barrier of the team. */     \
-  void multiply_tn(const Rows<T>& a, int64_t m, const Rows<T>& b, int64_t n, int64_t rows, T* c,   \
-                   int64_t c_stride, bool accumulate, T* scratch, Team team);                      \
+  void multiply_tn(const Rows<const T>& a, int64_t m, const Rows<const T>& b, int64_t n,           \
+                   int64_t rows, T* c, int64_t c_stride, bool accumulate, T* scratch, Team team);  \
   /* sums[m] (+)= sum over r of a[r][m] */                                                         \
   void sum_rows(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate,   \
                 Team team);                                                                        \

@@ -403,7 +403,7 @@ void clear_padding(const Steps& steps, const int64_t* order, int64_t batch, T* p
 
 // gx = x w_ih^T + bias for the rows of a chunk, in the scratch from row `at` on.
 template <class T>
-void project(const Forward<T>& p, const Rows<T>& x, int64_t rows, int64_t at, int64_t width,
+void project(const Forward<T>& p, const Rows<const T>& x, int64_t rows, int64_t at, int64_t width,
              Team team) {
   T* gx = p.gx + at * width;
   if constexpr (sizeof(T) == sizeof(float))
@@ -419,7 +419,7 @@ void project(const Forward<T>& p, const Rows<T>& x, int64_t rows, int64_t at, in
                                    p.x_panels, low.x, p.bias, gx, width, team);
       return;
     }
-  multiply_panels(x, rows, p.x_panels, p.bias, gx, width, team);
+  multiply_panels(x, rows, p.x_panels, p.bias, Rows<T>{gx, width}, team);
 }
 
 template <class Cell, class T>
@@ -463,7 +463,7 @@ void forward_pass(const Forward<T>& given, Team everyone) {
     while (i < T_ && (i == begin || rows < p.chunk)) rows += own.rows(visits.rows(i++));
     const int64_t chunk_row = p.reverse ? visits.row(i - 1) : visits.row(begin);
     if (p.ready) wait_until(p.ready, chunk_row + rows);
-    Rows<T> x{p.x + chunk_row * p.input, p.input};
+    Rows<const T> x{p.x + chunk_row * p.input, p.input};
     if (p.x_order || apart) {
       const T** to = p.x_rows + scratch;
       point_to_rows(p, visits, begin, i, own, to, team);
@@ -661,8 +661,9 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
 
 // From a packed row on.
 template <class T>
-RNNFAST_INLINE Rows<T> rows_of_x(const Backward<T>& p, int64_t row) {
-  return p.x_order ? Rows<T>{nullptr, 0, p.x_rows + row} : Rows<T>{p.x + row * p.input, p.input};
+RNNFAST_INLINE Rows<const T> rows_of_x(const Backward<T>& p, int64_t row) {
+  return p.x_order ? Rows<const T>{nullptr, 0, p.x_rows + row}
+                   : Rows<const T>{p.x + row * p.input, p.input};
 }
 
 template <class Cell, class T>
@@ -688,10 +689,10 @@ void backward_rows(const Backward<T>& p, const T* operand, const Share& share, i
   const T* weights = panels.source.data + panels.source.begin[0] + unit_begin;
   for (int part = 0; part < Cell::back_parts(kStage); part++) {
     const int64_t count = Cell::back_gates(kStage, part) * H;
-    const Rows<T> rows{operand + begin * stride + Cell::back_first(kStage, part) * H, stride};
+    const Rows<const T> rows{operand + begin * stride + Cell::back_first(kStage, part) * H, stride};
     multiply_rows(rows, end - begin, weights + k * panels.source.row, panels.source.row, count,
-                  static_cast<const T*>(nullptr), part > 0, p.partial + begin * H + unit_begin, H,
-                  unit_end - unit_begin);
+                  static_cast<const T*>(nullptr), part > 0,
+                  Rows<T>{p.partial + begin * H + unit_begin, H}, unit_end - unit_begin);
     k += count;
   }
 }
@@ -767,29 +768,15 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   }
 }
 
-// Brings rows of dx to their places in the padded one.
+// Where the rows of a padded x and dx lie.
 template <class T>
-void scatter_rows(const Backward<T>& p, const Visits& visits, int64_t begin, int64_t end,
-                  Team team) {
-  const int64_t first = visits.first_step(begin, end);
-  const size_t bytes = size_t(p.input) * sizeof(T);
-  for (int64_t t = first; t < first + end - begin; t++) {
-    const int64_t rows = p.steps.offset[t + 1] - p.steps.offset[t];
-    const T* from = p.dx_rows + (p.steps.offset[t] - p.steps.offset[first]) * p.input;
-    T* to = p.dx + t * p.batch * p.input;
-    for (int64_t r = part_begin(rows, team.size, team.id);
-         r < part_begin(rows, team.size, team.id + 1); r++)
-      __builtin_memcpy(to + p.x_order[r] * p.input, from + r * p.input, bytes);
-  }
-}
-
-template <class T>
-void point_to_x(const Backward<T>& p) {
-  for (int64_t t = 0; t < p.steps.count; t++) {
-    const int64_t rows = p.steps.offset[t + 1] - p.steps.offset[t];
-    for (int64_t r = 0; r < rows; r++)
-      p.x_rows[p.steps.offset[t] + r] = p.x + (t * p.batch + p.x_order[r]) * p.input;
-  }
+void point_to_rows(const Backward<T>& p) {
+  for (int64_t t = 0; t < p.steps.count; t++)
+    for (int64_t row = p.steps.offset[t]; row < p.steps.offset[t + 1]; row++) {
+      const int64_t at = (t * p.batch + p.x_order[row - p.steps.offset[t]]) * p.input;
+      p.x_rows[row] = p.x + at;
+      if (p.dx) p.dx_rows[row] = p.dx + at;
+    }
 }
 
 template <class T>
@@ -806,9 +793,9 @@ void point_before(const Backward<T>& p, const Visits& visits) {
 // Adds what a chunk of rows gives to the gradients of some gates' weights and biases: `dgates` are
 // the columns of those gates, `operand` [rows, width] what their weights multiply.
 template <class T>
-void weight_gradient(const Backward<T>& p, int first, int count, Rows<T> dgates,
-                     const Rows<T>& operand, int64_t width, int64_t rows, int all_gates, T* dw,
-                     T* db, bool accumulate, Team team) {
+void weight_gradient(const Backward<T>& p, int first, int count, Rows<const T> dgates,
+                     const Rows<const T>& operand, int64_t width, int64_t rows, int all_gates,
+                     T* dw, T* db, bool accumulate, Team team) {
   const int64_t H = p.hidden;
   const int* place = p.layout.place + first;
   for (int gate = 0, together; gate < count; gate += together, dgates.first += together * H) {
@@ -831,7 +818,7 @@ void backward_pass(const Backward<T>& p, Team team) {
   const int64_t T_ = p.steps.count, H = p.hidden;
   if (team.id == 0) {
     point_before(p, visits);
-    if (p.x_order) point_to_x(p);
+    if (p.x_order) point_to_rows(p);
     const int64_t reached = T_ > 0 ? p.steps.offset[1] - p.steps.offset[0] : 0;
     if (p.dh_0) copy_rows(p.dh_n, p.dh_0, reached, p.batch, H, 0, H);
     if (Cell::kHasC) copy_rows(p.dc_n, p.dc, 0, p.batch, H, 0, H);
@@ -865,7 +852,6 @@ void backward_pass(const Backward<T>& p, Team team) {
       saved = p.again->gates;
     }
     for (int64_t j = last; j > i;) {
-      const int64_t end = j + 1;
       int64_t stretch = 0;
       int64_t before = j;
       while (before > i && (before == j || stretch < p.stretch)) stretch += visits.rows(before--);
@@ -886,22 +872,21 @@ void backward_pass(const Backward<T>& p, Team team) {
       }
       meet(team.barrier, team.size);
       if (p.dx)
-        multiply_panels(Rows<T>{dgates + (first - chunk_row) * width, width}, stretch, p.x_panels,
-                        static_cast<const T*>(nullptr),
-                        p.x_order ? p.dx_rows : p.dx + first * p.input, p.input, team);
-      if (p.x_order && p.dx) {
-        meet(team.barrier, team.size);
-        scatter_rows(p, visits, j + 1, end, team);
-      }
+        multiply_panels(Rows<const T>{dgates + (first - chunk_row) * width, width}, stretch,
+                        p.x_panels, static_cast<const T*>(nullptr),
+                        p.x_order ? Rows<T>{nullptr, 0, p.dx_rows + first}
+                                  : Rows<T>{p.dx + first * p.input, p.input},
+                        team);
       if (p.done) raise_to(p.done, p.steps.offset[T_] - first);
     }
-    weight_gradient(p, 0, Cell::kGates, Rows<T>{dgates, width}, rows_of_x(p, chunk_row), p.input,
-                    rows, Cell::kGates, p.dw_ih, p.db_ih, accumulate, team);
+    weight_gradient(p, 0, Cell::kGates, Rows<const T>{dgates, width}, rows_of_x(p, chunk_row),
+                    p.input, rows, Cell::kGates, p.dw_ih, p.db_ih, accumulate, team);
     for (int s = 0; s < Cell::kWeightParts; s++) {
-      const Rows<T> columns{dgates + Cell::weight_column(s) * H, width};
-      const Rows<T> operand = Cell::weight_from_saved(s)
-                                  ? Rows<T>{saved + Cell::kStageOperand * H, Cell::kSaved * H}
-                                  : Rows<T>{nullptr, 0, p.before + chunk_row};
+      const Rows<const T> columns{dgates + Cell::weight_column(s) * H, width};
+      const Rows<const T> operand =
+          Cell::weight_from_saved(s)
+              ? Rows<const T>{saved + Cell::kStageOperand * H, Cell::kSaved * H}
+              : Rows<const T>{nullptr, 0, p.before + chunk_row};
       weight_gradient(p, Cell::weight_row(s), Cell::weight_gates(s), columns, operand, H, rows,
                       Cell::kGates, p.dw_hh, p.db_hh, accumulate, team);
     }

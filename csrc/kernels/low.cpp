@@ -111,7 +111,7 @@ float convert_int8(const float* x, int64_t k, uint32_t* to) {
   return most / 127;
 }
 
-void convert(Precision precision, const Rows<float>& rows, int64_t count, int64_t k,
+void convert(Precision precision, const Rows<const float>& rows, int64_t count, int64_t k,
              uint32_t* operand, float* scale) {
   const int64_t words = operand_words(precision, k);
   for (int64_t r = 0; r < count; r++) {

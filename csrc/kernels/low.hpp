@@ -40,8 +40,8 @@ struct LowTile {
 struct LowKernels {
   // Numbers of 32 bits that a converted row of k numbers takes.
   int64_t (*operand_words)(Precision, int64_t k);
-  void (*convert)(Precision, const Rows<float>& rows, int64_t count, int64_t k, uint32_t* operand,
-                  float* scale);
+  void (*convert)(Precision, const Rows<const float>& rows, int64_t count, int64_t k,
+                  uint32_t* operand, float* scale);
   void (*multiply)(Precision, const LowTile&);
   // As pack_panels in gemm.hpp, for a source whose rows are contiguous: weights [columns, k].
   void (*pack)(Precision, const Panels<float>& words, const LowColumns&, Team);

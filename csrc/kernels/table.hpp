@@ -29,9 +29,10 @@ struct Kernels {
   int widest;  // of plain panels
   const CellKernels<T>* cells[kCellKinds];
   void (*pack_panels)(const Panels<T>&, Team);
-  void (*multiply_panels)(const Rows<T>&, int64_t, const Panels<T>&, const T*, T*, int64_t, Team);
-  void (*multiply_tn)(const Rows<T>&, int64_t, const Rows<T>&, int64_t, int64_t, T*, int64_t, bool,
-                      T*, Team);
+  void (*multiply_panels)(const Rows<const T>&, int64_t, const Panels<T>&, const T*, const Rows<T>&,
+                          Team);
+  void (*multiply_tn)(const Rows<const T>&, int64_t, const Rows<const T>&, int64_t, int64_t, T*,
+                      int64_t, bool, T*, Team);
   void (*add)(const T*, const T*, int64_t, T*, Team);
   int64_t (*tn_scratch)(const T*, int64_t, int64_t, int);
   const FlexibleKernels<T>* flexible;            // [kFlexKinds]
