@@ -205,20 +205,19 @@ void panel_rows(const PanelTask<T>& task, int64_t begin, int64_t end) {
 
 // Adds kCount rows of b to rows of c, which stay in the cache while b passes by as it lies.
 template <class T, int kCount>
-void add_rows(const Rows<const T>& a, int64_t k, int64_t rows, const T* b, int64_t b_stride,
-              const T* bias, bool resume, const Rows<T>& c, int64_t first, int64_t columns) {
+void add_rows(const T* const* a, int64_t k, int64_t rows, const T* b, int64_t b_stride,
+              const T* bias, bool resume, T* const* c, int64_t columns) {
   constexpr int n = kLanes<T>;
   const auto some = [&](int64_t j, int lanes) {
     Vec<T> added[kCount];
 #pragma GCC unroll 8
-    for (int i = 0; i < kCount; i++) added[i] = load_tail(b + i * b_stride + j, lanes);
+    for (int i = 0; i < kCount; i++) added[i] = load_tail(b + (k + i) * b_stride + j, lanes);
     for (int64_t r = 0; r < rows; r++) {
-      const T* from = a.row(r) + k;
-      T* at = c.row(r) + first + j;
+      T* at = c[r] + j;
       Vec<T> sum{};
       if (resume || bias) sum = load_tail(resume ? at : bias + j, lanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < kCount; i++) sum = fma(broadcast(from[i]), added[i], sum);
+      for (int i = 0; i < kCount; i++) sum = fma(broadcast(a[r][k + i]), added[i], sum);
       store_tail(at, sum, lanes);
     }
   };
@@ -227,17 +226,22 @@ void add_rows(const Rows<const T>& a, int64_t k, int64_t rows, const T* b, int64
   if (j < columns) some(j, int(columns - j));
 }
 
+// Of at most kFewRows rows.
 template <class T>
 void few_rows(const Rows<const T>& a, int64_t rows, const T* b, int64_t b_stride, int64_t count,
               const T* bias, bool resume, const Rows<T>& c, int64_t first, int64_t columns) {
   constexpr int depth = 8;
+  const T* from[kFewRows];
+  T* to[kFewRows];
+  for (int64_t r = 0; r < rows; r++) {
+    from[r] = a.row(r);
+    to[r] = c.row(r) + first;
+  }
   int64_t k = 0;
   for (; k + depth <= count; k += depth)
-    add_rows<T, depth>(a, k, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c, first,
-                       columns);
+    add_rows<T, depth>(from, k, rows, b, b_stride, bias, resume || k > 0, to, columns);
   for (; k < count; k++)
-    add_rows<T, 1>(a, k, rows, b + k * b_stride, b_stride, bias, resume || k > 0, c, first,
-                   columns);
+    add_rows<T, 1>(from, k, rows, b, b_stride, bias, resume || k > 0, to, columns);
 }
 
 // One row times columns that lie as they are.
