@@ -363,7 +363,7 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     if (x_order) {
       own.x_rows = Buffer<const T*>(N);
       b.x_rows = own.x_rows.get();
-      own.dx_rows = Buffer<T*>(N);
+      if (a.dx) own.dx_rows = Buffer<T*>(N);
       b.dx_rows = own.dx_rows.get();
     }
     const Weights<T>& w = weights_[d];

@@ -381,12 +381,11 @@ template <class T>
 void point_to_rows(const Forward<T>& p, const Visits& visits, int64_t begin, int64_t end,
                    const Band& of, const T** to, Team team) {
   const int64_t first = visits.first_step(begin, end);
-  for (int64_t t = first; t < first + end - begin; t++) {
+  for (int64_t t = first; team.id == 0 && t < first + end - begin; t++) {
     const int64_t rows = of.rows(p.steps.offset[t + 1] - p.steps.offset[t]);
     const T* from = p.x + (p.x_order ? t * p.batch : p.steps.offset[t]) * p.input;
-    if (team.id == 0)
-      for (int64_t r = of.begin; r < of.begin + rows; r++)
-        *to++ = from + (p.x_order ? p.x_order[r] : r) * p.input;
+    for (int64_t r = of.begin; r < of.begin + rows; r++)
+      *to++ = from + (p.x_order ? p.x_order[r] : r) * p.input;
   }
   meet(team.barrier, team.size);
 }
