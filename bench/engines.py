@@ -1,8 +1,8 @@
-"""The two engines of the backend "cuda" beside each other: `python -m bench gpu --choose`.
+"""The engines of the backend "cuda" beside each other: `python -m bench gpu --choose`.
 
 Makes the table rnnfast/backends/cuda/choice.json: for each cell, dtype and number of units, up to
-how many rows of the batch the persistent engine is the faster one, forward and backward together.
-Their results are compared before anything is timed.
+how many rows of the batch each engine that runs all steps in one launch is faster than those that
+come after it, forward and backward together. Their results are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import gpu
 from .problem import Problem, draw, tolerance
 from .shapes import Shape
 
-ENGINES = ("alternating", "persistent")
+ENGINES = ("cluster", "grid", "alternating")  # in the order in which they are asked
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 STEPS = 100
 
@@ -47,7 +47,7 @@ def engine(name: str) -> Iterator[None]:
 
 
 def calls(problem: Problem) -> dict[str, gpu.Call]:
-    """One of each engine; an UnsupportedError where the persistent one does not fit."""
+    """One of each engine that has the layer; the last one has every layer."""
     side = gpu.ours(problem)
 
     def with_engine(name: str) -> gpu.Call:
@@ -57,41 +57,49 @@ def calls(problem: Problem) -> dict[str, gpu.Call]:
 
         return call
 
-    made = {name: with_engine(name) for name in ENGINES}
-    results = [side.results(made[name]()) for name in reversed(ENGINES)]
+    made: dict[str, gpu.Call] = {}
+    results = {}
+    for name in ENGINES:
+        try:
+            results[name] = side.results(with_engine(name)())
+        except rnnfast.UnsupportedError:
+            continue
+        made[name] = with_engine(name)
     dtype = problem.x.dtype.name
     allowed = 2 * tolerance(problem.shape) * gpu.EPS[dtype] / gpu.EPS["float32"]
     if problem.x.dtype.itemsize == 2:
         allowed = 4 * gpu.EPS[dtype]  # each rounds its results by half an eps
-    for name, wanted in results[1].items():
-        error = np.abs(results[0][name] - wanted).max() / np.abs(wanted).max()
-        if not error <= allowed:
-            raise AssertionError(f"{problem.shape}: {name} of the engines differs by {error:.2g}")
+    for name, found in results.items():
+        for what, wanted in results[ENGINES[-1]].items():
+            error = np.abs(found[what] - wanted).max() / np.abs(wanted).max()
+            if not error <= allowed:
+                raise AssertionError(f"{problem.shape}: {what} of {name} is off by {error:.2g}")
     return made
 
 
 def measured(cell: str, dtype: str, sizes: Sizes, budget: float) -> Iterator[dict[str, Any]]:
     """Entries of the table for a cell in a dtype."""
     for units in sizes.units:
-        most = 0
+        most = dict.fromkeys(ENGINES[:-1], 0)
         for rows in sorted(sizes.rows):
             problem = draw(Spec(cell), Shape("choose", STEPS, rows, units, units), "training")
-            try:
-                times = gpu.timed(calls(gpu.in_dtype(problem, dtype)), budget)
-            except rnnfast.UnsupportedError:
-                break
-            alternating, persistent = (float(np.median(times[name])) for name in ENGINES)
-            print(f"{cell} {dtype} H={units} B={rows}: {alternating:.4g} ms, {persistent:.4g} ms")
-            if persistent > alternating:
-                break
-            most = rows
-        yield {"cell": cell, "dtype": dtype, "units": units, "rows": most}
+            times = gpu.timed(calls(gpu.in_dtype(problem, dtype)), budget)
+            medians = {name: float(np.median(found)) for name, found in times.items()}
+            shown = ", ".join(f"{name} {median:.4g} ms" for name, median in medians.items())
+            print(f"{cell} {dtype} H={units} B={rows}: {shown}", flush=True)
+            names = list(medians)
+            for k, name in enumerate(names[:-1]):
+                before = [r for r in sizes.rows if r < rows]
+                if medians[name] <= min(medians[n] for n in names[k:]) and most[name] == max(
+                    before, default=0
+                ):
+                    most[name] = rows
+        yield {"cell": cell, "dtype": dtype, "units": units, **most, "measured": True}
 
 
 def choose(path: Path, sizes: Sizes, budget: float, device: str) -> None:
     """Measures the table and writes it."""
     entries: list[dict[str, Any]] = []
-    print("alternating, persistent:")
     for cell, dtype in itertools.product(CELLS, DTYPES):
         entries += measured(cell, dtype, sizes, budget)
         table = {

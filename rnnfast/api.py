@@ -72,7 +72,7 @@ class Packed:
         ]
         # The short way does not know of masks.
         masked = spec.zoneout or spec.recurrent_dropout
-        self.shortcut = None if masked else backend.shortcut(self.prepared)
+        self.shortcut = None if masked else backend.shortcut(spec, self.prepared)
 
     def __repr__(self) -> str:
         return (
@@ -493,6 +493,8 @@ def _forward(
     done = rows = None
     if type(dropout) is float and dropout == 0.0 and rng is None and not options:
         rows = _steps_first(x, batch_first)
+        if rows is None and batch_first is False and type(weights) is Packed:
+            rows = x
     if rows is None or (batch_first and out is not None):
         pass
     elif type(weights) is Packed:

@@ -116,7 +116,7 @@ class Stack:
             ys = []
             if count > 1:
                 shape = steps.rows, self.width
-                ys = [np.empty(shape, y.dtype, like=y) for _ in range(count - 1)]
+                ys = [arrays.empty(shape, y.dtype, y) for _ in range(count - 1)]
             kept = self.backend.forward(
                 self.spec, self.prepared, rows, steps, *state, [*ys, y], h_n, c_n, save, None
             )
@@ -126,7 +126,7 @@ class Stack:
             layers = slice(k, k + 1)
             rows = self._dropped(rows, layers, first_row, steps)
             last = k + 1 == count
-            out = y if last else np.empty((rows.shape[0], self.width), y.dtype, like=y)
+            out = y if last else arrays.empty((rows.shape[0], self.width), y.dtype, y)
             h_0, c_0 = (self._part_of(s, layers) for s in state)
             h_n, c_n = (self._part_of(s, layers) for s in state_n)
             assert h_n is not None
@@ -281,13 +281,13 @@ def forward(
     h_n, c_n = state_out if ragged is None else (None, None)
     h_shape, c_shape = stack.state_shape(steps.batch)
     if h_n is None:
-        h_n = np.empty(h_shape, x.dtype, like=x)
+        h_n = arrays.empty(h_shape, x.dtype, x)
     if c_n is None and c_shape is not None:
-        c_n = np.empty(c_shape, x.dtype, like=x)
+        c_n = arrays.empty(c_shape, x.dtype, x)
     if out is not None and not packed:
         y = out.reshape(-1, stack.width)
     else:
-        y = np.empty((rows.shape[0], stack.width), x.dtype, like=x)
+        y = arrays.empty((rows.shape[0], stack.width), x.dtype, x)
     saved: list[Run] = []
     segments: list[Segment] = []
     if checkpoint is None:
@@ -375,7 +375,7 @@ def _back_through_segments(
     dweights: list[Weights] = []
     for segment in reversed(tape.segments):
         at = segment.rows
-        y = np.empty((segment.steps.rows, stack.width), rows.dtype, like=rows)
+        y = arrays.empty((segment.steps.rows, stack.width), rows.dtype, rows)
         saved = stack.forward(
             rows[at],
             segment.first_row,

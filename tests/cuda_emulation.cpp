@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace emulation {
@@ -29,6 +30,7 @@ Dim thread_index, block_index, block_dim, grid_dim;
 enum class Wait { kNone, kBlock, kWarp, kPause, kDone };
 
 constexpr std::size_t kStack = 1 << 16;
+constexpr std::size_t kGuard = 64;  // numbers behind the memory of a block
 
 struct Fiber {
   ucontext_t context;
@@ -44,7 +46,15 @@ struct Tiles {
 };
 std::vector<Tiles> tiles[2];  // of each fiber, in two places in turns, as `exchanged`
 
+// What a thread has fetched, and is not there yet.
+struct Fetched {
+  float *to, value;
+};
+
 std::vector<Fiber> fibers;                // of all blocks that are there
+std::vector<std::vector<std::vector<Fetched>>> lots;  // of each fiber
+unsigned met = 0, all = 0;  // threads that have come to where all of them meet
+bool moved = false;         // whether one has told others something that they may wait for
 std::vector<std::uint64_t> exchanged[2];  // a number of each
 std::vector<std::vector<double>> shared;  // memory of each block
 jmp_buf scheduler;
@@ -125,6 +135,9 @@ void begin(int count) {
   if (int(fibers.size()) < count) fibers.resize(count);
   for (auto& numbers : exchanged) numbers.resize(count);
   for (auto& given : tiles) given.resize(count);
+  lots.assign(std::size_t(count), {});
+  met = 0;
+  all = unsigned(count);
   for (int t = 0; t < count; t++) {
     Fiber& f = fibers[t];
     f.wait = Wait::kNone;
@@ -182,17 +195,22 @@ void place_block(unsigned b) {
 void run_together(unsigned blocks, std::size_t bytes, int order) {
   const int count = int(block_dim.x);
   begin(int(blocks) * count);
-  shared.assign(blocks, std::vector<double>(bytes / sizeof(double) + 1));
+  shared.assign(blocks, std::vector<double>(bytes / sizeof(double) + kGuard));
   for (auto& memory : shared) std::memset(memory.data(), 0xff, memory.size() * sizeof(double));
   while (error == nullptr && !all_done(0, int(blocks) * count)) {
     bool progress = false;
+    moved = false;
     for (unsigned k = 0; k < blocks && error == nullptr; k++) {
       const unsigned b = place(k, blocks, order);
       place_block(b);
       progress |= run_block(int(b) * count, order);
     }
-    if (!progress) stop("threads wait for one another for ever");
+    if (!progress && !moved) stop("threads wait for one another for ever");
   }
+  for (const auto& memory : shared)
+    for (std::size_t k = (bytes + sizeof(double) - 1) / sizeof(double); k < memory.size(); k++)
+      for (const char byte : std::string(reinterpret_cast<const char*>(&memory[k]), sizeof(double)))
+        if (byte != char(0xff)) stop("more shared memory than was asked for");
 }
 
 // Numbers are exchanged in two places in turns: who writes one has waited since it was last read.
@@ -204,13 +222,6 @@ T shuffle_xor(T value, int lanes) {
   wait_for(Wait::kWarp);
   std::memcpy(&value, &exchanged[turn][self ^ unsigned(lanes)], sizeof(T));
   return value;
-}
-
-template <class T>
-T add(T* to, T value) {
-  const T before = *to;
-  *to += value;
-  return before;
 }
 
 }  // namespace emulation
@@ -225,9 +236,6 @@ T add(T* to, T value) {
 #define __syncthreads() emulation::wait_for(emulation::Wait::kBlock)
 #define __shfl_xor_sync(mask, value, lanes) emulation::shuffle_xor(value, lanes)
 
-#define __threadfence()
-#define atomicAdd(to, value) emulation::add(to, value)
-#define RNNFAST_PAUSE() emulation::wait_for(emulation::Wait::kPause)
 
 // Numbers of 16 bits, rounded to the nearest, ties to even, as a device does. Denormals too.
 namespace rnnfast {
@@ -308,8 +316,131 @@ void add_product_of_tiles(float* sums, const unsigned* a, const unsigned* b) {
 
 }  // namespace rnnfast
 
-#include "../rnnfast/backends/cuda/sequence.cu"
+// --------------------------------------------------------------------- clusters of blocks
+
+namespace emulation {
+
+// A mailbox in its 8 bytes.
+struct Box {
+  std::int32_t awaited;  // bytes: those that were announced less those that have come
+  std::uint16_t phase;   // those that have ended
+  std::uint16_t open;    // whether the announcement is to come
+};
+
+Box read_box(const void* box) {
+  Box found;
+  std::memcpy(&found, box, sizeof found);
+  return found;
+}
+
+void write_box(void* box, Box b) {
+  moved = true;
+  if (b.open == 0 && b.awaited == 0) b = {0, std::uint16_t(b.phase + 1), 1};
+  std::memcpy(box, &b, sizeof b);
+}
+
+// The same place in the memory of another block of the cluster, which is all that differ in x.
+char* in_block(unsigned block, const void* place) {
+  auto& own = shared[std::size_t(current_block)];
+  const std::ptrdiff_t offset =
+      static_cast<const char*>(place) - reinterpret_cast<const char*>(own.data());
+  if (offset < 0 || offset >= std::ptrdiff_t(own.size() * sizeof(double)) || block >= grid_dim.x)
+    stop("a place outside of the cluster's memory");
+  if (error != nullptr) return const_cast<char*>(static_cast<const char*>(place));
+  const std::size_t other = std::size_t(current_block) - block_index.x + block;
+  return reinterpret_cast<char*>(shared[other].data()) + offset;
+}
+
+}  // namespace emulation
+
+#include "../rnnfast/backends/cuda/exchange.cuh"
+
+namespace rnnfast {
+
+inline void open_mailbox(Mailbox* box) {
+  const emulation::Box b{0, 0, 1};
+  std::memcpy(box, &b, sizeof b);
+}
+
+inline void meet_cluster() {
+  using namespace emulation;
+  const unsigned wanted = (met / all + 1) * all;
+  met++;
+  moved = true;
+  while (met < wanted && error == nullptr) wait_for(Wait::kPause);
+}
+
+inline void expect_bytes(Mailbox* box, unsigned bytes) {
+  emulation::Box b = emulation::read_box(box);
+  if (b.open == 0) emulation::stop("bytes are announced twice in a phase");
+  b.open = 0;
+  b.awaited += std::int32_t(bytes);
+  emulation::write_box(box, b);
+}
+
+inline void await_bytes(Mailbox* box, unsigned phase) {
+#ifdef EMULATED_IMPATIENT  // a mistake that tests are to find
+  return;
+#endif
+  while (emulation::read_box(box).phase % 2 == phase && emulation::error == nullptr)
+    emulation::wait_for(emulation::Wait::kPause);
+}
+
+template <int kCount>
+inline void send(unsigned block, float* to, Mailbox* box, const float (&x)[kCount]) {
+  using namespace emulation;
+  char *there = in_block(block, to), *counted = in_block(block, box);
+  if (error != nullptr) return;
+  if (reinterpret_cast<std::uintptr_t>(to) % sizeof x != 0) stop("a store that is not aligned");
+  const int first = (current_block - int(block_index.x) + int(block)) * int(block_dim.x);
+  if (all_done(first, first + int(block_dim.x))) stop("numbers for a block that has ended");
+  std::memcpy(there, x, sizeof x);
+  Box b = read_box(counted);
+  b.awaited -= std::int32_t(sizeof x);
+  write_box(counted, b);
+}
+
+inline void fetch(float* to, const float* from) {
+  auto& own = emulation::lots[std::size_t(emulation::current)];
+  if (own.empty()) own.emplace_back();
+  own.back().push_back({to, *from});
+  *to = float_of(0x7fc00000);  // NaN until it is there
+}
+
+inline void end_of_lot() {
+  auto& own = emulation::lots[std::size_t(emulation::current)];
+  if (own.empty()) own.emplace_back();
+  own.emplace_back();
+}
+
+template <int kLots>
+inline void await_lots_but() {
+  auto& own = emulation::lots[std::size_t(emulation::current)];
+  while (own.size() > kLots + 1) {
+    for (const auto& one : own.front()) *one.to = one.value;
+    own.erase(own.begin());
+  }
+}
+
+}  // namespace rnnfast
+
+#define RNNFAST_PAUSE() emulation::wait_for(emulation::Wait::kPause)
+#include "../rnnfast/backends/cuda/sequences.cuh"
+
+namespace rnnfast {
+inline void arrive(Count* counter) {
+  emulation::moved = true;
+  ++*counter;
+}
+inline Count seen(const Count* counter) { return *counter; }
+}  // namespace rnnfast
+
+#ifdef EMULATED_DIVISION
+#include "../rnnfast/backends/cuda/cluster.cu"
+#else
+#include "../rnnfast/backends/cuda/grid.cu"
 #include "../rnnfast/backends/cuda/steps.cu"
+#endif
 
 namespace {
 
@@ -332,6 +463,28 @@ struct Entry {
   Kind kind;
   void (*body)(void**);
 };
+
+#ifdef EMULATED_DIVISION
+
+const std::vector<Entry>& table() {
+  using Cell = EMULATED_CELL;
+  using T = EMULATED_REAL;
+  using S = EMULATED_STORED;
+#if EMULATED_BACKWARD
+  static const std::vector<Entry> entries{{nullptr, nullptr, 1, "backward_steps", Kind::kTogether, [](void** a) {
+    backward_cluster<Cell, T, S, EMULATED_DIVISION>(
+        at<Directions<BackwardSequence<T, S>>>(a, 0).of[blockIdx.z], own_memory());
+  }}};
+#else
+  static const std::vector<Entry> entries{{nullptr, nullptr, 0, "forward_steps", Kind::kTogether, [](void** a) {
+    forward_cluster<Cell, T, S, EMULATED_DIVISION>(
+        at<Directions<ForwardSequence<T, S>>>(a, 0).of[blockIdx.z], own_memory());
+  }}};
+#endif
+  return entries;
+}
+
+#else
 
 template <class Cell, class T, class S, bool kNorm>
 void add(std::vector<Entry>& table, const char* cell, const char* stored) {
@@ -402,6 +555,8 @@ const std::vector<Entry>& table() {
   return entries;
 }
 
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -413,8 +568,8 @@ const char* emulate(const char* cell, const char* stored, int variant, const cha
   using namespace emulation;
   const Entry* found = nullptr;
   for (const Entry& e : table())
-    if (!std::strcmp(e.cell, cell) && !std::strcmp(e.stored, stored) && e.variant == variant &&
-        !std::strcmp(e.kernel, kernel))
+    if ((e.cell == nullptr || (!std::strcmp(e.cell, cell) && !std::strcmp(e.stored, stored))) &&
+        e.variant == variant && !std::strcmp(e.kernel, kernel))
       found = &e;
   if (found == nullptr) return "no such kernel";
   if (block == 0 || block > 1024 || block % 32 != 0 || grid[1] > 65535 || grid[2] > 65535)
@@ -465,7 +620,9 @@ unsigned long long size_of(const char* what) {
   if (!std::strcmp(what, "BackwardStep")) return sizeof(BackwardStep<double, double>);
   if (!std::strcmp(what, "ForwardSequences")) return sizeof(Directions<ForwardSequence<float, Float16>>);
   if (!std::strcmp(what, "BackwardSequences")) return sizeof(Directions<BackwardSequence<double, double>>);
+#ifndef EMULATED_DIVISION
   if (!std::strcmp(what, "TensorCores")) return TensorCores::kBytes;
+#endif
   return 0;
 }
 }

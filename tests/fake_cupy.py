@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [
     ROOT / "rnnfast" / "backends" / "cuda" / name
-    for name in ("numbers.cuh", "cells.cuh", "units.cuh", "steps.cu", "sequence.cu")
+    for name in (
+        *("numbers.cuh", "cells.cuh", "units.cuh", "sequences.cuh", "exchange.cuh"),
+        *("steps.cu", "grid.cu", "cluster.cu"),
+    )
 ]
 _EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
 REQUIRED = os.environ.get("RNNFAST_REQUIRE_CUDA") == "1"  # whether CI may leave its tests out
@@ -41,7 +45,8 @@ _GUARD, _GUARD_BYTE = 256, 0xA5
 launches: list[str] = []  # what has run: names of kernels, "gemm", "graph"
 damaged: list[str] = []  # what was written outside of its memory
 limits = {"MultiProcessorCount": 6, "CooperativeLaunch": 1, "MaxSharedMemoryPerBlockOptin": 232448}
-compute_capability = "90"
+compute_capability = "86"  # no clusters, but where a test says so
+impatient = False  # whether blocks of a cluster do not wait for each other
 order = 0  # of the threads of a block and the blocks of a grid; see cuda_emulation.cpp
 
 
@@ -131,6 +136,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
     def __len__(self) -> int:
         return len(self.host)
 
+    def __iter__(self) -> Any:
+        return (self[k] for k in range(len(self)))
+
     def __getitem__(self, index: Any) -> Any:
         index = _index(index)
         found = self.host[index]
@@ -151,6 +159,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
 
     def swapaxes(self, a: int, b: int) -> Any:
         return self._view(self.host.swapaxes(a, b))
+
+    def fill(self, value: float) -> None:
+        self.host.fill(value)
 
     def copy(self, order: str = "C") -> Any:
         return _wrapped(self.host.copy(order))
@@ -360,17 +371,22 @@ def compiler() -> str | None:
 
 
 @cache
-def emulation() -> ctypes.CDLL:
-    """The kernels for the CPU, built once for each state of their sources."""
+def emulation(*macros: str) -> ctypes.CDLL:
+    """The kernels for the CPU, built once for each state of their sources.
+
+    Those of cluster.cu one by one, which `macros` name.
+    """
     sources = (_EMULATION, *SOURCES)
-    digest = hashlib.sha256(b"".join(s.read_bytes() for s in sources)).hexdigest()[:16]
+    text = b"".join(s.read_bytes() for s in sources) + "".join(macros).encode()
+    digest = hashlib.sha256(text).hexdigest()[:16]
     library = Path(tempfile.gettempdir()) / f"rnnfast_cuda_emulation_{digest}.so"
     if not library.exists():
         found = compiler()
         assert found is not None
         made = library.with_suffix(f".{np.random.default_rng().integers(1 << 30)}")
         flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run([found, *flags, "-o", str(made), str(_EMULATION)], check=True)
+        flags += ["-Wno-unknown-pragmas"]  # those that unroll loops
+        subprocess.run([found, *flags, *macros, "-o", str(made), str(_EMULATION)], check=True)
         made.replace(library)
     loaded = ctypes.CDLL(str(library))
     loaded.emulate.restype = ctypes.c_char_p
@@ -382,34 +398,63 @@ class RawModule:
     def __init__(self, code: str, options: tuple[str, ...]) -> None:
         texts = {file.name: file.read_text(encoding="utf-8") for file in SOURCES}
         given = [n for n, text in texts.items() if "\n".join(text.splitlines()[-20:]) in code]
-        assert given in ([*texts][:4], [*[*texts][:3], "sequence.cu"])
+        numbers, cells, units, sequences, exchange, *_ = texts
+        every = [numbers, cells, units]
+        assert given in (
+            [*every, "steps.cu"],
+            [*every, sequences, "grid.cu"],
+            [*every, sequences, exchange, "cluster.cu"],
+        )
         macros = dict(o[2:].split("=") for o in options if o.startswith("-D"))
+        self.file = given[-1]
         self.cell = macros["RNNFAST_CELL"].encode()
         self.stored = macros["RNNFAST_STORED"].encode()
         real = "double" if self.stored == b"double" else "float"
         assert macros["RNNFAST_REAL"] == real
-        if "steps.cu" in given:
+        self.own: tuple[str, ...] = ()  # macros of its own emulation
+        self.only: str | None = None  # or the only one that there is
+        if "RNNFAST_BACKWARD" in macros:
+            way = ("forward", "backward")[int(macros["RNNFAST_BACKWARD"])]
+            self.only = f"{way}_steps"
+        if self.file == "steps.cu":
             self.variant = int(macros["RNNFAST_NORM"])
+        elif self.file == "cluster.cu":
+            assert int(compute_capability) >= 90, "no such instructions"
+            division, self.variant = macros["RNNFAST_DIVISION"], int(macros["RNNFAST_BACKWARD"])
+            self.blocks = int(macros["RNNFAST_BLOCKS"])
+            assert division.startswith(f"Division<{self.blocks},")
+            self.own = (
+                *(f"-DEMULATED_{n}={macros['RNNFAST_' + n]}" for n in ("CELL", "REAL", "STORED")),
+                f"-DEMULATED_DIVISION={division}",
+                f"-DEMULATED_BACKWARD={self.variant}",
+            )
         else:
             ways = "rnnfast::Lanes<1>", "rnnfast::Lanes<8>", "rnnfast::TensorCores"
             self.variant = ways.index(macros["RNNFAST_PRODUCTS"])
             assert self.variant < 2 or int(compute_capability) >= 80, "no such instruction"
         names = ("gate", "candidate", "output")
         self.functions = {name: int(macros["RNNFAST_" + name.upper()]) for name in names}
+        names = ("clip", "grad_clip", "input_forget")
+        self.options = {name: bool(int(macros["RNNFAST_" + name.upper()])) for name in names}
+        pointers = re.findall(r"RNNFAST_(\w+)\((\w+)\)", macros.get("RNNFAST_POINTERS", ""))
+        self.hidden = int(macros.get("RNNFAST_HIDDEN", 0))
+        self.pointers = {name: is_there == "THERE" for is_there, name in pointers}
 
     def get_function(self, name: str) -> Kernel:
+        assert self.only in (None, name), "compiled for the other one"
         return Kernel(self, name)
 
 
 class Kernel:
     def __init__(self, module: RawModule, name: str) -> None:
         self.module, self.name = module, name
+        self.allows_16 = False  # blocks in a cluster
         self.max_dynamic_shared_size_bytes = 48 * 1024  # until one asks for more
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], arguments: Any) -> None:
-        self.kernel(grid, block, arguments)
+    kernel = property(lambda self: self)
+    ptr = property(lambda self: self)
 
-    def kernel(
+    def __call__(
         self,
         grid: tuple[int, ...],
         block: tuple[int, ...],
@@ -419,9 +464,16 @@ class Kernel:
     ) -> None:
         given = [np.array(a) for a in arguments]  # by value, as a GPU takes them
         for a in given:
-            for step in _steps(a):  # what the compiler builds in is what is asked for
-                built_in = {k: int(step["options"][k]["function"]) for k in self.module.functions}
+            for step in _steps(self.name, a):  # what the compiler builds in is what is asked for
+                given_options = step["options"]
+                built_in = {k: int(given_options[k]["function"]) for k in self.module.functions}
                 assert built_in == self.module.functions
+                for name in ("clip", "grad_clip", "input_forget"):
+                    assert bool(given_options[name]) <= self.module.options[name]
+                if self.module.pointers:
+                    assert step["hidden"] == self.module.hidden
+                    there = {n for n in self.module.pointers if step[n]}
+                    assert there == {n for n, is_there in self.module.pointers.items() if is_there}
         pointers = (ctypes.c_void_p * len(given))(*(a.ctypes.data for a in given))
         grid = (*grid, 1, 1)[:3]
         assert shared_mem <= min(
@@ -429,24 +481,33 @@ class Kernel:
         )
         if enable_cooperative_groups:
             assert np.prod(grid) <= limits["MultiProcessorCount"], "more blocks than fit"
-        shared = shared_mem if enable_cooperative_groups else -1
+        clusters = self.module.file == "cluster.cu"
+        shared = shared_mem if enable_cooperative_groups or clusters else -1
+        if clusters:
+            assert grid[0] == self.module.blocks <= 8 or self.allows_16
 
         def run() -> None:
             assert len(given) == len(pointers)  # keeps both
             of = self.module.cell, self.module.stored, self.module.variant, self.name.encode()
             sizes = (ctypes.c_uint * 3)(*grid)
-            error = emulation().emulate(*of, sizes, *block, shared, order, pointers)
+            mistake = ["-DEMULATED_IMPATIENT"] * (impatient and bool(self.module.own))
+            library = emulation(*self.module.own, *mistake)
+            error = library.emulate(*of, sizes, *block, shared, order, pointers)
             assert error is None, f"{self.name}: {error.decode()}"
 
         _do(self.name, run)
 
 
-def _steps(argument: Any) -> list[Any]:
+def _steps(kernel: str, argument: Any) -> list[Any]:
     """The parameters of steps in an argument of a kernel."""
-    names = argument.dtype.names or ()
-    if "of" in names:
-        return [step for step in argument["of"]["step"] if step["hidden"] > 0]
-    return [argument] if "options" in names else []
+    if argument.dtype.kind != "V":
+        return []
+    parameters = sys.modules["rnnfast.backends.cuda.parameters"]
+    way = "FORWARD" if kernel.startswith("forward") else "BACKWARD"
+    if not kernel.endswith("_steps"):
+        return [argument.view(getattr(parameters, f"{way}_STEP"))]
+    both = argument.view(getattr(parameters, f"{way}_SEQUENCES"))["of"]["step"]
+    return [step for step in both if step["hidden"] > 0]
 
 
 def _viewed(pointer: int, kind: int, rows: int, columns: int, stride: int) -> Any:
@@ -461,6 +522,7 @@ def _viewed(pointer: int, kind: int, rows: int, columns: int, stride: int) -> An
 
 
 def _gemm(
+    stream: int,
     handle: int,
     a_transposed: int,
     b_transposed: int,
@@ -479,8 +541,8 @@ def _gemm(
     c_kind: int,
     c_stride: int,
     compute: int,
-    algorithm: int,
 ) -> None:
+    assert stream == get_current_stream().ptr
     assert min(m, n, k) > 0
     assert compute == {0: 68, 1: 70}[c_kind], "not full precision"
     assert a_kind == b_kind
@@ -516,26 +578,32 @@ def modules() -> dict[str, ModuleType]:
         runtime=runtime,
     )
     cupy.__dict__["cuda"] = cuda
-    cublas = ModuleType("cupy_backends.cuda.libs.cublas")
+    cublas = ModuleType("rnnfast.backends.cuda.cublas")
     handles = iter(range(1, 1000))
     cublas.__dict__.update(
         create=lambda: next(handles),
-        gemmEx=_gemm,
-        CUBLAS_COMPUTE_32F=68,
-        CUBLAS_COMPUTE_64F=70,
-        CUBLAS_COMPUTE_32F_FAST_TF32=77,
-        CUBLAS_GEMM_DEFAULT=-1,
+        gemm=_gemm,
+        COMPUTE_32F=68,
+        COMPUTE_64F=70,
+        COMPUTE_32F_FAST_TF32=77,
     )
-    libs = ModuleType("cupy_backends.cuda.libs")
-    libs.__dict__["cublas"] = cublas
+    driver, api = ModuleType("cupy_backends.cuda.api.driver"), ModuleType("cupy_backends.cuda.api")
+    driver.__dict__["funcSetAttribute"] = _set_attribute
+    api.__dict__["driver"] = driver
     return {
         "cupy": cupy,
         "cupy.cuda": cuda,
         "cupy_backends": ModuleType("cupy_backends"),
         "cupy_backends.cuda": ModuleType("cupy_backends.cuda"),
-        "cupy_backends.cuda.libs": libs,
-        "cupy_backends.cuda.libs.cublas": cublas,
+        "cupy_backends.cuda.api": api,
+        "cupy_backends.cuda.api.driver": driver,
+        "rnnfast.backends.cuda.cublas": cublas,
     }
+
+
+def _set_attribute(kernel: Any, attribute: int, value: int) -> None:
+    assert (attribute, value) == (14, 1)  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+    kernel.allows_16 = True
 
 
 @contextmanager
@@ -554,7 +622,7 @@ def installed() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in [*modules(), *(k for k in sys.modules if k.startswith(ours))]:
+        for name in [*modules(), *(k for k in list(sys.modules) if k.startswith(ours))]:
             sys.modules.pop(name, None)
         sys.modules.update(before)
         for cached in caches:

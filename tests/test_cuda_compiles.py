@@ -24,12 +24,20 @@ from rnnfast.spec import ACTIVATIONS, CELLS, Spec, all_specs
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90", "sm_100")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 with fake_cupy.installed():
-    from rnnfast.backends.cuda.launch import compile_options, source
-    from rnnfast.backends.cuda.persistent import WAYS
-SOURCES = {name: source(name) for name in ("steps.cu", "sequence.cu")}
+    from rnnfast.backends.cuda import cluster, launch, sequences
+    from rnnfast.backends.cuda.grid import WAYS
+    from rnnfast.backends.cuda.launch import compile_options, of_cluster, of_grid, of_steps, source
+    from rnnfast.backends.cuda.parameters import BACKWARD_STEP, FORWARD_STEP, pointers
+SOURCES = {name: source(name) for name in ("steps.cu", "grid.cu", "cluster.cu")}
 KERNELS = {
     name: re.findall(r"^RNNFAST_KERNEL (\w+)", text, re.MULTILINE) for name, text in SOURCES.items()
 }
+# The pointers of a step that a call without options has.
+PLAIN = {
+    False: ("gx", "raw", "b_ih", "b_hh", "h", "y"),
+    True: ("dy", "gates", "h_before", "dh", "d", "d_h", "product_h"),
+}
+OF_LSTM = {False: ("c",), True: ("value", "c_before", "dc")}
 
 
 def library() -> Path | None:
@@ -90,12 +98,35 @@ def architectures() -> tuple[str, ...]:
     return tuple(f"sm_{k}" for k in known)
 
 
-def options(
-    spec: Spec, dtype: str, architecture: str, products: str | None = None
-) -> tuple[str, ...]:
+def of_gpu(options: tuple[str, ...], architecture: str) -> tuple[str, ...]:
     """Those of the backend, and the architecture, which CuPy adds."""
-    found = compile_options(spec, np.dtype(dtype), products)
-    return (*found, f"-arch={architecture}", "--ptxas-options=-v")
+    return (*options, f"-arch={architecture}", "--ptxas-options=-v")
+
+
+def options(spec: Spec, dtype: str, architecture: str) -> tuple[str, ...]:
+    """Of steps.cu."""
+    variant = of_steps(spec.layer_norm)
+    return of_gpu(compile_options(spec, np.dtype(dtype), *variant), architecture)
+
+
+def of_all_steps(
+    spec: Spec,
+    dtype: str,
+    architecture: str,
+    backward: bool,
+    variant: tuple[str, ...],
+    hidden: int = 100,
+    equal: bool = True,
+    everything: bool = False,
+) -> tuple[str, ...]:
+    """Of grid.cu and cluster.cu; with every pointer there, or those of a plain call."""
+    names = pointers(BACKWARD_STEP if backward else FORWARD_STEP)
+    plain = set(PLAIN[backward])
+    plain |= set(OF_LSTM[backward]) if spec.cell == "lstm" else set()
+    plain |= {"q"} if spec.cell == "gru" and spec.reset_after else set()
+    there = tuple(everything or name in plain for name in names)
+    of = spec, np.dtype(dtype), backward, hidden, everything, equal, there, variant
+    return of_gpu(sequences.options(*of), architecture)
 
 
 def check(file: str, wanted: list[tuple[str, ...]], most_spilled: int) -> None:
@@ -103,9 +134,12 @@ def check(file: str, wanted: list[tuple[str, ...]], most_spilled: int) -> None:
         for one, made in zip(wanted, pool.map(partial(compiled, file), wanted), strict=True):
             lines = [line for line in made.log.splitlines() if "warning" in line]
             assert all("deprecated" in line for line in lines), (one, made.log)
-            assert all(name.encode() in made.code for name in KERNELS[file]), one
+            names = KERNELS[file]
+            if file != "steps.cu":
+                names = ["backward_steps" if "-DRNNFAST_BACKWARD=1" in one else "forward_steps"]
+            assert all(name.encode() in made.code for name in names), one
             spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", made.log)]
-            assert len(spilled) >= 2 * len(KERNELS[file]), made.log
+            assert len(spilled) >= 2 * len(names), made.log
             assert max(spilled) <= most_spilled, (one, made.log)  # bytes
 
 
@@ -115,7 +149,7 @@ def test_every_instantiation(architecture: str) -> None:
         pytest.skip(f"this NVRTC no longer knows {architecture}")
     dtypes = [d for d in DTYPES if d != "bfloat16" or architecture != "sm_70"]  # which has none
     specs = [Spec(cell.name, r) for cell in CELLS.values() for r in reset_after(cell)]
-    assert [len(names) for names in KERNELS.values()] == [8, 2]
+    assert [len(names) for names in KERNELS.values()] == [8, 2, 2]
     check(
         "steps.cu",
         [
@@ -127,19 +161,49 @@ def test_every_instantiation(architecture: str) -> None:
         64,
     )
     check(
-        "sequence.cu",
+        "grid.cu",
         [
-            options(spec, dtype, architecture, products)
+            of_all_steps(spec, dtype, architecture, backward, of_grid(products), everything=every)
             for spec in specs
             for dtype in dtypes
             for products in ways(dtype, architecture)
+            for backward, every in ((False, False), (True, True))
         ],
         0,
     )
 
 
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_100"])
+def test_divisions_of_clusters(architecture: str) -> None:
+    """Small and large ones of each cell, of one block and of 16, without a register in memory."""
+    if architecture not in architectures():
+        pytest.skip(f"this NVRTC does not know {architecture}")
+    device = launch.Limits(132, 232448, True, True)
+    wanted, blocks = [], set()
+    for cell in CELLS:
+        for H, B, dtype in (
+            *((1, 1, "float32"), (64, 1, "float16"), (100, 64, "float32")),
+            *((256, 7, "bfloat16"), (256, 300, "float32"), (400, 8, "float32")),
+        ):
+            for backward in (False, True):
+                of = Spec(cell), np.dtype(dtype), H, B, 1, B != 7, backward, device
+                found = cluster.plan(*of)
+                if found is None:
+                    assert H == 400
+                    assert cell != "rnn"
+                    continue
+                blocks.add(found.blocks)
+                variant = of_cluster(found.division)
+                of_launch = Spec(cell), dtype, architecture, backward, variant, H, B != 7
+                wanted.append(of_all_steps(*of_launch))
+                if H == 100:
+                    wanted.append(of_all_steps(*of_launch, everything=True))
+    assert {1, 16} <= blocks
+    check("cluster.cu", wanted, 0)
+
+
 def ways(dtype: str, architecture: str) -> tuple[str, ...]:
-    """How the products of sequence.cu are made there."""
+    """How the products of grid.cu are made there."""
     narrow = np.dtype(dtype).itemsize == 2
     return WAYS[2:] if narrow and architecture != "sm_70" else WAYS[:2]
 
@@ -158,17 +222,16 @@ def test_every_function() -> None:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_loads_of_all_steps_see_what_other_blocks_wrote(cell: str) -> None:
-    """None goes through the cache of what never changes; fences stand around the barrier."""
-    ptx = compiled("sequence.cu", options(Spec(cell), "float32", "sm_90", WAYS[1])).ptx.decode()
-    assert ".global.nc" not in ptx
-    for kernel in ptx.split(".entry ")[1:]:
-        lines = kernel.splitlines()
-        fences = [k for k, line in enumerate(lines) if "membar.gl" in line or "fence." in line]
-        adds = [k for k, line in enumerate(lines) if "atom." in line]
-        polls = [k for k, line in enumerate(lines) if "ld.volatile" in line]
-        assert len(adds) == len(polls) == len(fences) / 2 > 0
-        for add, poll, before, after in zip(adds, polls, fences[::2], fences[1::2], strict=True):
-            assert before < add < poll < after
+    """None goes through the cache of what never changes; each barrier releases and acquires."""
+    for backward in (False, True):
+        of = Spec(cell), "float32", "sm_90", backward, of_grid(WAYS[1])
+        ptx = compiled("grid.cu", of_all_steps(*of)).ptx.decode()
+        assert ".global.nc" not in ptx
+        lines = ptx.splitlines()
+        adds = [k for k, line in enumerate(lines) if "red.release.gpu.global.add" in line]
+        polls = [k for k, line in enumerate(lines) if "ld.acquire.gpu.global" in line]
+        assert len(adds) == len(polls) > 0
+        assert all(add < poll for add, poll in zip(adds, polls, strict=True))
 
 
 def test_tensor_cores_make_the_products_of_16_bits() -> None:
@@ -181,7 +244,8 @@ def test_tensor_cores_make_the_products_of_16_bits() -> None:
         if architecture not in architectures():
             continue
         (*_, way) = ways(dtype, architecture)
-        ptx = compiled("sequence.cu", options(Spec("gru"), dtype, architecture, way)).ptx
+        of = Spec("gru"), dtype, architecture, False, of_grid(way)
+        ptx = compiled("grid.cu", of_all_steps(*of)).ptx
         found = set(re.findall(rb"mma\.sync\.aligned\.m16n8k16\.[\w.]+", ptx))
         wanted = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32".encode()
         assert found == ({wanted} if kind else set())

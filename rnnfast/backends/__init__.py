@@ -72,7 +72,7 @@ class Backend(Protocol):
         `rnnfast.reference.precision` says; there is no backward pass then.
         """
 
-    def shortcut(self, prepared: list[Any]) -> Shortcut | None:
+    def shortcut(self, spec: Spec, prepared: list[Any]) -> Shortcut | None:
         """For layers prepared for `reuse`: see `Shortcut`. None where there is none."""
 
     def call(

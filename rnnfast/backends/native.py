@@ -94,7 +94,7 @@ class Native:
         kind = _native.LayerF32 if dtype == np.float32 else _native.LayerF64
         return kind(_kernel(spec), [w[:4] for w in layer], reuse, precision or "")
 
-    def shortcut(self, prepared: list[Any]) -> Shortcut | None:
+    def shortcut(self, spec: Spec, prepared: list[Any]) -> Shortcut | None:
         return _STACKS[type(prepared[0])](tuple(prepared)).forward
 
     def call(

@@ -43,7 +43,7 @@ class Reference:
         rounded = ROUNDED[precision]
         return tuple(w._replace(w_ih=rounded(w.w_ih), w_hh=rounded(w.w_hh)) for w in layer)
 
-    def shortcut(self, prepared: list[Any]) -> None:
+    def shortcut(self, spec: Spec, prepared: list[Any]) -> None:
         return None
 
     def call(

@@ -19,8 +19,10 @@ from ...arrays import computed
 from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
 from .. import Array
+from .cluster import able
 from .engine import Backward, Forward, run_backward, run_forward
-from .launch import check_dtype, check_precision
+from .inference import Calls
+from .launch import check_dtype, check_precision, limits
 
 
 def _count_devices() -> int:
@@ -59,8 +61,8 @@ class Cuda:
         check_dtype(layer[0].w_hh.dtype)
         return layer
 
-    def shortcut(self, prepared: list[Any]) -> None:
-        return None
+    def shortcut(self, spec: Spec, prepared: list[Any]) -> Calls | None:
+        return Calls(spec, prepared) if able(spec, prepared[0][0].w_hh.dtype, limits()) else None
 
     def call(
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
@@ -111,12 +113,11 @@ class Cuda:
         masks: list[Masks] | None,
     ) -> tuple[Array, list[Weights], Array, Array | None]:
         w_hh, batch = prepared[0][0].w_hh, saved[0].steps.batch
-        dtype, real = w_hh.dtype, computed(w_hh.dtype)
+        dtype = w_hh.dtype
         count, outputs = len(prepared) * len(prepared[0]), w_hh.shape[1]
         hidden = w_hh.shape[0] // len(spec.info.gates)
-        dh_0 = _copy_or_zeros(dh_n, (count, batch, outputs), real)
-        has_c = spec.info.has_c
-        dc_0 = _copy_or_zeros(dc_n, (count, batch, hidden), real) if has_c else None
+        dh_0 = cupy.empty((count, batch, outputs), dtype)
+        dc_0 = cupy.empty((count, batch, hidden), dtype) if spec.info.has_c else None
         dweights: list[Weights] = []
         for k in reversed(range(len(prepared))):
             one = saved[k]
@@ -126,15 +127,15 @@ class Cuda:
                 at = k * len(one.layer) + d
                 of_y = None if dy is None else dy[:, d * outputs : (d + 1) * outputs]
                 mask = None if masks is None else masks[d]
-                dc = None if dc_0 is None else dc_0[at]
-                back.append(Backward(forward, w, mask, of_y, dh_0[at], dc))
-            dx = cupy.empty(one.x.shape, real)
+                start_h, start_c, end_c = (None if s is None else s[at] for s in (dh_n, dc_n, dc_0))
+                states = start_h, start_c, dh_0[at], end_c
+                back.append(Backward(forward, w, mask, of_y, *states))
+            dx = cupy.empty(one.x.shape, computed(dtype))
             run_backward(back, dx)
             dweights[:0] = [b.gradients() for b in back]
             dy = dx.astype(dtype, copy=False)
         assert dy is not None
-        dh_0 = dh_0.astype(dtype, copy=False)
-        return dy, dweights, dh_0, None if dc_0 is None else dc_0.astype(dtype, copy=False)
+        return dy, dweights, dh_0, dc_0
 
 
 def _passes(
@@ -167,14 +168,10 @@ def _again(
     """The passes of a layer that kept none."""
     directions, batch, dtype = len(saved.layer), saved.steps.batch, saved.x.dtype
     y = cupy.empty((saved.steps.rows, directions * outputs), dtype)
-    h_n = cupy.empty((directions, batch, outputs), dtype)
-    c_n = cupy.empty((directions, batch, hidden), dtype) if spec.info.has_c else None
+    of_state = dtype if saved.state[0] is None else saved.state[0].dtype
+    h_n = cupy.empty((directions, batch, outputs), of_state)
+    c_n = cupy.empty((directions, batch, hidden), of_state) if spec.info.has_c else None
     return _passes(spec, saved.layer, saved.x, saved.steps, saved.state, y, (h_n, c_n), True, masks)
-
-
-def _copy_or_zeros(a: Array | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    made: Array = cupy.zeros(shape, dtype) if a is None else a.astype(dtype)
-    return made
 
 
 BACKEND = Cuda()

@@ -44,6 +44,14 @@ RNNFAST_DEVICE double hyperbolic(double x) { return tanh(x); }
 RNNFAST_DEVICE float root(float x) { return sqrtf(x); }
 RNNFAST_DEVICE double root(double x) { return sqrt(x); }
 
+// Of b from 1 to 2.
+RNNFAST_DEVICE double quotient(double a, double b) { return a / b; }
+#ifdef __CUDACC__
+RNNFAST_DEVICE float quotient(float a, float b) { return __fdividef(a, b); }  // 2 ulp at most
+#else
+RNNFAST_DEVICE float quotient(float a, float b) { return a / b; }
+#endif
+
 template <class T>
 RNNFAST_DEVICE T magnitude(T x) {
   return x < 0 ? -x : x;
@@ -61,7 +69,7 @@ RNNFAST_DEVICE T limited(T x, double bound) {
 template <class T>
 RNNFAST_DEVICE T logistic(T x) {
   const T e = exponential(-magnitude(x));
-  return (x >= 0 ? T(1) : e) / (1 + e);
+  return quotient(x >= 0 ? T(1) : e, 1 + e);
 }
 
 template <class T>
@@ -86,7 +94,8 @@ RNNFAST_DEVICE T activated(const Activation& f, T a) {
   }
 }
 
-// The gradient of a, given that of y = activated(f, a): all functions are monotonic, so that y tells.
+// The gradient of a, given that of y = activated(f, a): all functions are monotonic, so that y
+// tells.
 template <class T>
 RNNFAST_DEVICE T activated_back(const Activation& f, T dy, T y) {
   const T alpha = T(f.alpha), beta = T(f.beta);

@@ -11,18 +11,21 @@ With weights of 16 bits everything is computed and kept in float32 but for what 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
 
 from ...arrays import computed
+from ...errors import UnsupportedError
 from ...spec import Masks, Spec, Steps
 from ...weights import Weights
 from .. import Array
-from . import persistent
-from .launch import Kernels, Matrix, Operation, Products, cell_name, launch, run
-from .parameters import BACKWARD_STEP, FORWARD_STEP, options
+from . import choice, cluster, grid
+from .launch import Kernels, Matrix, Operation, cell_name, launch, limits, products, run
+from .parameters import BACKWARD_STEP, FORWARD_STEP, array, pointers, step
+from .sequences import has_visits
 
 _GROUPS = {"lstm": 1, "gru": 2, "rnn": 1, "gated": 1}  # of gates that are normalised together
 # What has a row for each row of the batch, whatever the step.
@@ -55,9 +58,50 @@ def visits(steps: Steps, reverse: bool, truncate: int | None) -> Visits:
     return Visits(first[order], rows, cut)
 
 
+class Piece(NamedTuple):
+    """A matrix within a larger allocation, of which `array` makes an array."""
+
+    memory: Array
+    first: int  # number in it
+    pointer: int
+    shape: tuple[int, int]
+
+    def array(self) -> Array:
+        rows, columns = self.shape
+        part: Array = self.memory[self.first : self.first + rows * columns].reshape(self.shape)
+        return part
+
+
 def pointer(a: Any) -> int:
-    """Where a device array begins."""
-    return int(a.data.ptr)
+    """Where a device array begins, or a piece."""
+    if type(a) is Piece:
+        return a.pointer
+    begin: int = a.data.ptr
+    return begin
+
+
+def row_stride(a: Any) -> int:
+    """Numbers between two rows of a matrix."""
+    if type(a) is Piece:
+        return max(1, a.shape[1])
+    return max(1, a.strides[0] // a.itemsize)
+
+
+@cache
+def _layout(
+    shapes: tuple[tuple[str, tuple[int, int]], ...], real: np.dtype[Any], stored: np.dtype[Any]
+) -> list[tuple[np.dtype[Any], int, list[tuple[str, int, tuple[int, int]]]]]:
+    """For each dtype, how many numbers matrices of these names take, and where each begins."""
+    found = []
+    for dtype in dict.fromkeys((real, stored)):
+        step, size, places = _ALIGNMENT // dtype.itemsize, 0, []
+        for name, shape in shapes:
+            if dtype == (stored if name in _OPERANDS else real):
+                places.append((name, size, shape))
+                size += -(-shape[0] * shape[1] // step) * step
+        if places:
+            found.append((dtype, size, places))
+    return found
 
 
 class Pass:
@@ -71,6 +115,9 @@ class Pass:
 
     struct: np.dtype[Any]
     laid_out: str  # what has the strides of y
+    states: dict[str, str]  # the arrays that the state, or its gradient, is in, by h and c
+    # The state, or its gradient, that steps start from (h_0, c_0) and that they leave (h_n, c_n).
+    ends: dict[str, Array | None]
 
     def __init__(
         self, spec: Spec, w: Weights, steps: Steps, reverse: bool, masks: Masks | None
@@ -84,10 +131,10 @@ class Pass:
         self.second = cell_name(spec) == "GruBefore"
         # What of G*H the first product of a step makes.
         self.first = 2 * self.hidden if self.second else self.width
-        self.kernels = Kernels(spec, self.dtype)
-        self.product = Products(self.dtype)
+        self.product = products(self.dtype)
         masks = masks or Masks()
-        self.arrays: dict[str, Array | None] = {**w._asdict(), **masks._asdict()}
+        # Arrays or pieces.
+        self.arrays: dict[str, Any] = {**w._asdict(), **masks._asdict()}
 
     @property
     def key(self) -> Any:
@@ -95,60 +142,90 @@ class Pass:
         steps = self.steps
         sizes = None if steps.batch_sizes is None else steps.batch_sizes.tobytes()
         touched = ((n, self.arrays.get(n)) for n in (*(self.struct.names or ()), "w_hh", "w_hr"))
-        named = tuple((n, pointer(a), a.shape, a.strides) for n, a in touched if a is not None)
-        kind = (type(self).__name__, self.spec, self.reverse, self.dtype.name, self.product.compute)
+        named = tuple(
+            (n, pointer(a), a.shape, row_stride(a) if len(a.shape) == 2 else 1)
+            for n, a in touched
+            if a is not None
+        )
+        kind = (type(self).__name__, self.spec, self.reverse, self.dtype, self.product.compute)
         return (*kind, steps.num_steps, steps.batch, sizes, named)
 
     def allocate(self, shapes: dict[str, tuple[int, int]]) -> None:
-        """Arrays of these names, in one piece of memory for each dtype."""
-        for dtype in dict.fromkeys((self.real, self.dtype)):
-            own = {
-                name: shape
-                for name, shape in shapes.items()
-                if dtype == (self.dtype if name in _OPERANDS else self.real)
-            }
-            step = _ALIGNMENT // dtype.itemsize
-            sizes = [-(-rows * width // step) * step for rows, width in own.values()]
-            memory = cupy.empty(sum(sizes), dtype)
-            first = 0
-            for (name, shape), size in zip(own.items(), sizes, strict=True):
-                part = memory[first : first + shape[0] * shape[1]]
-                self.arrays[name] = part.reshape(shape)
-                first += size
+        """Pieces of these names, of one allocation for each dtype."""
+        for dtype, size, places in _layout(tuple(shapes.items()), self.real, self.dtype):
+            memory = cupy.empty(size, dtype)
+            begin, itemsize = memory.data.ptr, dtype.itemsize
+            for name, first, shape in places:
+                self.arrays[name] = Piece(memory, first, begin + first * itemsize, shape)
+
+    def array(self, name: str) -> Any:
+        """What has this name, as an array; None where there is none."""
+        found = self.arrays.get(name)
+        return found.array() if type(found) is Piece else found
 
     @property
     def visited(self) -> Visits:
         return visits(self.steps, self.reverse, self.spec.truncate)
 
-    def origin(self) -> Any:
+    @property
+    def there(self) -> tuple[bool, ...]:
+        """Of each pointer of a step, whether there is what it points to."""
+        own = self.arrays
+        return tuple([own.get(name) is not None for name in pointers(self.struct)])
+
+    def origin(self) -> bytes:
         """The parameters of a step whose first packed row is row 0."""
-        return self.parameters(np.zeros(1, np.int64))[0]
+        own = self.arrays
+        numbers = {n: pointer(a) for n in pointers(self.struct) if (a := own.get(n)) is not None}
+        numbers |= {"hidden": self.hidden, "outputs": self.outputs}
+        for name in ("keep_h", "keep_c"):
+            keep = own[name]
+            if keep is not None and keep.shape[0] > 1:
+                numbers[name + "_stride"] = keep.shape[1]
+        laid_out = own[self.laid_out]
+        if laid_out is not None:
+            numbers[self.laid_out + "_stride"] = row_stride(laid_out)
+        return step(self.struct, numbers, self.spec)
 
     def parameters(self, first: Array) -> Array:
         """Those of steps that begin with these packed rows."""
-        made = np.zeros(len(first), self.struct)
+        made = np.repeat(array(self.struct, self.origin()), len(first))
         for name in self.struct.names or ():
-            array = self.arrays.get(name)
-            if array is None:
+            a = self.arrays.get(name)
+            if a is None or name in _OF_BATCH:
                 continue
-            made[name] = pointer(array)
-            if name not in _OF_BATCH and array.shape[0] == self.steps.rows and array.ndim == 2:
-                made[name] += first * array.strides[0]
-        made["hidden"], made["outputs"] = self.hidden, self.outputs
-        made["options"] = options(self.spec)
-        for name in ("keep_h", "keep_c"):
-            keep = self.arrays[name]
-            if keep is not None and keep.shape[0] > 1:
-                made[name + "_stride"] = keep.shape[1]
-        laid_out = self.arrays[self.laid_out]
-        if laid_out is not None:
-            made[self.laid_out + "_stride"] = laid_out.strides[0] // laid_out.itemsize
+            if len(a.shape) == 2 and a.shape[0] == self.steps.rows:
+                itemsize = a.memory.itemsize if type(a) is Piece else a.itemsize
+                made[name] += first * row_stride(a) * itemsize
         return made
+
+    def kernel(self, name: str, rows: int, units: int, *arguments: Any) -> Operation:
+        return Kernels(self.spec, self.dtype)(name, rows, units, *arguments)
 
     def whole(self, name: str) -> Matrix:
         a = self.arrays[name]
-        assert a is not None
-        return Matrix(pointer(a), a.shape[0], a.shape[1], max(1, a.strides[0] // a.itemsize))
+        return Matrix(pointer(a), a.shape[0], a.shape[1], row_stride(a))
+
+    @property
+    def wide_ends(self) -> bool:
+        """Whether `ends` have what is computed with, not the dtype of weights."""
+        kinds = {a.dtype for a in self.ends.values() if a is not None}
+        assert len(kinds) == 1, "all of one dtype"
+        return self.narrow and kinds == {self.real}
+
+    def begin(self) -> None:
+        """Before the steps: the state that they start from."""
+        for name, of in self.states.items():
+            state, initial = self.array(of), self.ends[name + "_0"]
+            if state is not None:
+                state[...] = 0 if initial is None else initial
+
+    def finish(self) -> None:
+        """After the steps: the state goes to where it is wanted."""
+        for name, of in self.states.items():
+            wanted = self.ends[name + "_n"]
+            if wanted is not None and wanted is not self.arrays[of]:
+                wanted[...] = self.array(of)
 
     def of_steps(self) -> list[Operation]:
         raise NotImplementedError
@@ -161,10 +238,9 @@ class Pass:
 
         With `second`, the rest.
         """
-        array = self.arrays[name]
-        assert array is not None
         columns = self.width - self.first if second else self.first
-        offset = self.first * array.itemsize if second else 0
+        itemsize = (self.dtype if name in _OPERANDS else self.real).itemsize
+        offset = self.first * itemsize if second else 0
         return self.rows(int(at) + offset, count, columns, self.width)
 
     def recurrent_weights(self, second: bool = False) -> Matrix:
@@ -178,6 +254,7 @@ class Pass:
 class Forward(Pass):
     struct = FORWARD_STEP
     laid_out = "y"
+    states = {"h": "h", "c": "c"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -200,7 +277,8 @@ class Forward(Pass):
         norm, lstm = spec.layer_norm, spec.info.has_c
         own = self.arrays
         own |= {"x": x, "h": h_n, "c": c_n, "y": y}
-        self.state_n = {"h": h_n, "c": c_n}
+        h_0, c_0 = _contiguous(h_0), _contiguous(c_0)
+        self.ends = {"h_0": h_0, "c_0": c_0, "h_n": h_n, "c_n": c_n}
         shapes = {"gx": (N, self.width), "raw": (kept if norm else B, self.width)}
         if self.narrow:
             shapes |= {"h": (B, P), "c": (B, H)} if lstm else {"h": (B, P)}
@@ -229,19 +307,12 @@ class Forward(Pass):
         # Gates take the place of gx, which each thread has read before, unless that is needed.
         if "gates" not in shapes and (save or self.second or w.ln_c is not None):
             own["gates"] = own["gx"]
-        for name, initial in (("h", h_0), ("c", c_0)):
-            state = own[name]
-            if state is not None:
-                state[...] = 0 if initial is None else initial
-        operand, recurrent = own.get("operand"), own["recurrent"]
-        if operand is not None:
-            operand[...] = own["h"] if recurrent is None else own["h"] * recurrent
 
-    def finish(self) -> None:
-        """After the steps: the state goes to where it is wanted."""
-        for name, wanted in self.state_n.items():
-            if wanted is not None and wanted is not self.arrays[name]:
-                wanted[...] = self.arrays[name]
+    def begin(self) -> None:
+        super().begin()
+        operand, recurrent, h = (self.array(name) for name in ("operand", "recurrent", "h"))
+        if operand is not None:
+            operand[...] = h if recurrent is None else h * recurrent
 
     def of_inputs(self) -> list[Operation]:
         """Before the steps."""
@@ -252,8 +323,8 @@ class Forward(Pass):
         product = self.product(self.whole("x"), self.whole("w_ih"), inputs, b_transposed=True)
         if not self.spec.layer_norm:
             return [product]
-        pointers = np.int64(inputs.pointer), np.int64(self.whole("scale_x").pointer)
-        return [product, self.kernels("inputs", N, H, *pointers, np.int64(H))]
+        numbers = np.array([inputs.pointer, self.whole("scale_x").pointer, H])
+        return [product, self.kernel("inputs", N, H, *numbers)]
 
     def of_steps(self) -> list[Operation]:
         H, P = self.hidden, self.outputs
@@ -266,16 +337,16 @@ class Forward(Pass):
             p = steps[k, ...]
             raw = self.gates("raw", p["raw"], n)
             found.append(self.product(operand._replace(rows=n), w_hh, raw, b_transposed=True))
-            found.append(self.kernels("forward", n, H, p))
+            found.append(self.kernel("forward", n, H, p))
             if self.second:
                 extra, rest = self.rows(p["extra"], n, H, H), self.gates("raw", p["raw"], n, True)
                 w = self.recurrent_weights(True)
                 found.append(self.product(extra, w, rest, b_transposed=True))
-                found.append(self.kernels("forward_second", n, H, p))
+                found.append(self.kernel("forward_second", n, H, p))
             elif self.spec.projection:
                 extra, made = self.rows(p["extra"], n, H, H), self.rows(p["step_h"], n, P, P)
                 found.append(self.product(extra, self.whole("w_hr"), made, b_transposed=True))
-                found.append(self.kernels("forward_second", n, P, p))
+                found.append(self.kernel("forward_second", n, P, p))
         return found
 
 
@@ -284,6 +355,7 @@ class Backward(Pass):
 
     struct = BACKWARD_STEP
     laid_out = "dy"
+    states = {"h": "dh", "c": "dc"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -291,8 +363,10 @@ class Backward(Pass):
         w: Weights,
         masks: Masks | None,
         dy: Array | None,  # (N, P), perhaps a part of the columns of an array
-        dh: Array,  # (B, P) that of h_n, then of h_0
-        dc: Array | None,  # (B, H)
+        dh_n: Array | None,  # (B, P)
+        dc_n: Array | None,  # (B, H)
+        dh_0: Array,  # (B, P)
+        dc_0: Array | None,  # (B, H)
     ) -> None:
         spec, steps = forward.spec, forward.steps
         super().__init__(spec, w, steps, forward.reverse, masks)
@@ -301,13 +375,18 @@ class Backward(Pass):
         own = self.arrays
         for name in _SAVED:
             own[name] = saved.get(name)
-        own |= {"dy": dy, "dh": dh, "dc": dc}
-        own["operand_before"] = own["h_before"]
-        recurrent, before = own["recurrent"], own["h_before"]
-        if recurrent is not None and before is not None:
-            own["operand_before"] = before * recurrent[cupy.asarray(_row_in_batch(steps))]
-        own["operand_before"] = _stored(own["operand_before"], self.dtype)
+        own |= {"dy": dy, "dh": dh_0, "dc": dc_0}
+        dh_n, dc_n = _contiguous(dh_n), _contiguous(dc_n)
+        self.ends = {"h_0": dh_n, "c_0": dc_n, "h_n": dh_0, "c_n": dc_0}
+        recurrent, own["operand_before"] = own["recurrent"], own["h_before"]
+        if recurrent is not None:
+            each_row = cupy.asarray(_row_in_batch(steps))
+            own["operand_before"] = self.array("h_before") * recurrent[each_row]
+        if self.narrow:
+            own["operand_before"] = self.array("operand_before").astype(self.dtype)
         shapes = {"d": (N, self.width)}
+        if self.narrow:
+            shapes |= {"dh": (B, P)} if dc_0 is None else {"dh": (B, P), "dc": (B, H)}
         if spec.cell == "gru" and spec.reset_after:
             shapes["d_h"] = (N, self.width)
         if spec.layer_norm:
@@ -321,19 +400,28 @@ class Backward(Pass):
             shapes["dh_step"] = (N, P)
         if w.ln_c is not None:
             shapes |= {"du": (N, H), "dc_norm": (B, H)}
-        self.allocate(shapes)
         one = "d_h" not in shapes  # for both products
+        biases = [name for name in ("b_ih", "b_hh") if own[name] is not None]
+        if biases:
+            shapes["ones"] = (len(biases) if one else 1, N)
+        self.allocate(shapes)
         for name, same in (
             ("d_h", "d"),
             ("product_h", "d_h"),
             ("product_x", "product_h" if one else "d"),
         ):
             own[name] = own.get(name, own[same])
-        of = {"w_ih": w.w_ih, "w_hh": w.w_hh, "w_hr": w.w_hr}
+        matrices = {"w_ih": w.w_ih, "w_hh": w.w_hh, "w_hr": w.w_hr}
         make = cupy.empty if N > 0 else cupy.zeros
-        for name, matrix in of.items():
+        for name, matrix in matrices.items():
             if matrix is not None:
                 own["d" + name] = make(matrix.shape, self.real)
+        summed = {"b_ih": "d", "b_hh": "d" if one else "d_h"}
+        self.of_biases = {}  # by what they are sums of, one row for each
+        for of in dict.fromkeys(summed[name] for name in biases):
+            names = [name for name in biases if summed[name] == of]
+            rows = self.of_biases[of] = make((len(names), self.width), self.real)
+            own |= {"d" + name: row for name, row in zip(names, rows, strict=True)}
 
     def of_steps(self) -> list[Operation]:
         H, P = self.hidden, self.outputs
@@ -346,20 +434,20 @@ class Backward(Pass):
         for k in reversed(range(len(steps))):
             p, n = steps[k, ...], int(visited.rows[k])
             if self.spec.projection:
-                found.append(self.kernels("gather", n, P, p))
+                found.append(self.kernel("gather", n, P, p))
                 step, total = self.rows(p["dh_step"], n, P, P), self.rows(p["sum"], n, H, H)
                 found.append(self.product(step, self.whole("w_hr"), total))
-            found.append(self.kernels("backward", n, H, p))
+            found.append(self.kernel("backward", n, H, p))
             if self.second:
                 rest = self.gates("product_h", p["product_h"], n, True)
                 total = self.rows(p["sum"], n, H, H)
                 found.append(self.product(rest, self.recurrent_weights(True), total))
-                found.append(self.kernels("backward_second", n, H, p))
+                found.append(self.kernel("backward_second", n, H, p))
             d = self.gates("product_h", p["product_h"], n)
             to = self.rows(p["sum"], n, P, P) if masked else dh._replace(rows=n)
             found.append(self.product(d, w_hh, to, add=not masked))
             if masked or p["cut"]:
-                found.append(self.kernels("pass", n, max(H, P), p))
+                found.append(self.kernel("pass", n, max(H, P), p))
         return found
 
     def of_weights(self) -> list[Operation]:
@@ -370,9 +458,10 @@ class Backward(Pass):
             return found
         if self.spec.layer_norm:
             arrays = (self.arrays[n] for n in ("d", "ln_ih", "hat_x", "scale_x", "product_x"))
-            pointers = [np.int64(pointer(a)) for a in arrays if a is not None]
-            found.append(self.kernels("inputs_back", N, H, *pointers, np.int64(H)))
-        self.arrays["product_x"] = _stored(self.arrays["product_x"], self.dtype)
+            numbers = np.array([*(pointer(a) for a in arrays if a is not None), H])
+            found.append(self.kernel("inputs_back", N, H, *numbers))
+        if self.arrays["product_x"] is self.arrays["d"] and self.narrow:
+            self.arrays["product_x"] = self.array("d").astype(self.dtype)
         product_h = self.whole("product_h").pointer
         of_w_hh = self.whole("dw_hh")
         found += [
@@ -391,10 +480,26 @@ class Backward(Pass):
             rest = of_w_hh._replace(pointer=of_w_hh.pointer + offset, rows=self.width - self.first)
             d = self.gates("product_h", product_h, N, True)
             found.append(self.product(d, self.whole("extra"), rest, a_transposed=True))
+        found += self._sums()
         if self.spec.projection:
             dh, m, of_w_hr = self.whole("dh_step"), self.whole("extra"), self.whole("dw_hr")
             found.append(self.product(dh, m, of_w_hr, a_transposed=True))
         return found
+
+    def _sums(self) -> list[Operation]:
+        """Over all rows, of the gradients of gates: those of the biases."""
+        if not self.of_biases:
+            return []
+        real = products(self.real)
+        self.array("ones").fill(1)
+        return [
+            real(
+                self.whole("ones"),
+                self.whole(name),
+                Matrix(pointer(sums), len(sums), self.width, self.width),
+            )
+            for name, sums in self.of_biases.items()
+        ]
 
     def of_x(self, dx: Matrix, add: bool) -> list[Operation]:
         if dx.rows == 0:
@@ -404,36 +509,31 @@ class Backward(Pass):
     def gradients(self) -> Weights:
         """Those of the weights, after the operations have been launched."""
         own = self.arrays
-        d, d_h = own["d"], own["d_h"]
-        assert d is not None
-        assert d_h is not None
-        found = {name: own.get("d" + name) for name in ("w_ih", "w_hh", "w_hr")}
-        if own["b_ih"] is not None:
-            found["b_ih"] = d.sum(axis=0)
-        if own["b_hh"] is not None:
-            found["b_hh"] = d_h.sum(axis=0)
+        names = ("w_ih", "w_hh", "w_hr", "b_ih", "b_hh")
+        found = {name: own.get("d" + name) for name in names if own[name] is not None}
         if self.spec.layer_norm:
-            found["ln_ih"] = (d * own["hat_x"]).sum(axis=0)
-            found["ln_hh"] = (d_h * own["hat_h"]).sum(axis=0)
+            found["ln_ih"] = (self.array("d") * self.array("hat_x")).sum(axis=0)
+            found["ln_hh"] = (self.array("d_h") * self.array("hat_h")).sum(axis=0)
         if self.spec.peepholes:
-            c, after = own["c_before"], own["c_step"]
-            parts = zip((0, 1, 3), (c, c, after), strict=True)
+            d, before, after = (self.array(name) for name in ("d", "c_before", "c_step"))
+            parts = zip((0, 1, 3), (before, before, after), strict=True)
             H = self.hidden
             found["w_peep"] = cupy.stack(
                 [(d[:, g * H : (g + 1) * H] * by).sum(axis=0) for g, by in parts]
             )
         if own["ln_c"] is not None:
-            du = own["du"]
-            assert du is not None
-            found["ln_c"] = (du * own["hat_c"]).sum(axis=0)
+            du = self.array("du")
+            found["ln_c"] = (du * self.array("hat_c")).sum(axis=0)
             if own["ln_c_shift"] is not None:
                 found["ln_c_shift"] = du.sum(axis=0)
-        return Weights(**{name: _stored(a, self.dtype) for name, a in found.items()})
+        if not self.narrow:
+            return Weights(**found)
+        rounded = {name: a.astype(self.dtype) for name, a in found.items() if a is not None}
+        return Weights(**rounded)
 
 
-def _stored(a: Any, dtype: np.dtype[Any]) -> Any:
-    """`a` itself, or rounded."""
-    return None if a is None else a.astype(dtype, copy=False)
+def _contiguous(a: Array | None) -> Array | None:
+    return a if a is None or a.flags.c_contiguous else a.copy()
 
 
 def _row_in_batch(steps: Steps) -> Array:
@@ -443,24 +543,53 @@ def _row_in_batch(steps: Steps) -> Array:
 
 def run_forward(passes: Sequence[Forward]) -> None:
     """Both directions of a layer."""
-    plan = persistent.plan_of(passes)
     run(o for p in passes for o in p.of_inputs())
-    _run_steps(passes, plan)
-    for p in passes:
-        p.finish()
+    _run_steps(passes)
 
 
 def run_backward(passes: Sequence[Backward], dx: Array) -> None:
-    _run_steps(passes, persistent.plan_of(passes))
+    _run_steps(passes)
     run(o for p in passes for o in p.of_weights())
     to = Matrix(pointer(dx), dx.shape[0], dx.shape[1], dx.shape[1])
     run(o for k, p in enumerate(passes) for o in p.of_x(to, add=k > 0))
 
 
-def _run_steps(passes: Sequence[Pass], plan: persistent.Plan | None) -> None:
-    if passes[0].steps.rows == 0:
+def _run_steps(passes: Sequence[Pass]) -> None:
+    plan = plan_of(passes)
+    if isinstance(plan, cluster.Plan):
+        cluster.run(passes, plan)
         return
+    for p in passes:
+        p.begin()
     if plan is not None:
-        persistent.run(passes, plan)
-        return
-    launch(tuple(p.key for p in passes), lambda: [p.of_steps() for p in passes])
+        grid.run(passes, plan)
+    elif passes[0].steps.rows > 0:
+        launch(tuple(p.key for p in passes), lambda: [p.of_steps() for p in passes])
+    for p in passes:
+        p.finish()
+
+
+def plan_of(passes: Sequence[Pass]) -> cluster.Plan | grid.Plan | None:
+    """How a launch for all steps of a layer is divided; None for the alternating engine."""
+    one, forced = passes[0], choice.forced()
+    spec, dtype, hidden, batch = one.spec, one.dtype, one.hidden, one.steps.batch
+    if one.steps.rows == 0 or forced == "alternating":
+        return None
+    on = limits()
+    most = choice.rows(spec.cell, dtype.name, hidden)
+    if forced == "cluster" or (forced is None and batch <= most.cluster):
+        equal, backward = not has_visits(one), isinstance(one, Backward)
+        found = cluster.plan(spec, dtype, hidden, batch, len(passes), equal, backward, on)
+        if found is not None:
+            return found
+    if forced == "grid" or (forced is None and batch <= most.grid):
+        divided = grid.plan(spec, dtype, hidden, batch, len(passes), on)
+        if divided is not None:
+            return divided
+    if forced is not None:
+        raise UnsupportedError(
+            f"RNNFAST_CUDA_ENGINE={forced}: it has no {spec.variants()} of {hidden} units in "
+            f"{dtype} on a device with {on.blocks} multiprocessors of {on.shared} bytes of shared "
+            f"memory; 'alternating' has every cell, size and option"
+        )
+    return None

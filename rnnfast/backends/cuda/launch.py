@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import cupy
 import numpy as np
-from cupy_backends.cuda.libs import cublas
+from cupy_backends.cuda.api import driver
 
 from ...arrays import computed
 from ...errors import UnsupportedError
 from ...spec import Spec
-from . import parameters
+from . import cublas, parameters
 
 _FOLDER = Path(__file__).parent
 _CELLS = {"lstm": "Lstm", "rnn": "Rnn", "gated": "Gated"}
@@ -36,7 +36,9 @@ _TYPES = {
     "float16": ("rnnfast::Float16", 2),
     "bfloat16": ("rnnfast::BFloat16", 14),
 }
-_AMPERE = 80  # compute capability of the first with bfloat16, and an instruction of sequence.cu
+_AMPERE = 80  # compute capability of the first with bfloat16, and an instruction of grid.cu
+_CLUSTERS_OF_16 = (9, 10)  # major ones of those that have them
+_NON_PORTABLE_CLUSTERS = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 
 Operation = Callable[[int], None]  # takes a cuBLAS handle
 Steps = list[list[Operation]]  # of each direction
@@ -53,17 +55,9 @@ def cell_name(spec: Spec) -> str:
     return _CELLS[spec.cell]
 
 
-def compile_options(
-    spec: Spec, dtype: np.dtype[Any], products: str | None = None
-) -> tuple[str, ...]:
-    """What NVRTC is told beside the source, for the kernels of a cell.
-
-    Those of sequence.cu are made for a way to make products: see there.
-    """
-    if products is None:
-        variant = f"-DRNNFAST_NORM={int(spec.layer_norm)}"
-    else:
-        variant = f"-DRNNFAST_PRODUCTS=rnnfast::{products}"
+@cache
+def compile_options(spec: Spec, dtype: np.dtype[Any], *variant: str) -> tuple[str, ...]:
+    """What NVRTC is told beside the source, for the kernels of a cell in a variant of a file."""
     functions = (spec.of_gates, spec.of_candidate, spec.of_output)
     gate, candidate, output = map(parameters.function, functions)
     return (
@@ -71,21 +65,58 @@ def compile_options(
         f"-DRNNFAST_CELL={cell_name(spec)}",
         f"-DRNNFAST_REAL={_TYPES[computed(dtype).name][0]}",
         f"-DRNNFAST_STORED={_TYPES[dtype.name][0]}",
-        variant,
+        *variant,
         f"-DRNNFAST_GATE={gate}",
         f"-DRNNFAST_CANDIDATE={candidate}",
         f"-DRNNFAST_OUTPUT={output}",
+        f"-DRNNFAST_CLIP={int(spec.clip is not None)}",
+        f"-DRNNFAST_GRAD_CLIP={int(spec.grad_clip is not None)}",
+        f"-DRNNFAST_INPUT_FORGET={int(spec.input_forget)}",
+    )
+
+
+def of_steps(norm: bool) -> tuple[str, ...]:
+    """The variants of steps.cu, and so on: what the ends of the files say."""
+    return (f"-DRNNFAST_NORM={int(norm)}",)
+
+
+def of_grid(products: str) -> tuple[str, ...]:
+    return (f"-DRNNFAST_PRODUCTS=rnnfast::{products}",)
+
+
+def of_cluster(division: str) -> tuple[str, ...]:
+    blocks = division[len("Division<") :].partition(",")[0]
+    return f"-DRNNFAST_DIVISION={division}", f"-DRNNFAST_BLOCKS={blocks}"
+
+
+def known(
+    backward: bool, hidden: int, two: bool, equal: bool, there: Mapping[str, bool]
+) -> tuple[str, ...]:
+    """What sequences.cuh builds in; `there` tells of each pointer of a step whether it is null."""
+    pointers = (f"RNNFAST_{'THERE' if is_there else 'NULL'}({n})" for n, is_there in there.items())
+    return (
+        f"-DRNNFAST_BACKWARD={int(backward)}",
+        f"-DRNNFAST_HIDDEN={hidden}",
+        f"-DRNNFAST_TWO={int(two)}",
+        f"-DRNNFAST_EQUAL={int(equal)}",
+        f"-DRNNFAST_POINTERS={' '.join(pointers)}",
     )
 
 
 def source(file: str) -> str:
-    """With its headers in it: CuPy keeps compiled code by what it is given alone."""
-    text = (_FOLDER / file).read_text(encoding="utf-8").replace("#pragma once", "")
-    for header in ("units.cuh", "cells.cuh", "numbers.cuh"):
-        include = f'#include "{header}"'
-        if include in text:
-            text = text.replace(include, source(header))
-    return text
+    """With its headers in it, each once: CuPy keeps compiled code by what it is given alone."""
+    return _source(file, set())
+
+
+def _source(file: str, there: set[str]) -> str:
+    there.add(file)
+    lines = []
+    for line in (_FOLDER / file).read_text(encoding="utf-8").splitlines():
+        if line.startswith('#include "'):
+            header = line.split('"')[1]
+            line = "" if header in there else _source(header, there)
+        lines.append(line.replace("#pragma once", ""))
+    return "\n".join(lines) + "\n"
 
 
 @cache
@@ -102,14 +133,15 @@ class Kernels:
     """The kernels of a cell with its options, in one dtype."""
 
     def __init__(self, spec: Spec, dtype: np.dtype[Any]) -> None:
-        self._options = compile_options(spec, dtype)
+        self._options = compile_options(spec, dtype, *of_steps(spec.layer_norm))
         self._norm = spec.layer_norm
 
     def __call__(self, name: str, rows: int, units: int, *arguments: Any) -> Operation:
-        """A launch with a row of the batch for each block in x."""
+        """A launch with a row of the batch for each block in x; arguments are arrays, by value."""
         function = _function("steps.cu", self._options, name)
         block = min(_THREADS, -(-units // 32) * 32)
         parts = 1 if self._norm else -(-units // block)
+        arguments = tuple(parameters.by_value(a) for a in arguments)
 
         def run(handle: int) -> None:
             function((rows, parts), (block,), arguments)
@@ -133,23 +165,20 @@ class Products:
     for TF32. alpha and beta are read when a product is launched.
     """
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        real = computed(dtype)
+    def __init__(self, dtype: np.dtype[Any], tf32: bool) -> None:
+        self.result = real = computed(dtype)
         self._type, self._type_of_result = _TYPES[dtype.name][1], _TYPES[real.name][1]
-        tf32 = os.environ.get("RNNFAST_CUDA_TF32", "0")
-        if tf32 not in ("0", "1"):
-            raise ValueError(f"RNNFAST_CUDA_TF32: expected 0 or 1, got {tf32!r}")
         if dtype == np.float64:
-            self.compute = cublas.CUBLAS_COMPUTE_64F
-        elif dtype == np.float32 and tf32 == "1":
-            self.compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+            self.compute = cublas.COMPUTE_64F
+        elif dtype == np.float32 and tf32:
+            self.compute = cublas.COMPUTE_32F_FAST_TF32
         else:
-            self.compute = cublas.CUBLAS_COMPUTE_32F
+            self.compute = cublas.COMPUTE_32F
         self._numbers = np.array([0, 1], real)
         self._zero = self._numbers.ctypes.data
         self._one = self._zero + real.itemsize
 
-    def __call__(
+    def arguments(
         self,
         a: Matrix,
         b: Matrix,
@@ -157,36 +186,36 @@ class Products:
         a_transposed: bool = False,
         b_transposed: bool = False,
         add: bool = False,
-    ) -> Operation:
-        """c = a b, or c += a b, each of a and b perhaps transposed."""
+    ) -> tuple[Any, ...]:
+        """Those of cuBLAS for c = a b, or c += a b, each of a and b perhaps transposed.
+
+        cuBLAS counts columns first: what it is given is c^T = b^T a^T.
+        """
         length = a.rows if a_transposed else a.columns
         beta = self._one if add else self._zero
+        return (
+            *(int(b_transposed), int(a_transposed), c.columns, c.rows, length, self._one),
+            *(b.pointer, self._type, b.stride, a.pointer, self._type, a.stride, beta),
+            *(c.pointer, self._type_of_result, c.stride, self.compute),
+        )
 
-        # cuBLAS counts columns first: what it is given is c^T = b^T a^T.
+    def __call__(self, a: Matrix, b: Matrix, c: Matrix, **how: bool) -> Operation:
+        arguments = self.arguments(a, b, c, **how)
+
         def run(handle: int) -> None:
-            cublas.gemmEx(
-                handle,
-                int(b_transposed),
-                int(a_transposed),
-                c.columns,
-                c.rows,
-                length,
-                self._one,
-                b.pointer,
-                self._type,
-                b.stride,
-                a.pointer,
-                self._type,
-                a.stride,
-                beta,
-                c.pointer,
-                self._type_of_result,
-                c.stride,
-                self.compute,
-                cublas.CUBLAS_GEMM_DEFAULT,
-            )
+            cublas.gemm(cupy.cuda.get_current_stream().ptr, handle, *arguments)
 
         return run
+
+
+def products(dtype: np.dtype[Any]) -> Products:
+    tf32 = os.environ.get("RNNFAST_CUDA_TF32", "0")
+    if tf32 not in ("0", "1"):
+        raise ValueError(f"RNNFAST_CUDA_TF32: expected 0 or 1, got {tf32!r}")
+    return _products(dtype, tf32 == "1")
+
+
+_products = cache(Products)
 
 
 # ------------------------------------------------------------------------------------ launch
@@ -195,12 +224,13 @@ class Products:
 class Limits(NamedTuple):
     """Of a cooperative launch: blocks at once, one on each multiprocessor; bytes for each.
 
-    And whether there is the instruction of tensor cores that sequence.cu has.
+    And whether there is the instruction of tensor cores that grid.cu has, and clusters.
     """
 
     blocks: int
     shared: int
     tensor_cores: bool
+    clusters: bool
 
 
 class _Device:
@@ -217,10 +247,12 @@ class _Device:
     @cached_property
     def limits(self) -> Limits:
         attributes = cupy.cuda.Device().attributes
+        capability = int(cupy.cuda.Device().compute_capability)
         return Limits(
             attributes["MultiProcessorCount"] * attributes["CooperativeLaunch"],
             attributes["MaxSharedMemoryPerBlockOptin"],
-            int(cupy.cuda.Device().compute_capability) >= _AMPERE,
+            capability >= _AMPERE,
+            capability // 10 in _CLUSTERS_OF_16,
         )
 
     def together(self, function: Any, grid: Sizes, shared: int, arguments: Any) -> None:
@@ -288,6 +320,15 @@ def run(operations: Iterable[Operation]) -> None:
     _device(cupy.cuda.Device().id).run(operations)
 
 
+def gemms(products: Iterable[tuple[Any, ...]]) -> None:
+    """Products by their arguments, on the current stream."""
+    device = _device(cupy.cuda.Device().id)
+    stream = cupy.cuda.get_current_stream().ptr
+    with device.lock:
+        for arguments in products:
+            cublas.gemm(stream, device.handles[0], *arguments)
+
+
 def launch(key: Any, make: Callable[[], Steps]) -> None:
     """What `make` gives, or a graph of it.
 
@@ -302,21 +343,31 @@ def limits() -> Limits:
 
 
 def launch_together(
-    spec: Spec,
-    dtype: np.dtype[Any],
-    products: str,
-    name: str,
-    grid: Sizes,
-    shared: int,
-    parameters: Any,
+    options: tuple[str, ...], name: str, grid: Sizes, shared: int, parameters: Any
 ) -> None:
-    """A kernel of sequence.cu on the current stream, all blocks at once.
+    """A kernel of grid.cu on the current stream, all blocks at once.
 
     Two such launches on a device, each with a part of its blocks in place, would wait for ever:
     each waits for the one before it, where that was on another stream.
     """
-    function = _function("sequence.cu", compile_options(spec, dtype, products), name)
+    function = _function("grid.cu", options, name)
     _device(cupy.cuda.Device().id).together(function, grid, shared, (parameters,))
+
+
+def launch_clusters(
+    options: tuple[str, ...], name: str, grid: Sizes, shared: int, parameters: Any
+) -> None:
+    """A kernel of cluster.cu on the current stream."""
+    function = _of_clusters(cupy.cuda.Device().id, options, name, shared)
+    function.kernel(grid, (_THREADS,), (parameters,), shared_mem=shared)
+
+
+@cache
+def _of_clusters(device: int, options: tuple[str, ...], name: str, shared: int) -> Any:
+    function = _function("cluster.cu", options, name)
+    driver.funcSetAttribute(function.kernel.ptr, _NON_PORTABLE_CLUSTERS, 1)
+    function.max_dynamic_shared_size_bytes = shared
+    return function
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:

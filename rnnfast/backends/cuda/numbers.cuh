@@ -71,11 +71,11 @@ constexpr bool kNarrow<T, T> = false;
 // then of row g + 8.
 #ifdef __CUDACC__
 #if __CUDA_ARCH__ >= 800
-#define RNNFAST_ADD_PRODUCT(type)                                                          \
-  __syncwarp();                                                                            \
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                      \
-               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"      \
-               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                \
+#define RNNFAST_ADD_PRODUCT(type)                                                     \
+  __syncwarp();                                                                       \
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type                 \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])           \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 template <class S>
 RNNFAST_DEVICE void add_product_of_tiles(float* sums, const unsigned* a, const unsigned* b);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,12 +22,12 @@ _OPTIONS = [
 ]
 _FORWARD = (
     "gx raw b_ih b_hh ln_ih ln_hh ln_c ln_c_shift w_peep recurrent keep_h keep_c h c operand y "
-    "step_h gates value c_step extra q h_before c_before hat_c scale_h scale_c "
+    "step_h gates value c_step extra q h_before c_before hat_c scale_h scale_c given "
     "hidden outputs y_stride keep_h_stride keep_c_stride"
 )
 _BACKWARD = (
     "dy gates value c_step q h_before c_before hat_c hat_h scale_h scale_c ln_hh ln_c w_peep "
-    "recurrent keep_h keep_c sum dh dc dh_step d d_h product_h du dc_norm "
+    "recurrent keep_h keep_c sum dh dc dh_step d d_h product_h du dc_norm given "
     "hidden outputs dy_stride keep_h_stride keep_c_stride cut"
 )
 
@@ -35,17 +38,20 @@ def _struct(names: str) -> np.dtype[Any]:
 
 FORWARD_STEP = _struct(_FORWARD)
 BACKWARD_STEP = _struct(_BACKWARD)
-_SEQUENCE = [
-    (name, "i8")
-    for name in (
-        *("w_hh", "visits", "arrived", "exchange", "visit_count", "batch", "w_stride"),
-        *("units", "rows", "extra_stride"),
-    )
-]
+SEQUENCE = np.dtype(
+    [
+        (name, "i8")
+        for name in (
+            *("w_hh", "visits", "arrived", "exchange", "h_0", "c_0", "h_n", "c_n"),
+            *("visit_count", "batch", "w_stride", "units", "rows", "extra_stride", "reverse"),
+            "wide_ends",
+        )
+    ]
+)
 
 
 def _directions(step: np.dtype[Any]) -> np.dtype[Any]:
-    one = np.dtype([("of", _SEQUENCE), ("step", step)])
+    one = np.dtype([("of", SEQUENCE), ("step", step)])
     return np.dtype([("of", one, (2,))])
 
 
@@ -58,9 +64,46 @@ def function(f: Activation) -> int:
     return _FUNCTIONS.index(f.name)
 
 
-def options(spec: Spec) -> tuple[Any, ...]:
-    """The value of the field `options`."""
-    functions = (
-        (function(f), f.alpha, f.beta) for f in (spec.of_gates, spec.of_candidate, spec.of_output)
-    )
-    return (*functions, spec.clip or 0.0, spec.grad_clip or 0.0, int(spec.input_forget))
+_NUMBERS = ("hidden", "outputs", "cut", "options")
+
+
+@cache
+def pointers(of: np.dtype[Any]) -> tuple[str, ...]:
+    """The fields of a step that are pointers to arrays."""
+    names = (n for n in of.names or () if n not in _NUMBERS and not n.endswith("_stride"))
+    return tuple(n for n in names if n != "given")
+
+
+@cache
+def _options(spec: Spec) -> bytes:
+    functions = spec.of_gates, spec.of_candidate, spec.of_output
+    of_functions = [n for f in functions for n in (function(f), f.alpha, f.beta)]
+    rest = spec.clip or 0.0, spec.grad_clip or 0.0, int(spec.input_forget)
+    return struct.pack("qddqddqddddq", *of_functions, *rest)
+
+
+def integers(of: np.dtype[Any], numbers: Mapping[str, int]) -> bytes:
+    """The fields of a struct that are integers; 0 where there is none of that name."""
+    names, form = _integers(of)
+    return form.pack(*[numbers.get(name, 0) for name in names])
+
+
+@cache
+def _integers(of: np.dtype[Any]) -> tuple[tuple[str, ...], struct.Struct]:
+    names = tuple(name for name in of.names or () if name != "options")
+    return names, struct.Struct(f"{len(names)}q")
+
+
+def step(of: np.dtype[Any], numbers: Mapping[str, int], spec: Spec) -> bytes:
+    """A FORWARD_STEP or BACKWARD_STEP."""
+    return integers(of, numbers) + _options(spec)
+
+
+def array(of: np.dtype[Any], packed: bytes) -> Any:
+    """One struct, or its beginning, as an array without dimensions."""
+    return np.frombuffer(bytearray(packed.ljust(of.itemsize, b"\0")), of).reshape(())
+
+
+def by_value(struct: Any) -> Any:
+    """A struct without names, which CuPy would go through at each launch; numbers as they are."""
+    return struct if struct.dtype.names is None else struct.view(f"V{struct.dtype.itemsize}")

@@ -62,9 +62,7 @@ __device__ void forward_second_kernel(const ForwardStep<T, S>& p) {
 template <class T, class S>
 __device__ void gather_kernel(const BackwardStep<T, S>& p) {
   const Index b = blockIdx.x;
-  RNNFAST_FOR_UNITS(u, p.outputs) {
-    p.dh_step[b * p.outputs + u] = S(gather(p, b, u));
-  }
+  RNNFAST_FOR_UNITS(u, p.outputs) { p.dh_step[b * p.outputs + u] = S(gather(p, b, u)); }
 }
 
 template <class Cell, class T, class S, bool kNorm>

@@ -1,6 +1,6 @@
 // A unit of a row of the batch in a time step, but for the sums of its matrix products: everything
 // that it reads and writes beside them. steps.cu launches this once a step (the alternating
-// engine), and sequence.cu once for all steps (the persistent one).
+// engine), and grid.cu and cluster.cu once for all steps (those of a grid and of clusters).
 //
 // T is what is computed with: float or double. S is what weights, inputs, outputs and everything
 // that products read is stored in: T itself, or 16 bits beside float.
@@ -44,6 +44,7 @@ struct ForwardStep {
   T* hat_c;            // (n, H) with ln_c
   T* scale_h;          // (n, groups) with a norm
   T* scale_c;          // (n,) with ln_c
+  T* given;            // cluster.cu: one number, what goes to operand, once more; or null
   Index hidden, outputs, y_stride, keep_h_stride, keep_c_stride;
   Options options;
 };
@@ -76,6 +77,7 @@ struct BackwardStep {
   S* product_h;  // (n, G*H) of W_hh h; d_h without a norm where T is S
   T* du;         // (n, H) with ln_c: of what the output activation reads
   T* dc_norm;    // (n, H) with ln_c: what of it reaches c
+  T* given;      // cluster.cu: (G,) what one unit gives to product_h, once more; or null
   Index hidden, outputs, dy_stride, keep_h_stride, keep_c_stride;
   Index cut;  // so many rows pass no gradient to the step before
   Options options;
@@ -139,6 +141,7 @@ struct OneGroup {
   static constexpr int kGroups = 1;
   static constexpr bool kSecondProduct = false;
   static constexpr bool kHasC = false;
+  static constexpr bool kBackwardReadsH = false;  // h_before
   __device__ static constexpr int group_gates(int) { return kGateCount; }
 };
 
@@ -199,7 +202,11 @@ __device__ void finish_h(const ForwardStep<T, S>& p, Index b, Index u, T h) {
   const T before = p.h[at];
   if (p.keep_h) h = zoned_out(p.keep_h[b * p.keep_h_stride + u], before, h);
   if (p.h_before) p.h_before[at] = before;
-  if (p.operand) p.operand[at] = S(p.recurrent ? h * p.recurrent[at] : h);
+  if (p.operand || p.given) {
+    const S operand = S(p.recurrent ? h * p.recurrent[at] : h);
+    if (p.operand) p.operand[at] = operand;
+    if (p.given) *p.given = operand;
+  }
   p.h[at] = h;
   p.y[b * p.y_stride + u] = S(h);
 }
@@ -219,9 +226,12 @@ __device__ T gather(const BackwardStep<T, S>& p, Index b, Index u) {
 
 // Stores the gradient of a gate's argument for the products, where they do not read d_h itself or
 // what a norm makes of it.
-template <bool kNorm, class T, class S>
-__device__ void give(const BackwardStep<T, S>& p, Index at, T d) {
+template <class Cell, bool kNorm, class T, class S>
+__device__ void give(const BackwardStep<T, S>& p, Index b, int gate, Index u, T d) {
+  const Index at = (b * Cell::kGates + gate) * p.hidden + u;
   if constexpr (kNarrow<T, S> && !kNorm) p.product_h[at] = S(d);
+  if constexpr (!kNorm)
+    if (p.given) p.given[gate] = S(d);
 }
 
 // dh for the step before, from what the product with w_hh made; nothing where gradients stop.
@@ -287,9 +297,7 @@ struct Lstm : OneGroup<4> {
   template <class T, class S>
   __device__ static void backward_normalised(const BackwardStep<T, S>& p, Index b) {
     const Index H = p.hidden;
-    RNNFAST_FOR_UNITS(u, H) {
-      p.du[b * H + u] = of_output<true>(p, b, u);
-    }
+    RNNFAST_FOR_UNITS(u, H) { p.du[b * H + u] = of_output<true>(p, b, u); }
     normalise_back(p.du + b * H, p.ln_c, p.hat_c + b * H, p.scale_c + b, H, p.dc_norm + b * H);
   }
 
@@ -311,7 +319,7 @@ struct Lstm : OneGroup<4> {
                                 d[3 * H + u], dc + du, by_gate);
     for (int g = 0; g < 3; g++) {
       d[g * H + u] = by_gate[g];
-      give<kNorm>(p, (b * 4 + g) * H + u, by_gate[g]);
+      give<Lstm, kNorm>(p, b, g, u, by_gate[g]);
     }
   }
 
@@ -323,13 +331,14 @@ struct Lstm : OneGroup<4> {
     const T o = p.gates[at], value = p.value[b * H + u];
     const T d = argument_back(p.options, p.options.gate, dh * value, o);
     p.d[at] = d;
-    give<kNorm>(p, at, d);
+    give<Lstm, kNorm>(p, b, 3, u, d);
     return activated_back(p.options.output, dh * o, value);
   }
 };
 
 template <int kGateCount>
 struct GruGroups : OneGroup<kGateCount> {
+  static constexpr bool kBackwardReadsH = true;
   static constexpr int kGroups = 2;
   __device__ static constexpr int group_gates(int group) { return group == 0 ? 2 : 1; }
 };
@@ -362,9 +371,9 @@ struct GruAfter : GruGroups<3> {
     p.d[row + H + u] = p.d_h[row + H + u] = dz;
     p.d[row + 2 * H + u] = dn;
     p.d_h[row + 2 * H + u] = dn * r;
-    give<kNorm>(p, row + u, dr);
-    give<kNorm>(p, row + H + u, dz);
-    give<kNorm>(p, row + 2 * H + u, dn * r);
+    give<GruAfter, kNorm>(p, b, 0, u, dr);
+    give<GruAfter, kNorm>(p, b, 1, u, dz);
+    give<GruAfter, kNorm>(p, b, 2, u, dn * r);
     p.dh[b * H + u] += dh * z;
   }
 };
@@ -403,8 +412,8 @@ struct GruBefore : GruGroups<3> {
     gru_back(p.options, z, p.gates[row + 2 * H + u], p.h_before[b * H + u], dh, &dz, &dn);
     p.d[row + H + u] = dz;
     p.d[row + 2 * H + u] = dn;
-    give<kNorm>(p, row + H + u, dz);
-    give<kNorm>(p, row + 2 * H + u, dn);
+    give<GruBefore, kNorm>(p, b, 1, u, dz);
+    give<GruBefore, kNorm>(p, b, 2, u, dn);
     p.dh[b * H + u] += dh * z;
   }
 
@@ -416,7 +425,7 @@ struct GruBefore : GruGroups<3> {
     if (p.recurrent) sum *= p.recurrent[b * H + u];
     const T dr = argument_back(p.options, p.options.gate, sum * p.h_before[b * H + u], r);
     p.d[row + u] = dr;
-    give<kNorm>(p, row + u, dr);
+    give<GruBefore, kNorm>(p, b, 0, u, dr);
     p.dh[b * H + u] += sum * r;
   }
 };
@@ -435,12 +444,14 @@ struct Rnn : OneGroup<1> {
     const Index at = b * p.hidden + u;
     const T d = argument_back(p.options, p.options.candidate, gather(p, b, u), p.gates[at]);
     p.d[at] = d;
-    give<kNorm>(p, at, d);
+    give<Rnn, kNorm>(p, b, 0, u, d);
   }
 };
 
 // i f u.
 struct Gated : OneGroup<3> {
+  static constexpr bool kBackwardReadsH = true;
+
   template <bool kNorm, class T, class S>
   __device__ static void forward(const ForwardStep<T, S>& p, Index b, Index u, const T* sums) {
     const Options& o = p.options;
@@ -462,7 +473,7 @@ struct Gated : OneGroup<3> {
                d);
     for (int g = 0; g < 3; g++) {
       p.d[row + g * H + u] = d[g];
-      give<kNorm>(p, row + g * H + u, d[g]);
+      give<Gated, kNorm>(p, b, g, u, d[g]);
     }
     p.dh[b * H + u] += dh * f;
   }
@@ -470,11 +481,15 @@ struct Gated : OneGroup<3> {
 
 #ifdef RNNFAST_CELL
 
-// The functions are known when the kernels are compiled, and built in.
+// What is known when the kernels are compiled, and built in: the functions, and which options there
+// are not.
 __device__ __forceinline__ void specialise(Options& o) {
   o.gate.function = RNNFAST_GATE;
   o.candidate.function = RNNFAST_CANDIDATE;
   o.output.function = RNNFAST_OUTPUT;
+  if (!RNNFAST_CLIP) o.clip = 0;
+  if (!RNNFAST_GRAD_CLIP) o.grad_clip = 0;
+  o.input_forget = RNNFAST_INPUT_FORGET;
 }
 
 #endif

@@ -145,7 +145,7 @@ class Numba:
             layer = tuple(w._replace(w_ih=rounded(w.w_ih), w_hh=rounded(w.w_hh)) for w in layer)
         return [Direction(spec, w, len(layer), d, reuse) for d, w in enumerate(layer)]
 
-    def shortcut(self, prepared: list[list[Direction]]) -> Shortcut:
+    def shortcut(self, spec: Spec, prepared: list[list[Direction]]) -> Shortcut:
         return _Shortcut(prepared)
 
     def call(

@@ -1,4 +1,4 @@
-"""The persistent engine of the backend "cuda" on the emulation of a grid (cuda_emulation.cpp).
+"""The grid engine of the backend "cuda" on the emulation of a grid (cuda_emulation.cpp).
 
 No GPU takes part: see tests/test_cuda_emulated.py. The emulated device has few multiprocessors, so
 that blocks have several units and rows.
@@ -55,8 +55,8 @@ def emulation() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def persistent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "persistent")
+def grid(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "grid")
     yield
     assert fake_cupy.damaged == []
 
@@ -172,7 +172,7 @@ def test_one_launch_for_all_steps() -> None:
     assert fake_cupy.launches == ["gemm", "gemm", "forward_steps"]
     fake_cupy.launches.clear()
     backward(p.dy)
-    assert fake_cupy.launches == ["backward_steps", *["gemm"] * 6]
+    assert fake_cupy.launches == ["backward_steps", *["gemm"] * 8]
 
 
 def test_directions_that_do_not_fit_together_run_one_after_the_other() -> None:
@@ -208,7 +208,7 @@ def test_launches_on_two_streams_wait_for_each_other(monkeypatch: pytest.MonkeyP
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(Case(Spec("lstm"), H=24)).map(fake_cupy.asarray)
     with device(6, 16 * 24 * 8 - 1):
-        with pytest.raises(rnnfast.UnsupportedError, match="24 units in float64 does not fit"):
+        with pytest.raises(rnnfast.UnsupportedError, match=r"no lstm.* of 24 units in float64"):
             rnnfast.lstm(p.x, p.weights)
         monkeypatch.delenv("RNNFAST_CUDA_ENGINE")
         fake_cupy.launches.clear()
@@ -223,7 +223,7 @@ def test_options_that_are_refused(option: str, value: Any, monkeypatch: pytest.M
         rnnfast.Weights(*(None if a is None else fake_cupy.asarray(a) for a in w)) for w in weights
     ]
     x = fake_cupy.zeros((3, 2, 4))
-    with pytest.raises(rnnfast.UnsupportedError, match="no layer normalisation and no projection"):
+    with pytest.raises(rnnfast.UnsupportedError, match="RNNFAST_CUDA_ENGINE=grid: it has no lstm"):
         rnnfast.lstm(x, device_weights)
     monkeypatch.delenv("RNNFAST_CUDA_ENGINE")
     rnnfast.lstm(x, device_weights)
@@ -232,9 +232,9 @@ def test_options_that_are_refused(option: str, value: Any, monkeypatch: pytest.M
 def test_the_engine_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(Case(Spec("gru"))).map(fake_cupy.asarray)
     monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "fast")
-    with pytest.raises(ValueError, match="'alternating' or 'persistent', got 'fast'"):
+    with pytest.raises(ValueError, match="'alternating', 'cluster', 'grid', got 'fast'"):
         rnnfast.gru(p.x, p.weights)
-    for engine, kernel in (("alternating", "forward"), ("persistent", "forward_steps")):
+    for engine, kernel in (("alternating", "forward"), ("grid", "forward_steps")):
         monkeypatch.setenv("RNNFAST_CUDA_ENGINE", engine)
         fake_cupy.launches.clear()
         rnnfast.gru(p.x, p.weights)
@@ -245,36 +245,38 @@ def test_the_table_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     from rnnfast.backends.cuda import choice
 
     monkeypatch.delenv("RNNFAST_CUDA_ENGINE")
-    table = {("gru", "float64"): [(20, 2), (10, 3)]}
+    table = {("gru", "float64"): [(20, choice.Rows(0, 2)), (10, choice.Rows(9, 3))]}
     monkeypatch.setattr(choice, "_table", lambda: table)
+    choice.rows.cache_clear()
     for H, B, kernel in ((10, 3, "forward_steps"), (10, 4, "forward"), (11, 2, "forward_steps")):
         p = problem(Case(Spec("gru"), H=H, B=B)).map(fake_cupy.asarray)
         fake_cupy.launches.clear()
         rnnfast.gru(p.x, p.weights)
         assert kernel in fake_cupy.launches
-    assert choice.most_rows("gru", "float64", 21) == 0
-    assert choice.most_rows("gru", "float32", 10) == 0
+    assert choice.rows("gru", "float64", 21) == (0, 0)
+    assert choice.rows("gru", "float32", 10) == (0, 0)
+    choice.rows.cache_clear()
 
 
 def test_the_table_as_it_is() -> None:
     from rnnfast.backends.cuda import choice
 
     stored = json.loads(choice.TABLE.read_text(encoding="utf-8"))
-    assert stored["measured"] is None, "then docs/cuda.md must no longer call it an estimate"
     found = {(e["cell"], e["dtype"]) for e in stored["most_rows"]}
     assert found == {(cell, dtype) for cell in CELLS for dtype in (*NARROW, *DTYPES)}
-    assert choice.most_rows("lstm", "float32", 512) == 64
+    assert choice.rows("lstm", "float32", 256) == (64, 1)
+    assert choice.rows("lstm", "float32", 1024) == (0, 0)
 
 
 def largest(cell: str, dtype: str, directions: int, limits: Any) -> int:
     """Hidden units that fit, all directions in one launch."""
+    from rnnfast.backends.cuda.grid import plan
     from rnnfast.backends.cuda.launch import Limits
-    from rnnfast.backends.cuda.persistent import plan
 
     low, high = 1, 1 << 14
     while high - low > 1:
         middle = (low + high) // 2
-        found = plan(Spec(cell), np.dtype(dtype), middle, 8, directions, Limits(*limits))
+        found = plan(Spec(cell), np.dtype(dtype), middle, 8, directions, Limits(*limits, False))
         fits = found is not None and found.directions == directions
         low, high = (middle, high) if fits else (low, middle)
     return low
@@ -296,14 +298,14 @@ def test_the_sizes_in_the_documentation() -> None:
 @settings(max_examples=300)
 def test_plans_fit(data: Any) -> None:
     """Every block has something to do, every unit and row has a block, and all fit at once."""
+    from rnnfast.backends.cuda.grid import plan
     from rnnfast.backends.cuda.launch import Limits
-    from rnnfast.backends.cuda.persistent import plan
 
     cell = data.draw(st.sampled_from(list(CELLS)))
     H, B = data.draw(st.integers(1, 2048)), data.draw(st.integers(1, 300))
     directions = data.draw(st.integers(1, 2))
     limits = Limits(
-        data.draw(st.integers(1, 150)), data.draw(st.sampled_from([49152, 232448])), True
+        data.draw(st.integers(1, 150)), data.draw(st.sampled_from([49152, 232448])), True, False
     )
     dtype = np.dtype(data.draw(st.sampled_from(["float32", "bfloat16"])))
     found = plan(Spec(cell), dtype, H, B, directions, limits)
@@ -321,11 +323,12 @@ def test_plans_fit(data: Any) -> None:
 
 
 def test_the_table_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The persistent engine is faster up to 4 rows, says this device."""
+    """The grid engine is faster up to 4 rows, says this device; it has no clusters."""
 
     def timed(calls: dict[str, Any], budget: float) -> dict[str, list[float]]:
         rows = {name: call()[0].shape[1] for name, call in calls.items()}
-        return {"alternating": [4.5], "persistent": [float(rows["persistent"])]}
+        times = {"grid": [float(rows["alternating"])], "alternating": [4.5]}
+        return {name: times[name] for name in calls}
 
     monkeypatch.setattr(engines.gpu, "timed", timed)
     monkeypatch.setattr(engines, "STEPS", 3)
@@ -333,7 +336,8 @@ def test_the_table_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         engines.choose(tmp_path / "t.json", engines.Sizes([8, 24, 32], [8, 1, 4]), 0, "emulated")
     found = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert found["measured"] == "emulated"
-    rows = {(e["cell"], e["dtype"], e["units"]): e["rows"] for e in found["most_rows"]}
+    assert {e["cluster"] for e in found["most_rows"]} == {0}
+    rows = {(e["cell"], e["dtype"], e["units"]): e["grid"] for e in found["most_rows"]}
     assert len(rows) == len(found["most_rows"]) == len(CELLS) * len(engines.DTYPES) * 3
     assert [rows["lstm", "float32", units] for units in (8, 24, 32)] == [4, 4, 0]
     assert [rows["lstm", "float64", units] for units in (8, 24, 32)] == [4, 0, 0]
@@ -346,8 +350,7 @@ def test_parameters_are_laid_out_as_the_compiler_does() -> None:
     from rnnfast.backends.cuda.parameters import BACKWARD_SEQUENCES, FORWARD_SEQUENCES
 
     library = fake_cupy.emulation()
-    text = text_of("sequence.cu")
-    body = text.split("struct Sequence {")[1].split("};")[0]
+    body = text_of("sequences.cuh").split("struct Sequence {")[1].split("};")[0]
     for name, dtype in (("Forward", FORWARD_SEQUENCES), ("Backward", BACKWARD_SEQUENCES)):
         assert library.size_of(f"{name}Sequences".encode()) == dtype.itemsize
         one = dtype["of"].base
@@ -381,4 +384,4 @@ def test_a_missing_barrier_is_found(spec: Spec, monkeypatch: pytest.MonkeyPatch)
 def test_every_kernel_has_run() -> None:
     fake_cupy.launches.clear()
     emulated(Case(Spec("gru")))
-    assert set(kernels_of("sequence.cu")) == set(OUR_KERNELS) <= set(fake_cupy.launches)
+    assert set(kernels_of("grid.cu")) == set(OUR_KERNELS) <= set(fake_cupy.launches)

@@ -1,6 +1,6 @@
-"""The persistent engine: all steps of a layer, of both directions, in one cooperative launch.
+"""The grid engine: all steps of a layer, of both directions, in one cooperative launch.
 
-A block holds w_hh for its units in shared memory; sequence.cu has the kernels. What comes before
+A block holds w_hh for its units in shared memory; grid.cu has the kernels. What comes before
 and after the steps is what it is for the alternating engine, and so are the arrays.
 """
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import cupy
 import numpy as np
 
-from ...errors import UnsupportedError
 from ...spec import Spec
-from . import choice
-from .launch import Limits, launch_together, limits
-from .parameters import BACKWARD_SEQUENCES, BACKWARD_STEP, FORWARD_SEQUENCES
+from .. import Array
+from .launch import Limits, launch_together, of_grid
+from .parameters import BACKWARD_STEP
+from .sequences import compiled, parameters
 
 if TYPE_CHECKING:
     from .engine import Pass
@@ -44,11 +44,14 @@ class Plan(NamedTuple):
 def plan(
     spec: Spec, dtype: np.dtype[Any], hidden: int, batch: int, directions: int, on: Limits
 ) -> Plan | None:
-    """None where w_hh does not fit into the shared memory of the device.
+    """None where w_hh does not fit into the shared memory of the device, or for a cell with what
+    grid.cu does not have.
 
     Both directions in one launch where they fit, each with half of the multiprocessors; else one
     after the other.
     """
+    if spec.layer_norm or spec.projection:
+        return None
     narrow = dtype.itemsize == 2
     one_row = batch == 1
     way = WAYS[2] if narrow and on.tensor_cores else WAYS[not one_row]
@@ -80,30 +83,6 @@ def _divided(count: int, parts: int) -> int:
     return -(-count // parts)
 
 
-def plan_of(passes: Sequence[Pass]) -> Plan | None:
-    """That of a layer, or None where the alternating engine runs it."""
-    engine, one = choice.forced(), passes[0]
-    spec, dtype, hidden, batch = one.spec, one.dtype, one.hidden, one.steps.batch
-    if one.steps.rows == 0 or engine == "alternating":
-        return None
-    able = not spec.layer_norm and not spec.projection
-    found = plan(spec, dtype, hidden, batch, len(passes), limits()) if able else None
-    if engine == "persistent":
-        if not able:
-            raise UnsupportedError(
-                "RNNFAST_CUDA_ENGINE=persistent: that engine has no layer normalisation and no "
-                "projection; alternating has"
-            )
-        if found is None:
-            raise UnsupportedError(
-                f"RNNFAST_CUDA_ENGINE=persistent: w_hh of {hidden} units in {dtype} does not fit "
-                f"into the shared memory of {limits().blocks} multiprocessors with "
-                f"{limits().shared} bytes each; alternating takes any size"
-            )
-        return found
-    return found if batch <= choice.most_rows(spec.cell, dtype.name, hidden) else None
-
-
 def run(passes: Sequence[Pass], plan: Plan) -> None:
     for first in range(0, len(passes), plan.directions):
         _launch(passes[first : first + plan.directions], plan)
@@ -112,29 +91,16 @@ def run(passes: Sequence[Pass], plan: Plan) -> None:
 def _launch(passes: Sequence[Pass], plan: Plan) -> None:
     one = passes[0]
     backward = one.struct == BACKWARD_STEP
-    parameters = np.zeros((), BACKWARD_SEQUENCES if backward else FORWARD_SEQUENCES)
     arrived = cupy.zeros((len(passes), plan.row_blocks), np.uint64)
-    kept = []  # until the launch
+    own: list[dict[str, Array]] = []
     for k, p in enumerate(passes):
-        arrays = {"arrived": arrived[k], "visits": cupy.asarray(np.stack(p.visited))}
-        w_hh, extra = p.arrays["w_hh"], p.arrays.get("extra")
-        assert w_hh is not None
-        arrays["w_hh"] = w_hh
+        own.append({"arrived": arrived[k]})
         if not backward:
-            arrays["exchange"] = cupy.empty((2, p.steps.batch, p.hidden), p.dtype)
-            arrays["exchange"][...] = p.arrays.get("operand", p.arrays["h"])
-        numbers = {name: int(a.data.ptr) for name, a in arrays.items()} | {
-            "visit_count": arrays["visits"].shape[1],
-            "batch": p.steps.batch,
-            "w_stride": w_hh.strides[0] // w_hh.itemsize,
-            "units": plan.units,
-            "rows": plan.rows,
-            "extra_stride": p.hidden if extra is not None and len(extra) == p.steps.rows else 0,
-        }
-        for name, number in numbers.items():
-            parameters["of"]["of"][name][k] = number
-        parameters["of"]["step"][k] = p.origin()
-        kept.append(arrays)
+            exchange = own[k]["exchange"] = cupy.empty((2, p.steps.batch, p.hidden), p.dtype)
+            exchange[...] = p.array("operand" if "operand" in p.arrays else "h")
+    given, kept = parameters(passes, plan.units, plan.rows, own)
     grid = plan.unit_blocks, plan.row_blocks, len(passes)
     name = "backward_steps" if backward else "forward_steps"
-    launch_together(one.spec, one.dtype, plan.products, name, grid, plan.shared, parameters)
+    options = compiled(passes, *of_grid(plan.products))
+    launch_together(options, name, grid, plan.shared, given)
+    del kept

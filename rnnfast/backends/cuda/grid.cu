@@ -1,6 +1,6 @@
-// All steps of a layer in one cooperative launch: the persistent engine. A block keeps its units'
+// All steps of a layer in one cooperative launch: the grid engine. A block keeps its units'
 // part of w_hh in shared memory, for all of their gates, and a grid barrier separates the steps.
-// rnnfast/backends/cuda/persistent.py launches it; no layer normalisation and no projection.
+// rnnfast/backends/cuda/grid.py launches it; no layer normalisation and no projection.
 //
 // Blocks: x is a slice of the units, y a slice of the rows of the batch, z the direction. Rows do
 // not depend on one another, so that only the blocks of one y and z wait for each other. All blocks
@@ -8,110 +8,29 @@
 //
 // Sums are added in an order that depends on no other block and no timing. Lanes or TensorCores say
 // how products are made.
-#include "units.cuh"
-
-#ifdef __CUDACC__
-#define RNNFAST_PAUSE()
-#endif
+#include "sequences.cuh"
 
 namespace rnnfast {
 
-typedef unsigned long long Count;
-
-// What both ways have in common. Rows of y count from rows * blockIdx.y on.
-template <class S>
-struct Sequence {
-  const S* w_hh;        // (G*H, H)
-  const Index* visits;  // (3, visit_count) the first packed row, the number of rows, those cut
-  Count* arrived;       // (gridDim.y,) blocks at barriers so far; 0 at launch
-  S* exchange;          // (2, B, H) forward: what the next product reads; both h_0 at launch
-  Index visit_count, batch, w_stride;
-  Index units, rows;   // of a block at most
-  Index extra_stride;  // between the packed rows of `extra`; 0 where they are rows of the batch
-};
-
-// The step has pointers to the numbers of packed row 0.
-template <class T, class S>
-struct ForwardSequence {
-  Sequence<S> of;
-  ForwardStep<T, S> step;
-};
-
-template <class T, class S>
-struct BackwardSequence {
-  Sequence<S> of;
-  BackwardStep<T, S> step;
-};
-
-template <class Parameters>
-struct Directions {
-  Parameters of[2];
-};
-
-template <class T>
-__device__ T* advanced(T* pointer, Index count) {
-  return pointer ? pointer + count : pointer;
+#ifdef __CUDACC__
+#define RNNFAST_PAUSE()
+// What a thread has done before it arrives, others can read that have seen it arrive.
+RNNFAST_DEVICE void arrive(Count* counter) {
+  asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(counter) : "memory");
 }
-
-// The step whose first packed row is `first`.
-template <class Cell, class T, class S>
-__device__ ForwardStep<T, S> at_row(ForwardStep<T, S> p, Index first, Index extra_stride) {
-  const Index H = p.hidden, unit = first * H, gate = unit * Cell::kGates;
-  p.gx += gate;
-  p.gates = advanced(p.gates, gate);
-  p.y += first * p.y_stride;
-  p.keep_h = advanced(p.keep_h, first * p.keep_h_stride);
-  p.h_before = advanced(p.h_before, unit);
-  p.extra = advanced(p.extra, first * extra_stride);
-  p.q = advanced(p.q, unit);
-  if (Cell::kHasC) {
-    p.keep_c = advanced(p.keep_c, first * p.keep_c_stride);
-    p.c_before = advanced(p.c_before, unit);
-    p.c_step = advanced(p.c_step, unit);
-    p.value = advanced(p.value, unit);
-  }
-  return p;
+RNNFAST_DEVICE Count seen(const Count* counter) {
+  Count found;
+  asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(counter) : "memory");
+  return found;
 }
-
-template <class Cell, class T, class S>
-__device__ BackwardStep<T, S> at_row(BackwardStep<T, S> p, Index first) {
-  const Index H = p.hidden, unit = first * H, gate = unit * Cell::kGates;
-  p.gates += gate;
-  p.d += gate;
-  p.d_h += gate;
-  p.product_h += gate;
-  p.dy = advanced(p.dy, first * p.dy_stride);
-  p.keep_h = advanced(p.keep_h, first * p.keep_h_stride);
-  p.h_before += unit;
-  p.q = advanced(p.q, unit);
-  if (Cell::kHasC) {
-    p.keep_c = advanced(p.keep_c, first * p.keep_c_stride);
-    p.c_before += unit;
-    p.value += unit;
-  }
-  return p;
-}
-
-// What a block works on.
-struct Share {
-  Index unit, unit_count, row, row_count;
-
-  template <class S>
-  __device__ Share(const Sequence<S>& s, Index hidden)
-      : unit(blockIdx.x * s.units),
-        unit_count(smaller(s.units, hidden - unit)),
-        row(blockIdx.y * s.rows),
-        row_count(smaller(s.rows, s.batch - row)) {}
-
-  __device__ static Index smaller(Index a, Index b) { return a < b ? a : b; }
-
-  // Its rows of a step that has n.
-  __device__ Index rows_of(Index n) const { return smaller(row_count, n - row); }
-};
+#else
+void arrive(Count* counter);
+Count seen(const Count* counter);
+#endif
 
 // Between blocks of one y and z: what was written before it can be read after it, by ordinary
-// loads. The counter only grows. Thread 0's fences order the accesses of its whole block:
-// __syncthreads stands between it and the other threads, before and after.
+// loads. The counter only grows. Thread 0 stands for its whole block: __syncthreads stands between
+// it and the other threads, before and after.
 struct GridBarrier {
   Count* arrived;
   Count target;
@@ -122,10 +41,8 @@ struct GridBarrier {
     target += gridDim.x;
     __syncthreads();
     if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(arrived, Count(1));
-      while (*(volatile Count*)arrived < target) RNNFAST_PAUSE();
-      __threadfence();
+      arrive(arrived);
+      while (seen(arrived) < target) RNNFAST_PAUSE();
     }
     __syncthreads();
   }
@@ -197,7 +114,7 @@ constexpr int kUnitsOf = kSums == 1 ? 4 : 1;
 // In any type, by ordinary multiply-adds; kRows rows of the batch at a time.
 template <int kRows>
 struct Lanes {
-  static constexpr int kBytes = 0;  // of shared memory for itself
+  static constexpr int kBytes = 0;                                 // of shared memory for itself
   __device__ static Index stride(Index length) { return length; }  // of rows in shared memory
 
   template <int kSums, class T, class S, class Then>
@@ -211,9 +128,9 @@ struct Lanes {
 
 // Numbers of 16 bits, by the instruction for products of tiles: 16 rows of w and 8 of the batch.
 // Lane 4 g + t has the sums of rows g and g + 8 of w with rows 2 t and 2 t + 1 of the batch. The
-// rows of w are those of 8 units, two sums of each in a tile, so that a lane has all sums of a unit;
-// where there is one sum, those of 16 units. The warps of a block divide the numbers of the rows,
-// and meet in own, (warps, 4 * tiles, 32 lanes). Else as `products`.
+// rows of w are those of 8 units, two sums of each in a tile, so that a lane has all sums of a
+// unit; where there is one sum, those of 16 units. The warps of a block divide the numbers of the
+// rows, and meet in own, (warps, 4 * tiles, 32 lanes). Else as `products`.
 struct TensorCores {
   static constexpr int kBytes = 8 * 2 * 4 * 32 * 4;  // (warps, tiles, 4, lanes) of float
   // Lanes then read different banks, and two numbers at a time are aligned.
@@ -244,10 +161,9 @@ struct TensorCores {
           const unsigned b[2] = {two(numbers, k, length, aligned),
                                  two(numbers, k + 8, length, aligned)};
           for (int i = 0; i < kTiles; i++) {
-            const unsigned a[4] = {two(columns[i][0], k, length, true),
-                                   two(columns[i][1], k, length, true),
-                                   two(columns[i][0], k + 8, length, true),
-                                   two(columns[i][1], k + 8, length, true)};
+            const unsigned a[4] = {
+                two(columns[i][0], k, length, true), two(columns[i][1], k, length, true),
+                two(columns[i][0], k + 8, length, true), two(columns[i][1], k + 8, length, true)};
             add_product_of_tiles<S>(sums[i], a, b);
           }
         }
@@ -285,9 +201,10 @@ __device__ void forward_sequence(const ForwardSequence<T, S>& sequence, double* 
   GridBarrier barrier(s.arrived);
   __syncthreads();
   for (Index k = 0; k < s.visit_count; k++) {
-    const Index n = share.rows_of(s.visits[s.visit_count + k]);
+    const Visit visit = visited(s, k);
+    const Index n = share.rows_of(visit.rows);
     if (n <= 0) continue;  // as for every block that it would wait for
-    ForwardStep<T, S> p = at_row<Cell>(sequence.step, s.visits[k], s.extra_stride);
+    ForwardStep<T, S> p = at_row<Cell>(sequence.step, visit.first, s.extra_stride);
     const S* operand = s.exchange + k % 2 * s.batch * H;
     p.operand = s.exchange + (k + 1) % 2 * s.batch * H;
     Products::template products<Cell::kSums, T>(
@@ -299,8 +216,7 @@ __device__ void forward_sequence(const ForwardSequence<T, S>& sequence, double* 
     if constexpr (Cell::kSecondProduct) {
       Products::template products<1, T>(
           memory, w + Cell::kSums * stride, unit_stride, stride, share.unit_count,
-          p.extra + share.row * H, H, n, H,
-          [&](Index b, Index u, const T* sums) {
+          p.extra + share.row * H, H, n, H, [&](Index b, Index u, const T* sums) {
             Cell::forward_second(p, share.row + b, share.unit + u, sums[0]);
           });
       barrier.wait();
@@ -321,10 +237,11 @@ __device__ void backward_sequence(const BackwardSequence<T, S>& sequence, double
         s.w_hh[i / share.unit_count * s.w_stride + share.unit + i % share.unit_count];
   GridBarrier barrier(s.arrived);
   for (Index k = s.visit_count - 1; k >= 0; k--) {
-    const Index n = share.rows_of(s.visits[s.visit_count + k]);
+    const Visit visit = visited(s, k);
+    const Index n = share.rows_of(visit.rows);
     if (n <= 0) continue;
-    BackwardStep<T, S> p = at_row<Cell>(sequence.step, s.visits[k]);
-    p.cut = s.visits[2 * s.visit_count + k];
+    BackwardStep<T, S> p = at_row<Cell>(sequence.step, visit.first);
+    p.cut = visit.cut;
     const int units = int(share.unit_count), count = int(n) * units;
     for (int i = threadIdx.x; i < count; i += blockDim.x)
       Cell::template backward<false>(p, share.row + i / units, share.unit + i % units);
@@ -350,9 +267,8 @@ __device__ void backward_sequence(const BackwardSequence<T, S>& sequence, double
 
 // ------------------------------------------------------------------------------- entry points
 
-// RNNFAST_CELL, _REAL, _STORED and _PRODUCTS name the instantiation; RNNFAST_GATE, _CANDIDATE and
-// _OUTPUT the functions.
-#ifdef RNNFAST_CELL
+// RNNFAST_CELL, _REAL, _STORED and _PRODUCTS name the instantiation; sequences.cuh has the rest.
+#ifdef RNNFAST_PRODUCTS
 
 #define RNNFAST_KERNEL __global__ void __launch_bounds__(256, 1)
 
@@ -360,26 +276,22 @@ namespace {
 using Cell = rnnfast::RNNFAST_CELL;
 using Real = RNNFAST_REAL;
 using Stored = RNNFAST_STORED;
-
-template <class Sequences>
-__device__ __forceinline__ auto own(const Sequences& p) {
-  auto found = p.of[blockIdx.z];
-  rnnfast::specialise(found.step.options);
-  return found;
-}
 }  // namespace
 
 extern "C" {
-RNNFAST_KERNEL forward_steps(
-    const __grid_constant__ rnnfast::Directions<rnnfast::ForwardSequence<Real, Stored>> p) {
-  extern __shared__ double memory[];
-  rnnfast::forward_sequence<Cell, Real, Stored, RNNFAST_PRODUCTS>(own(p), memory);
-}
+#if RNNFAST_BACKWARD
 RNNFAST_KERNEL backward_steps(
     const __grid_constant__ rnnfast::Directions<rnnfast::BackwardSequence<Real, Stored>> p) {
   extern __shared__ double memory[];
-  rnnfast::backward_sequence<Cell, Real, Stored, RNNFAST_PRODUCTS>(own(p), memory);
+  rnnfast::backward_sequence<Cell, Real, Stored, RNNFAST_PRODUCTS>(rnnfast::own(p), memory);
 }
+#else
+RNNFAST_KERNEL forward_steps(
+    const __grid_constant__ rnnfast::Directions<rnnfast::ForwardSequence<Real, Stored>> p) {
+  extern __shared__ double memory[];
+  rnnfast::forward_sequence<Cell, Real, Stored, RNNFAST_PRODUCTS>(rnnfast::own(p), memory);
+}
+#endif
 }
 
 #endif

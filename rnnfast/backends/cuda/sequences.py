@@ -1,0 +1,90 @@
+"""A launch for all steps of a layer: its parameters, and what its kernel is compiled for.
+
+What grid.py and cluster.py have in common; sequences.cuh has the structs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import cupy
+import numpy as np
+
+from ...spec import Spec
+from .. import Array
+from .launch import compile_options, known
+from .parameters import (
+    BACKWARD_SEQUENCES,
+    BACKWARD_STEP,
+    FORWARD_SEQUENCES,
+    FORWARD_STEP,
+    SEQUENCE,
+    array,
+    by_value,
+    integers,
+    pointers,
+)
+
+if TYPE_CHECKING:
+    from .engine import Pass
+
+
+def has_visits(p: Pass) -> bool:
+    """Whether the steps of a pass are not all alike."""
+    return p.steps.batch_sizes is not None or p.spec.truncate is not None
+
+
+def compiled(passes: Sequence[Pass], *variant: str) -> tuple[str, ...]:
+    """What the compiler is told of a launch, in a variant of its file."""
+    one = passes[0]
+    of = one.hidden, len(passes) == 2, not has_visits(one), one.there
+    return options(one.spec, one.dtype, one.struct == BACKWARD_STEP, *of, variant)
+
+
+@cache
+def options(
+    spec: Spec,
+    dtype: np.dtype[Any],
+    backward: bool,
+    hidden: int,
+    two: bool,
+    equal: bool,
+    there: tuple[bool, ...],
+    variant: tuple[str, ...],
+) -> tuple[str, ...]:
+    """`there` tells of each pointer of a step whether it is null."""
+    names = pointers(BACKWARD_STEP if backward else FORWARD_STEP)
+    built_in = known(backward, hidden, two, equal, dict(zip(names, there, strict=True)))
+    return compile_options(spec, dtype, *variant, *built_in)
+
+
+def parameters(
+    passes: Sequence[Pass], units: int, rows: int, own: Sequence[dict[str, Array]] = ({}, {})
+) -> tuple[Array, list[Any]]:
+    """The parameters of a launch whose blocks have so many units and rows.
+
+    `own` are more arrays of each pass. And what must live until the launch.
+    """
+    packed, kept = b"", []
+    for p, more in zip(passes, own, strict=False):
+        w_hh, extra = p.arrays["w_hh"], p.arrays.get("extra")
+        assert w_hh is not None
+        arrays = {"w_hh": w_hh, **p.ends, **more}
+        if has_visits(p):
+            arrays["visits"] = cupy.asarray(np.stack(p.visited))
+        numbers = {name: int(a.data.ptr) for name, a in arrays.items() if a is not None} | {
+            "visit_count": arrays["visits"].shape[1] if "visits" in arrays else p.steps.num_steps,
+            "batch": p.steps.batch,
+            "w_stride": w_hh.strides[0] // w_hh.itemsize,
+            "units": units,
+            "rows": rows,
+            "extra_stride": p.hidden if extra and extra.shape[0] == p.steps.rows else 0,
+            "reverse": int(p.reverse),
+            "wide_ends": int(p.wide_ends),
+        }
+        packed += integers(SEQUENCE, numbers) + p.origin()
+        kept.append(arrays)
+    of = BACKWARD_SEQUENCES if passes[0].struct == BACKWARD_STEP else FORWARD_SEQUENCES
+    return by_value(array(of, packed)), kept
