@@ -74,17 +74,14 @@ class Piece(NamedTuple):
 
 def pointer(a: Any) -> int:
     """Where a device array begins, or a piece."""
-    if type(a) is Piece:
-        return a.pointer
-    begin: int = a.data.ptr
+    begin: int = a.pointer if type(a) is Piece else a.data.ptr
     return begin
 
 
 def row_stride(a: Any) -> int:
     """Numbers between two rows of a matrix."""
-    if type(a) is Piece:
-        return max(1, a.shape[1])
-    return max(1, a.strides[0] // a.itemsize)
+    stride: int = a.shape[1] if type(a) is Piece else a.strides[0] // a.itemsize
+    return max(1, stride)
 
 
 @cache
