@@ -28,7 +28,7 @@ from .threads import NOBODY, SMALL
 from .visits import chunks, visits_of
 
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
-_STEP = 150_000  # multiplications of one step that are worth dividing its units
+_STEP = 40_000  # multiplications of one step that are worth dividing its units
 _NO_MASKS = (False, False, False)
 
 
@@ -589,7 +589,7 @@ def _teams(
     if count == 1 or work * batch * steps * directions <= SMALL:
         return [[_Member(0, batch, 0, 0, 1, NOBODY)] for _ in range(directions)]
     members = max(1, count // directions)
-    counter = [np.zeros(1, np.int64) for _ in range(directions)]
+    counter = [np.zeros(16, np.int64) for _ in range(directions)]  # with its cache line alone
     if members > 1 and batch < 4 * members and not whole_rows:
         if work * batch < _STEP:
             members = 1
@@ -731,13 +731,13 @@ def _forward(
                 row, size = row[i:j], size[i:j]
                 first, n = int(row.min()), int(size.sum())
                 row = row - first
-            gates = plan.part(tape, plans.TAPE, 0)
-            by_input, bias = (plan.part(w.panels, plans.WEIGHTS, part) for part in range(2))
-            _divided(
-                count, G * H * I * n, product,
-                (gates, G * H, G * H, bias, x.reshape(-1), first * I, I, 1, by_input, I), n,
-            )  # fmt: skip
-            if spec.layer_norm:
+            if spec.layer_norm:  # of all that the product makes
+                gates = plan.part(tape, plans.TAPE, 0)
+                by_input, bias = (plan.part(w.panels, plans.WEIGHTS, part) for part in range(2))
+                _divided(
+                    count, G * H * I * n, product,
+                    (gates, G * H, G * H, bias, x.reshape(-1), first * I, I, 1, by_input, I), n,
+                )  # fmt: skip
                 gain = flat(w.w.ln_ih)
                 shift = empty if w.w.b_ih is None else flat(w.w.b_ih)
                 hats, scales = (plan.part(tape, plans.TAPE, part) for part in (9, 10))
@@ -749,7 +749,8 @@ def _forward(
             tasks.append([])
             for member in teams[d]:
                 numbers = member.numbers(plan)
-                numbers[[plans.WHOLE, plans.FIRST_ROW, plans.ROWS]] = 0, first, n
+                whole = not spec.layer_norm
+                numbers[[plans.WHOLE, plans.FIRST_ROW, plans.ROWS]] = whole, first, n
                 steps_of = member.counter, row, size, before
                 arguments = *steps_of, x, w.panels, own, tape, *states[d], y
                 tasks[-1].append(_forward_task(plan, numbers, *arguments))
@@ -797,35 +798,27 @@ def _backward(
         own = _of_masks(masks, d, 0, N, empty)
         of_direction.append(plan)
         rooms.append(room)
-        if count == 1 and plan.plain:
+        tasks.append([])
+        if plan.plain:
             dx = np.empty((N, I), dtype)
             dw_ih, dw_hh = np.empty(w.w.w_ih.shape, dtype), np.empty(w.w.w_hh.shape, dtype)
             biases = [None if b is None else np.empty(b.shape, dtype) for b in (w.w.b_ih, w.w.b_hh)]
             b_ih, b_hh = (empty if b is None else b for b in biases)
-            plain.backward(
-                plan.numbers, NOBODY, row, size, w.panels_back, tapes[d], dy, *state, room,
-                readable(kept.x)[None], dx[None], dw_ih, dw_hh, b_ih, b_hh,
-            )  # fmt: skip
             dxs.append(dx)
             dweights.append(Weights(dw_ih, dw_hh, *biases))
-            continue
-        tasks.append([])
+            made = readable(kept.x)[None], dx[None], dw_ih, dw_hh, b_ih, b_hh
+            arrays = w.panels_back, tapes[d], dy, *state, room, *made
         for member in teams[d]:
-            numbers = member.numbers(plan)
-            numbers[plans.WHOLE] = 0
+            numbers = plan.numbers if member.members == 1 else member.numbers(plan)
             visits = numbers, member.counter, row, size
-            task: threads.Task
             if plan.plain:
-                unused = no_state, no_state, *[NO_MATRIX[dtype]] * 2, empty, empty
-                arrays = w.panels_back, tapes[d], dy, *state, room, *unused
-                task = plain.backward, (*visits, *arrays)
-            else:
-                arrays = tapes[d], dy.reshape(-1), *(a.reshape(-1) for a in state), room
-                given = plan.floats, cut, w.panels, w.panels_back, *own
-                task = loops.backward, (*visits, *given, *arrays)
-            tasks[-1].append(task)
-    if tasks:
-        _together(count, teams, G * H * P * N * D, tasks)
+                tasks[-1].append((plain.backward, (*visits, *arrays)))
+                continue
+            of_member = tapes[d], dy.reshape(-1), *(a.reshape(-1) for a in state), room
+            given = plan.floats, cut, w.panels, w.panels_back, *own
+            tasks[-1].append((loops.backward, (*visits, *given, *of_member)))
+    _together(count, teams, G * H * P * N * D, tasks)
+    if not dweights:
         inputs = _packed(kept.x)
         for w, plan, tape, room in zip(layer, of_direction, tapes, rooms, strict=True):
             part, dw = _weights(spec, w, plan, kept.x, inputs, tape, room, count)

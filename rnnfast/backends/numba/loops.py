@@ -39,7 +39,9 @@ from .shared import (
     add,
     clear,
     copy,
+    equal_share,
     meet,
+    meet_all,
     panel_count,
     read_team,
     section,
@@ -365,10 +367,12 @@ def forward(
     )  # fmt: skip
     H, P, G, I = z.hidden, z.outputs, o.gates, plan[INPUTS]  # noqa: E741
     if plan[WHOLE]:
+        r0, r1 = equal_share(team, plan[ROWS])
         product_rows(
             t.gates, G * H, G * H, section(weights, plan, WEIGHTS, K[1]), held(x),
-            plan[FIRST_ROW] * I, I, ONE, section(weights, plan, WEIGHTS, K[0]), I, ZERO, plan[ROWS],
+            plan[FIRST_ROW] * I, I, ONE, section(weights, plan, WEIGHTS, K[0]), I, r0, r1,
         )  # fmt: skip
+        meet_all(team)
     y, y_at = held(y), plan[FIRST_ROW] * z.directions * P
     u0, u1 = share(team, H, UNITS)
     v0, v1 = share(team, P, UNITS)

@@ -34,7 +34,9 @@ from .shared import (
     K,
     clear,
     copy,
+    equal_share,
     meet,
+    meet_all,
     meets,
     panel_count,
     read_team,
@@ -67,21 +69,28 @@ def forward(
     a, extra = section(tape, plan, TAPE, K[0]), section(tape, plan, TAPE, K[1])
     h_before, c_before = section(tape, plan, TAPE, K[2]), section(tape, plan, TAPE, K[4])
     if plan[WHOLE]:
+        r0, r1 = equal_share(team, plan[ROWS])
         product_rows(
             a, G * H, G * H, section(weights, plan, WEIGHTS, K[1]), x, plan[FIRST_ROW] * I,
-            I, ONE, section(weights, plan, WEIGHTS, K[0]), I, ZERO, plan[ROWS],
+            I, ONE, section(weights, plan, WEIGHTS, K[0]), I, r0, r1,
         )  # fmt: skip
-    u, u1 = share(team, H, UNITS)
+        meet_all(team)
+    width = panel_width(first)
+    own = H % width == 0  # who makes the gates of a unit goes on with it
+    u, u1 = share(team, H, width if own else UNITS)
     q0, q1 = share(team, panel_count(split, first), ONE)
     s0, s1 = share(team, panel_count(H, second), ONE)
-    width = panel_width(first)
     n, s_at, s_columns = u1 - u, s0 * width, min(H, s1 * width) - s0 * width
     begin, y_at = team.begin, (plan[FIRST_ROW] * D + plan[DIRECTION]) * H + u
     for i in range(len(starts)):
         row, rows = starts[i] + begin, min(team.end, counts[i]) - begin
         old = min(begun - begin, rows)
         begun = max(begun, counts[i])
-        if old > 0:
+        if old > 0 and own and team.units:
+            for column in range(u, split, H):
+                p0, p1 = column // width, (column + n) // width
+                multiply(a, row * G * H, G * H, split, old, h, begin * H, H, ONE, first, H, p0, p1)
+        elif old > 0:
             multiply(a, row * G * H, G * H, split, old, h, begin * H, H, ONE, first, H, q0, q1)
         if rows > 0 and cell == GRU_AFTER:
             for r in range(row, row + rows):
@@ -130,10 +139,11 @@ def backward(
     a, extra = section(tape, plan, TAPE, K[0]), section(tape, plan, TAPE, K[1])
     h_before, c_before = section(tape, plan, TAPE, K[2]), section(tape, plan, TAPE, K[4])
     work, d = section(room, plan, GRADIENTS, K[2]), section(room, plan, GRADIENTS, K[5])
-    u, u1 = share(team, H, UNITS)
+    width = panel_width(first)
+    own = H % width == 0  # dh of a unit stays with one member
+    u, u1 = share(team, H, width if own else UNITS)
     q0, q1 = share(team, panel_count(H, first), ONE)
     s0, s1 = share(team, panel_count(H, second), ONE)
-    width = panel_width(first)
     n, begin, y_at = u1 - u, team.begin, plan[DIRECTION] * H + u
     for i in range(len(starts) - 1, -1, -1):
         row, rows = starts[i] + begin, min(team.end, counts[i]) - begin
@@ -152,7 +162,8 @@ def backward(
                 multiply(
                     work, begin * H, H, H, rows, d, d_at + 2 * H, d_row, ONE, second, H, s0, s1
                 )
-            meet(team)
+            if not own:
+                meet(team)
             for k in range(rows):
                 r, h_at = row + k, (begin + k) * H + u
                 at = r * G * H + u
@@ -162,39 +173,54 @@ def backward(
             multiply(dh, begin * H, H, H, rows, d, d_at, d_row, ONE, first, split, q0, q1)
             if cell == GRU_AFTER:
                 multiply(dh, begin * H, H, H, rows, d, d_at + 3 * H, d_row, ONE, second, H, s0, s1)
-        meet(team)
+        if not own:
+            meet(team)
     if plan[WHOLE]:
         by_input = section(back, plan, BACK, K[2])
         _gradients(
-            plan, d, h_before, extra, section(room, plan, GRADIENTS, K[8]), held(x), by_input,
+            team, plan, d, h_before, extra, section(room, plan, GRADIENTS, K[8]), held(x), by_input,
             held(dx), held(dw_ih), held(dw_hh), held(db_ih), held(db_hh),
         )  # fmt: skip
 
 
 @jit
 def _gradients(
-    plan: Any, d: Any, h_before: Any, extra: Any, panels: Any, x: Any, by_input: Any, dx: Any,
-    dw_ih: Any, dw_hh: Any, db_ih: Any, db_hh: Any,
+    team: Any, plan: Any, d: Any, h_before: Any, extra: Any, panels: Any, x: Any, by_input: Any,
+    dx: Any, dw_ih: Any, dw_hh: Any, db_ih: Any, db_hh: Any,
 ) -> None:  # fmt: skip
-    """Those of x and of the weights, all in one thread."""
+    """Those of x and of the weights: rows of each product are divided among the members."""
     stay_apart()
     cell, G, H, I, N = plan[0], plan[1], plan[HIDDEN], plan[INPUTS], plan[ROWS]  # noqa: E741
     slots, split = G + 1 if cell == GRU_AFTER else G, plan[2] * H
     row, none, rest = slots * H, part(x, ZERO, ZERO), G * H - split
-    product_rows(dx, I, I, none, d, ZERO, row, ONE, by_input, G * H, ZERO, N)
-    pack_all(x, I, ONE, N, I, panels)
-    product_rows(dw_ih, I, I, none, d, ZERO, ONE, row, panels, N, ZERO, G * H)
-    pack_all(h_before, H, ONE, N, H, panels)
-    product_rows(dw_hh, H, H, none, d, ZERO, ONE, row, panels, N, ZERO, split)
-    last = (slots - 1) * H
-    if rest:
-        if cell == GRU_BEFORE:
-            pack_all(extra, H, ONE, N, H, panels)
-        to = part(dw_hh, split * H, G * H * H)
-        product_rows(to, H, H, none, d, last, ONE, row, panels, N, ZERO, rest)
+    meet_all(team)
+    if team.member == 0:
+        pack_all(x, I, ONE, N, I, panels)
+    r0, r1 = equal_share(team, N)
+    product_rows(dx, I, I, none, d, ZERO, row, ONE, by_input, G * H, r0, r1)
+    g0, g1 = equal_share(team, G * H)
     if db_ih.size:
-        add_rows(db_ih, d, ZERO, row, G * H, N)
+        add_rows(part(db_ih, g0, g1), d, g0, row, g1 - g0, N)
+    meet_all(team)
+    product_rows(dw_ih, I, I, none, d, ZERO, ONE, row, panels, N, g0, g1)
+    meet_all(team)
+    if team.member == 0:
+        pack_all(h_before, H, ONE, N, H, panels)
+    q0, q1 = equal_share(team, split)
     if db_hh.size:
-        add_rows(db_hh, d, ZERO, row, split, N)
-        if rest:
-            add_rows(part(db_hh, split, G * H), d, last, row, rest, N)
+        add_rows(part(db_hh, q0, q1), d, q0, row, q1 - q0, N)
+    meet_all(team)
+    product_rows(dw_hh, H, H, none, d, ZERO, ONE, row, panels, N, q0, q1)
+    if rest == 0:
+        return
+    if cell == GRU_BEFORE:
+        meet_all(team)
+        if team.member == 0:
+            pack_all(extra, H, ONE, N, H, panels)
+        meet_all(team)
+    last = (slots - 1) * H
+    s0, s1 = equal_share(team, rest)
+    to = part(dw_hh, split * H, G * H * H)
+    product_rows(to, H, H, none, d, last, ONE, row, panels, N, s0, s1)
+    if db_hh.size:
+        add_rows(part(db_hh, split + s0, split + s1), d, last + s0, row, s1 - s0, N)

@@ -56,13 +56,26 @@ def section(a: Any, plan: Any, at: int, k: int) -> Any:
 
 @jit
 def meet(team: Any) -> None:
-    if team.members > 1 and team.units:
+    """Where members have units of the same rows."""
+    if team.units:
+        meet_all(team)
+
+
+@jit
+def meet_all(team: Any) -> None:
+    if team.members > 1:
         target = (arrive(team.counter) // team.members + 1) * team.members
         spins = 0
         while arrived(team.counter) < target:
             spins += 1
             if spins > 2000:
                 give_way()
+
+
+@jit
+def equal_share(team: Any, count: int) -> Any:
+    """A member's part of `count` things, however the members share the steps."""
+    return count * team.member // team.members, count * (team.member + 1) // team.members
 
 
 @jit

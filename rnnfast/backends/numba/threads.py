@@ -7,10 +7,10 @@ of threads is another one than rnnfast's.
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,19 +37,50 @@ def wanted() -> int:
     return int(_native.get_num_threads())
 
 
+class _Worker:
+    """A thread that waits for a task. Two bare locks wake and answer it in a third of the time of a
+    ThreadPoolExecutor (0.04 for 0.13 ms), which is what the passes of small layers take."""
+
+    def __init__(self) -> None:
+        self.begin, self.end = _thread.allocate_lock(), _thread.allocate_lock()
+        self.begin.acquire()
+        self.end.acquire()
+        self.task: Task | None = None
+        self.error: BaseException | None = None
+        threading.Thread(target=self._serve, name="rnnfast-numba", daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            self.begin.acquire()
+            assert self.task is not None
+            function, arguments = self.task
+            try:
+                function(*arguments)
+            except BaseException as error:
+                self.error = error
+            self.task = None
+            del function, arguments
+            self.end.release()
+
+    def start(self, task: Task) -> None:
+        self.task = task
+        self.begin.release()
+
+    def finish(self) -> BaseException | None:
+        self.end.acquire()
+        error, self.error = self.error, None
+        return error
+
+
 class _Pool:
     def __init__(self) -> None:
         self.busy = threading.Lock()
-        self.size = 0
-        self.workers: ThreadPoolExecutor | None = None
+        self.workers: list[_Worker] = []
 
-    def grown(self, size: int) -> ThreadPoolExecutor:
-        if self.workers is None or size > self.size:
-            if self.workers is not None:
-                self.workers.shutdown(wait=False)
-            self.workers = ThreadPoolExecutor(size, thread_name_prefix="rnnfast-numba")
-            self.size = size
-        return self.workers
+    def several(self, count: int) -> list[_Worker]:
+        while len(self.workers) < count:
+            self.workers.append(_Worker())
+        return self.workers[:count]
 
 
 _pool = _Pool()
@@ -77,12 +108,15 @@ def run(tasks: list[Task]) -> None:
         function, arguments = tasks[0]
         function(*arguments)
         return
-    workers = _pool.grown(len(tasks) - 1)
-    others = [workers.submit(function, *arguments) for function, arguments in tasks[1:]]
+    workers = _pool.several(len(tasks) - 1)
+    for worker, task in zip(workers, tasks[1:], strict=True):
+        worker.start(task)
+    function, arguments = tasks[0]
+    errors: list[BaseException | None] = []
     try:
-        function, arguments = tasks[0]
         function(*arguments)
     finally:
-        wait(others)
-    for other in others:
-        other.result()
+        errors.extend(worker.finish() for worker in workers)
+    for error in errors:
+        if error is not None:
+            raise error
