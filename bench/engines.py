@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,8 +97,19 @@ def measured(cell: str, dtype: str, sizes: Sizes, budget: float) -> Iterator[dic
         yield {"cell": cell, "dtype": dtype, "units": units, **most, "measured": True}
 
 
-def choose(path: Path, sizes: Sizes, budget: float, device: str) -> None:
-    """Measures the table and writes it."""
+def _one_call(of: tuple[str, str, Shape]) -> None:
+    cell, dtype, shape = of
+    side = gpu.ours(gpu.in_dtype(draw(Spec(cell), shape, "training"), dtype))
+    for name in ENGINES:
+        with engine(name), suppress(rnnfast.UnsupportedError):
+            side.run()
+
+
+def choose(path: Path, sizes: Sizes, budget: float, device: str, processes: int = 1) -> None:
+    """Measures the table and writes it; first so many processes compile what it needs."""
+    if processes > 1:
+        shapes = [Shape("choose", STEPS, b, h, h) for h in sizes.units for b in sizes.rows]
+        gpu.in_processes(_one_call, list(itertools.product(CELLS, DTYPES, shapes)), processes)
     entries: list[dict[str, Any]] = []
     for cell, dtype in itertools.product(CELLS, DTYPES):
         entries += measured(cell, dtype, sizes, budget)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,6 +256,22 @@ def measured(cell: str, dtype: str, shape: Shape, mode: Mode, budget: float) -> 
     return row
 
 
+def _one_call(of: tuple[str, str, Shape, Mode]) -> None:
+    cell, dtype, shape, mode = of
+    ours(in_dtype(draw(CELLS[cell], shape, mode), dtype)).run()
+
+
+def in_processes(one_call: Callable[[Any], None], of: list[Any], processes: int) -> None:
+    """Each call once, in so many processes: CuPy keeps on disk what is compiled for them.
+
+    Kernels for all steps are compiled for the sizes of a layer, in some tenths of a second each.
+    """
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        for _ in pool.map(one_call, of):
+            pass
+
+
 def _device_name() -> str:
     import cupy
 
@@ -306,6 +324,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--units", nargs="+", type=int, default=UNITS, metavar="H")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds for a row")
     parser.add_argument("--quick", action="store_true", help="a few small shapes")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that compile all kernels first, if more than 1"
+    )
     parser.add_argument("--json", type=Path, help="where the rows go")
     parser.add_argument(
         "--choose", action="store_true", help="measure rnnfast's own two engines for choice.json"
@@ -321,13 +342,18 @@ def main(argv: list[str]) -> int:
         from . import engines
 
         sizes = engines.Sizes(given.units, given.rows)
-        engines.choose(path, sizes, given.budget, _device_name())
+        engines.choose(path, sizes, given.budget, _device_name(), given.processes)
         return 0
     rows: list[dict[str, Any]] = []
+    of_rows = list(
+        itertools.product(
+            given.cells or ("lstm", "gru", "rnn"), given.dtypes, _shapes(given), given.modes
+        )
+    )
+    if given.processes > 1:
+        in_processes(_one_call, of_rows, given.processes)
     print(*report.header(_COLUMNS), sep="\n", flush=True)
-    for cell, dtype, shape, mode in itertools.product(
-        given.cells or ("lstm", "gru", "rnn"), given.dtypes, _shapes(given), given.modes
-    ):
+    for cell, dtype, shape, mode in of_rows:
         rows.append(measured(cell, dtype, shape, mode, given.budget))
         print(_line(rows[-1]), flush=True)
         document = {**report.document(rows, {"argv": argv}), "gpu": device()}

@@ -17,7 +17,7 @@ from ...arrays import computed
 from ...spec import Spec
 from .launch import Limits, launch_clusters, of_cluster
 from .parameters import BACKWARD_STEP
-from .sequences import compiled, parameters
+from .sequences import launch
 
 if TYPE_CHECKING:
     from .engine import Pass
@@ -153,14 +153,8 @@ def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def options(passes: Sequence[Pass], plan: Plan) -> tuple[str, ...]:
-    """What the compiler is told."""
-    return compiled(passes, *of_cluster(plan.division))
-
-
 def run(passes: Sequence[Pass], plan: Plan) -> None:
-    name = "backward_steps" if passes[0].struct == BACKWARD_STEP else "forward_steps"
-    given, kept = parameters(passes, plan.units, plan.rows)
+    one = launch(passes, of_cluster(plan.division), plan.units, plan.rows)
+    name = "backward_steps" if passes[0].struct is BACKWARD_STEP else "forward_steps"
     grid = plan.blocks, plan.row_blocks, len(passes)
-    launch_clusters(options(passes, plan), name, grid, plan.shared, given)
-    del kept
+    launch_clusters(one.options, name, grid, plan.shared, one.parameters)

@@ -165,16 +165,16 @@ class Pass:
         return visits(self.steps, self.reverse, self.spec.truncate)
 
     @property
-    def there(self) -> tuple[bool, ...]:
-        """Of each pointer of a step, whether there is what it points to."""
-        own = self.arrays
-        return tuple([own.get(name) is not None for name in pointers(self.struct)])
+    def places(self) -> list[int]:
+        """Where what belongs to packed row 0 begins, for each pointer of a step; 0 for none."""
+        get = self.arrays.get
+        found = [get(name) for name in pointers(self.struct)]
+        return [0 if a is None else a.pointer if type(a) is Piece else a.data.ptr for a in found]
 
-    def origin(self) -> bytes:
+    def origin(self, places: list[int]) -> bytes:
         """The parameters of a step whose first packed row is row 0."""
         own = self.arrays
-        numbers = {n: pointer(a) for n in pointers(self.struct) if (a := own.get(n)) is not None}
-        numbers |= {"hidden": self.hidden, "outputs": self.outputs}
+        numbers = {"hidden": self.hidden, "outputs": self.outputs}
         for name in ("keep_h", "keep_c"):
             keep = own[name]
             if keep is not None and keep.shape[0] > 1:
@@ -182,11 +182,11 @@ class Pass:
         laid_out = own[self.laid_out]
         if laid_out is not None:
             numbers[self.laid_out + "_stride"] = row_stride(laid_out)
-        return step(self.struct, numbers, self.spec)
+        return step(self.struct, places, numbers, self.spec)
 
     def parameters(self, first: Array) -> Array:
         """Those of steps that begin with these packed rows."""
-        made = np.repeat(array(self.struct, self.origin()), len(first))
+        made = np.repeat(array(self.struct, self.origin(self.places)), len(first))
         for name in self.struct.names or ():
             a = self.arrays.get(name)
             if a is None or name in _OF_BATCH:

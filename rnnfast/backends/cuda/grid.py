@@ -16,7 +16,7 @@ from ...spec import Spec
 from .. import Array
 from .launch import Limits, launch_together, of_grid
 from .parameters import BACKWARD_STEP
-from .sequences import compiled, parameters
+from .sequences import launch
 
 if TYPE_CHECKING:
     from .engine import Pass
@@ -89,8 +89,7 @@ def run(passes: Sequence[Pass], plan: Plan) -> None:
 
 
 def _launch(passes: Sequence[Pass], plan: Plan) -> None:
-    one = passes[0]
-    backward = one.struct == BACKWARD_STEP
+    backward = passes[0].struct is BACKWARD_STEP
     arrived = cupy.zeros((len(passes), plan.row_blocks), np.uint64)
     own: list[dict[str, Array]] = []
     for k, p in enumerate(passes):
@@ -98,9 +97,7 @@ def _launch(passes: Sequence[Pass], plan: Plan) -> None:
         if not backward:
             exchange = own[k]["exchange"] = cupy.empty((2, p.steps.batch, p.hidden), p.dtype)
             exchange[...] = p.array("operand" if "operand" in p.arrays else "h")
-    given, kept = parameters(passes, plan.units, plan.rows, own)
+    one = launch(passes, of_grid(plan.products), plan.units, plan.rows, own)
     grid = plan.unit_blocks, plan.row_blocks, len(passes)
     name = "backward_steps" if backward else "forward_steps"
-    options = compiled(passes, *of_grid(plan.products))
-    launch_together(options, name, grid, plan.shared, given)
-    del kept
+    launch_together(one.options, name, grid, plan.shared, one.parameters)

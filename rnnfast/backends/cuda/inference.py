@@ -18,9 +18,9 @@ from ...weights import Layer
 from .. import Array
 from . import choice, cluster
 from .engine import Forward, plan_of, pointer
-from .launch import Matrix, gemms, launch_clusters, products
+from .launch import Matrix, gemms, launch_clusters, of_cluster, products
 from .parameters import FORWARD_SEQUENCES, FORWARD_STEP, SEQUENCE, array, by_value
-from .sequences import parameters
+from .sequences import launch
 
 _KEPT = 64  # shapes of x
 _ALIGNMENT = 256  # bytes
@@ -119,11 +119,11 @@ class Calls:
         }
         of_state = B * H * itemsize
         reads = Matrix(pointer(x), N, features, features)
-        for k, (layer, launch) in enumerate(zip(self.layers, launches, strict=True)):
+        for k, (layer, one) in enumerate(zip(self.layers, launches, strict=True)):
             writes = pointer(y) if k + 1 == len(launches) else places + k % 2 * between
-            values = launch.values.copy()
+            values = one.values.copy()
             inputs = []
-            for d, (w, changing) in enumerate(zip(layer, launch.changing, strict=True)):
+            for d, (w, changing) in enumerate(zip(layer, one.changing, strict=True)):
                 to = Matrix(gx + d * of_inputs, N, width, width)
                 w_ih = Matrix(pointer(w.w_ih), width, w.w_ih.shape[1], w.w_ih.shape[1])
                 inputs.append(products(self.dtype).arguments(reads, w_ih, to, b_transposed=True))
@@ -132,10 +132,10 @@ class Calls:
                 for name, at in ends.items():
                     values[changing[name]] = at + (k * D + d) * of_state
             gemms(inputs)
-            given = by_value(array(FORWARD_SEQUENCES, launch.form.pack(*values)))
-            plan = launch.plan
+            given = by_value(array(FORWARD_SEQUENCES, one.form.pack(*values)))
+            plan = one.plan
             grid = plan.blocks, plan.row_blocks, D
-            launch_clusters(launch.options, "forward_steps", grid, plan.shared, given)
+            launch_clusters(one.options, "forward_steps", grid, plan.shared, given)
             reads = Matrix(writes, N, D * H, D * H)
         return y, (h_n, c_n)
 
@@ -145,13 +145,13 @@ def _aligned(size: int) -> int:
 
 
 def _launch(passes: list[Forward], plan: cluster.Plan) -> _Launch:
-    given, _ = parameters(passes, plan.units, plan.rows)
+    one = launch(passes, of_cluster(plan.division), plan.units, plan.rows)
     names = [*(SEQUENCE.names or ()), *(n for n in FORWARD_STEP.names or () if n != "options")]
     size = FORWARD_STEP.fields["options"][0].itemsize  # type: ignore[index]
     form = struct.Struct("=" + f"{len(names)}q{size}s" * len(passes))
-    values = list(form.unpack(bytes(given)[: form.size]))
+    values = list(form.unpack(bytes(one.parameters)[: form.size]))
     changing = []
     for d in range(len(passes)):
         first = d * (len(names) + 1)
         changing.append({name: first + k for k, name in enumerate(names)})
-    return _Launch(plan, cluster.options(passes, plan), form, values, changing)
+    return _Launch(plan, one.options, form, values, changing)

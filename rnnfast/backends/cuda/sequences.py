@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cupy
 import numpy as np
@@ -36,11 +36,10 @@ def has_visits(p: Pass) -> bool:
     return p.steps.batch_sizes is not None or p.spec.truncate is not None
 
 
-def compiled(passes: Sequence[Pass], *variant: str) -> tuple[str, ...]:
-    """What the compiler is told of a launch, in a variant of its file."""
-    one = passes[0]
-    of = one.hidden, len(passes) == 2, not has_visits(one), one.there
-    return options(one.spec, one.dtype, one.struct == BACKWARD_STEP, *of, variant)
+class Launch(NamedTuple):
+    options: tuple[str, ...]  # for the compiler
+    parameters: Array  # by value
+    kept: list[Any]  # what must live until then
 
 
 @cache
@@ -60,31 +59,44 @@ def options(
     return compile_options(spec, dtype, *variant, *built_in)
 
 
-def parameters(
-    passes: Sequence[Pass], units: int, rows: int, own: Sequence[dict[str, Array]] = ({}, {})
-) -> tuple[Array, list[Any]]:
-    """The parameters of a launch whose blocks have so many units and rows.
+def launch(
+    passes: Sequence[Pass],
+    variant: tuple[str, ...],
+    units: int,
+    rows: int,
+    own: Sequence[dict[str, Array]] = ({}, {}),
+) -> Launch:
+    """A launch of a variant of its file, whose blocks have so many units and rows.
 
-    `own` are more arrays of each pass. And what must live until the launch.
+    `own` are more arrays of each pass.
     """
+    one = passes[0]
     packed, kept = b"", []
+    there: tuple[bool, ...] = ()
     for p, more in zip(passes, own, strict=False):
         w_hh, extra = p.arrays["w_hh"], p.arrays.get("extra")
-        assert w_hh is not None
         arrays = {"w_hh": w_hh, **p.ends, **more}
         if has_visits(p):
             arrays["visits"] = cupy.asarray(np.stack(p.visited))
+        of_rows = extra is not None and extra.shape[0] == p.steps.rows
         numbers = {name: int(a.data.ptr) for name, a in arrays.items() if a is not None} | {
             "visit_count": arrays["visits"].shape[1] if "visits" in arrays else p.steps.num_steps,
             "batch": p.steps.batch,
             "w_stride": w_hh.strides[0] // w_hh.itemsize,
             "units": units,
             "rows": rows,
-            "extra_stride": p.hidden if extra and extra.shape[0] == p.steps.rows else 0,
+            "extra_stride": p.hidden if of_rows else 0,
             "reverse": int(p.reverse),
             "wide_ends": int(p.wide_ends),
         }
-        packed += integers(SEQUENCE, numbers) + p.origin()
+        places = p.places
+        packed += integers(SEQUENCE, numbers) + p.origin(places)
         kept.append(arrays)
-    of = BACKWARD_SEQUENCES if passes[0].struct == BACKWARD_STEP else FORWARD_SEQUENCES
-    return by_value(array(of, packed)), kept
+        there = tuple(map(bool, places))
+    backward = one.struct is BACKWARD_STEP
+    known_to_compiler = one.hidden, len(passes) == 2, not has_visits(one), there
+    return Launch(
+        options(one.spec, one.dtype, backward, *known_to_compiler, variant),
+        by_value(array(BACKWARD_SEQUENCES if backward else FORWARD_SEQUENCES, packed)),
+        kept,
+    )
