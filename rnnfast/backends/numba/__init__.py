@@ -28,7 +28,7 @@ from .threads import NOBODY, SMALL
 from .visits import chunks, visits_of
 
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
-_STEP = 40_000  # multiplications of one step that are worth dividing its units
+_STEP = 60_000  # multiplications of one step that are worth dividing its units
 _NO_MASKS = (False, False, False)
 
 
