@@ -472,7 +472,7 @@ class Kernel:
                     assert bool(given_options[name]) <= self.module.options[name]
                 if self.module.pointers:
                     assert step["hidden"] == self.module.hidden
-                    there = {n for n in self.module.pointers if step[n]}
+                    there = {n for n in self.module.pointers if step[n]}  # of those told
                     assert there == {n for n, is_there in self.module.pointers.items() if is_there}
         pointers = (ctypes.c_void_p * len(given))(*(a.ctypes.data for a in given))
         grid = (*grid, 1, 1)[:3]

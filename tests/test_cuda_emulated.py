@@ -271,6 +271,31 @@ def problem_weights(p: Any, weights: Any, change: Any) -> Any:
     return replace(p, weights=weights).map(change).weights
 
 
+@pytest.mark.parametrize("engine", ["alternating", "grid", "cluster"])
+def test_biases_of_one_direction(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled for two directions holds for both."""
+    from rnnfast.backends.cuda import launch
+
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", engine)
+    monkeypatch.setattr(fake_cupy, "compute_capability", "90")
+    launch._device.cache_clear()
+    p = problem(Case(Spec("gru"), T=3, B=2, I=4, H=5, D=2, dtype="float32"))
+    for absent in (("b_ih", "b_hh"), ("b_ih",), ("b_hh",)):
+        (forwards, back) = p.weights[0]
+        for pair in (
+            (forwards._replace(**dict.fromkeys(absent)), back),
+            (forwards, back._replace(**dict.fromkeys(absent))),
+        ):
+            one = replace(p, weights=[pair])
+            wanted = run(one)
+            found = run(one, "cuda")
+            assert_close(found, wanted, 1e-5)
+            packed = rnnfast.pack(one.map(fake_cupy.asarray).weights, cell="gru")
+            y, _ = rnnfast.gru(fake_cupy.asarray(p.x), packed, fake_cupy.asarray(p.h_0))
+            assert_close({"y": y.get()}, {"y": wanted["y"]}, 1e-5)
+    launch._device.cache_clear()
+
+
 # ------------------------------------------------------------------------ arrays and launches
 
 

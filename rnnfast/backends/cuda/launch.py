@@ -90,10 +90,14 @@ def of_cluster(division: str) -> tuple[str, ...]:
 
 
 def known(
-    backward: bool, hidden: int, two: bool, equal: bool, there: Mapping[str, bool]
+    backward: bool, hidden: int, two: bool, equal: bool, there: Mapping[str, bool | None]
 ) -> tuple[str, ...]:
-    """What sequences.cuh builds in; `there` tells of each pointer of a step whether it is null."""
-    pointers = (f"RNNFAST_{'THERE' if is_there else 'NULL'}({n})" for n, is_there in there.items())
+    """What sequences.cuh builds in; `there` tells of pointers of a step whether they are null."""
+    pointers = (
+        f"RNNFAST_{'THERE' if is_there else 'NULL'}({name})"
+        for name, is_there in there.items()
+        if is_there is not None
+    )
     return (
         f"-DRNNFAST_BACKWARD={int(backward)}",
         f"-DRNNFAST_HIDDEN={hidden}",

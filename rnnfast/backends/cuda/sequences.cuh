@@ -129,8 +129,8 @@ struct Share {
 
 // The parameters of a block's direction, with what is known when a kernel is compiled: besides that
 // of `specialise`, the number of units, whether there are two directions, whether all steps are
-// equal, and RNNFAST_NULL(name) or RNNFAST_THERE(name) for each pointer of a step. RNNFAST_BACKWARD
-// tells which kernel it is for.
+// equal, and RNNFAST_NULL(name) or RNNFAST_THERE(name) for each pointer of a step that is so in both
+// directions. RNNFAST_BACKWARD tells which kernel it is for.
 #define RNNFAST_NULL(name) found.step.name = nullptr;
 #define RNNFAST_THERE(name) RNNFAST_ASSUME(found.step.name != nullptr);
 

@@ -50,10 +50,10 @@ def options(
     hidden: int,
     two: bool,
     equal: bool,
-    there: tuple[bool, ...],
+    there: tuple[bool | None, ...],
     variant: tuple[str, ...],
 ) -> tuple[str, ...]:
-    """`there` tells of each pointer of a step whether it is null."""
+    """`there` tells of each pointer of a step whether it is null; None where that is not known."""
     names = pointers(BACKWARD_STEP if backward else FORWARD_STEP)
     built_in = known(backward, hidden, two, equal, dict(zip(names, there, strict=True)))
     return compile_options(spec, dtype, *variant, *built_in)
@@ -72,7 +72,7 @@ def launch(
     """
     one = passes[0]
     packed, kept = b"", []
-    there: tuple[bool, ...] = ()
+    of_passes: list[tuple[bool, ...]] = []
     for p, more in zip(passes, own, strict=False):
         w_hh, extra = p.arrays["w_hh"], p.arrays.get("extra")
         arrays = {"w_hh": w_hh, **p.ends, **more}
@@ -92,8 +92,12 @@ def launch(
         places = p.places
         packed += integers(SEQUENCE, numbers) + p.origin(places)
         kept.append(arrays)
-        there = tuple(map(bool, places))
+        of_passes.append(tuple(map(bool, places)))
     backward = one.struct is BACKWARD_STEP
+    there: tuple[bool | None, ...] = of_passes[0]
+    if of_passes[-1] != there:  # biases of one direction alone
+        alike = zip(there, of_passes[-1], strict=True)
+        there = tuple(a if a == b else None for a, b in alike)
     known_to_compiler = one.hidden, len(passes) == 2, not has_visits(one), there
     return Launch(
         options(one.spec, one.dtype, backward, *known_to_compiler, variant),
