@@ -62,14 +62,26 @@ struct Part {
     return {s.visits[k], s.visits[s.visit_count + k], s.visits[2 * s.visit_count + k]};
   }
 
-  // Numbers of the state before the first step and after the last one.
+  // A number of the state before the first step.
   template <class T>
   __device__ T end(const void* numbers, Index at) const {
     if (!numbers) return 0;
     return s.wide_ends ? static_cast<const T*>(numbers)[at] : T(static_cast<const S*>(numbers)[at]);
   }
+
+  // The state after the last step, of its units and rows; h and c are (D::kBlockRows, H).
+  template <bool kHasC, class T>
+  __device__ void leave(const T* h, const T* c) const {
+    __syncthreads();
+    const int units = unit_end - unit;
+    for (int i = threadIdx.x; i < row_count * units; i += kThreads) {
+      const int at = i / units * D::kHidden + unit + i % units;
+      put(s.h_n, row * D::kHidden + at, h[at]);
+      if (kHasC) put(s.c_n, row * D::kHidden + at, c[at]);
+    }
+  }
   template <class T>
-  __device__ void set_end(void* numbers, Index at, T value) const {
+  __device__ void put(void* numbers, Index at, T value) const {
     if (s.wide_ends)
       static_cast<T*>(numbers)[at] = value;
     else
@@ -88,24 +100,6 @@ template <class T>
 struct alignas(4 * sizeof(T)) Four {
   T numbers[4];
 };
-
-// The sums over kLanes * 2 lanes of kPlaces * kSums numbers a lane, of which each ends up with
-// Division's share.
-template <int kPlaces, int kSums, int kLanes, class T>
-__device__ void lane_sums(T* a) {
-  if constexpr (kLanes > 0 && kPlaces > 1) {
-    constexpr int half = kPlaces / 2 * kSums;
-    const bool upper = threadIdx.x & kLanes;
-    for (int i = 0; i < half; i++) {
-      const T kept = upper ? a[half + i] : a[i], given = upper ? a[i] : a[half + i];
-      a[i] = kept + __shfl_xor_sync(0xffffffffu, given, kLanes);
-    }
-    lane_sums<kPlaces / 2, kSums, kLanes / 2>(a);
-  } else if constexpr (kLanes > 0) {
-    for (int i = 0; i < kSums; i++) a[i] += __shfl_xor_sync(0xffffffffu, a[i], kLanes);
-    lane_sums<1, kSums, kLanes / 2>(a);
-  }
-}
 
 // What products read, in the memory of every block of the cluster: one lot is read while the next
 // one arrives in the other of two places. Who gives numbers of a lot has read the one before; and a
@@ -308,13 +302,7 @@ __device__ void forward_cluster(const ForwardSequence<T, S>& sequence, void* mem
     visit = next;
     n = more;
   }
-  __syncthreads();
-  const int units = part.unit_end - part.unit;
-  for (int i = threadIdx.x; i < part.row_count * units; i += kThreads) {
-    const int r = i / units, u = part.unit + i % units;
-    part.set_end(s.h_n, (part.row + r) * H + u, h[r * H + u]);
-    if (Cell::kHasC) part.set_end(s.c_n, (part.row + r) * H + u, c[r * H + u]);
-  }
+  part.template leave<Cell::kHasC>(h, c);
 }
 
 // Of what one unit gives to the products: all of its gates, in a piece that is stored at once.
@@ -445,13 +433,7 @@ __device__ void backward_cluster(const BackwardSequence<T, S>& sequence, void* m
     n = more;
     more = part.rows_of(next);
   }
-  __syncthreads();
-  const int units = part.unit_end - part.unit;
-  for (int i = threadIdx.x; i < part.row_count * units; i += kThreads) {
-    const int r = i / units, u = part.unit + i % units;
-    part.set_end(s.h_n, (part.row + r) * H + u, dh[r * H + u]);
-    if (Cell::kHasC) part.set_end(s.c_n, (part.row + r) * H + u, dc[r * H + u]);
-  }
+  part.template leave<Cell::kHasC>(dh, dc);
 }
 
 }  // namespace rnnfast

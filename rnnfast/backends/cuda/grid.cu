@@ -50,25 +50,6 @@ struct GridBarrier {
 
 // ------------------------------------------------------------------------------ the products
 
-// The sums over the lanes of a warp of kPlaces * kSums numbers a lane. Halving the places while
-// halving the lanes that hold each, lane l gets all sums of place l / (32 / kPlaces) in
-// a[0..kSums).
-template <int kPlaces, int kSums, int kLanes, class T>
-__device__ void warp_sums(T* a) {
-  if constexpr (kPlaces > 1) {
-    constexpr int half = kPlaces / 2 * kSums;
-    const bool upper = threadIdx.x & kLanes;
-    for (int i = 0; i < half; i++) {
-      const T kept = upper ? a[half + i] : a[i], given = upper ? a[i] : a[half + i];
-      a[i] = kept + __shfl_xor_sync(0xffffffffu, given, kLanes);
-    }
-    warp_sums<kPlaces / 2, kSums, kLanes / 2>(a);
-  } else if constexpr (kLanes > 0) {
-    for (int i = 0; i < kSums; i++) a[i] += __shfl_xor_sync(0xffffffffu, a[i], kLanes);
-    warp_sums<1, kSums, kLanes / 2>(a);
-  }
-}
-
 // then(row, unit, sums) for all rows of x, 0 <= unit < unit_count: sums[s] is the scalar product of
 // `length` numbers of the row, and of those at w[unit * unit_stride + s * sum_stride].
 //
@@ -99,7 +80,7 @@ __device__ void products(const S* w, Index unit_stride, Index sum_stride, Index 
           for (int r = 0; r < kRows; r++) sums[(u * kRows + r) * kSums + s] += weight * numbers[r];
         }
     }
-    warp_sums<kPlaces, kSums, 16>(sums);
+    lane_sums<kPlaces, kSums, 16>(sums);
     constexpr int kSharers = 32 / kPlaces;
     const int place = lane / kSharers;
     const Index r = row + place % kRows, u = unit + place / kRows;

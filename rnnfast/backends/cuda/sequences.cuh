@@ -125,12 +125,32 @@ struct Share {
   __device__ Index rows_of(Index n) const { return smaller(row_count, n - row); }
 };
 
+// The sums over 2 * kLanes lanes that lie beside one another, of kPlaces * kSums numbers a lane.
+// Halving the places while halving the lanes that hold each, a lane ends up with all sums of its
+// share of the places in the first numbers, in order; where there are more lanes than places, some
+// have the same.
+template <int kPlaces, int kSums, int kLanes, class T>
+__device__ void lane_sums(T* a) {
+  if constexpr (kLanes > 0 && kPlaces > 1) {
+    constexpr int half = kPlaces / 2 * kSums;
+    const bool upper = threadIdx.x & kLanes;
+    for (int i = 0; i < half; i++) {
+      const T kept = upper ? a[half + i] : a[i], given = upper ? a[i] : a[half + i];
+      a[i] = kept + __shfl_xor_sync(0xffffffffu, given, kLanes);
+    }
+    lane_sums<kPlaces / 2, kSums, kLanes / 2>(a);
+  } else if constexpr (kLanes > 0) {
+    for (int i = 0; i < kSums; i++) a[i] += __shfl_xor_sync(0xffffffffu, a[i], kLanes);
+    lane_sums<1, kSums, kLanes / 2>(a);
+  }
+}
+
 #ifdef RNNFAST_POINTERS
 
 // The parameters of a block's direction, with what is known when a kernel is compiled: besides that
 // of `specialise`, the number of units, whether there are two directions, whether all steps are
-// equal, and RNNFAST_NULL(name) or RNNFAST_THERE(name) for each pointer of a step that is so in both
-// directions. RNNFAST_BACKWARD tells which kernel it is for.
+// equal, and RNNFAST_NULL(name) or RNNFAST_THERE(name) for each pointer of a step that is so in
+// both directions. RNNFAST_BACKWARD tells which kernel it is for.
 #define RNNFAST_NULL(name) found.step.name = nullptr;
 #define RNNFAST_THERE(name) RNNFAST_ASSUME(found.step.name != nullptr);
 
