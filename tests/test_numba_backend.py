@@ -5,6 +5,7 @@ That its results are right is tested where all backends are.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -99,10 +100,19 @@ def test_ends_of_functions(name: str, dtype: str) -> None:
 
 # ------------------------------------------------------------------------------------ threads
 
-# Rows are divided, and units with B = 1 where H is large.
-SHAPES = [(7, 33, 65), (25, 130, 17), (30, 1, 520), (6, 3, 1025)]
+# Rows are divided, or units; of 128 units, whole panels.
+SHAPES = [(7, 33, 65), (25, 130, 17), (30, 1, 520), (6, 3, 1025), (9, 2, 128)]
 
 
+@pytest.fixture
+def always_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small a pass is."""
+    for module in ("", ".short", ".threads"):
+        monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba" + module), "SMALL", 0)
+    monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba"), "_STEP", 0)
+
+
+@pytest.mark.usefixtures("always_divided")
 @pytest.mark.parametrize(("T", "B", "H"), SHAPES)
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
@@ -118,6 +128,36 @@ def test_threads_do_not_matter(
     assert_same_bits(run(p, "numba", save="recompute"), wanted)
     outputs = forward(p, "numba")
     assert_same_bits(outputs, {name: wanted[name] for name in outputs})
+
+
+@pytest.mark.usefixtures("always_divided")
+def test_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a call waits for its workers, which may be at work still."""
+    threads = importlib.import_module("rnnfast.backends.numba.threads")
+    p = problem(Case(Spec("gru"), T=20, B=2, I=48, H=128, dtype="float32"))
+    rnnfast.set_num_threads(3)
+    wanted = run(p, "numba")
+
+    def interrupted(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threads._Worker, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(p, "numba")
+    assert_same_bits(run(p, "numba"), wanted)
+
+
+def test_an_error_of_a_worker_is_raised() -> None:
+    threads = importlib.import_module("rnnfast.backends.numba.threads")
+
+    def wrong() -> None:
+        raise ValueError("in a worker")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="in a worker"):
+            threads.run([(lambda: None, ()), (wrong, ())])
+    threads.run([(lambda: None, ()), (lambda: None, ())])
 
 
 COUNT = """

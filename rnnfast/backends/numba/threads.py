@@ -12,7 +12,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,12 @@ _processor = _where()
 def _leave(processor: int) -> None:
     """Let this thread go on elsewhere: Linux likes to wake a thread beside the one that wakes it,
     where the two then take turns for milliseconds."""
-    allowed = os.sched_getaffinity(0)
-    others = allowed - {processor}
-    if others:
-        os.sched_setaffinity(0, others)
-        os.sched_setaffinity(0, allowed)
+    with suppress(OSError):  # where that is not permitted
+        allowed = os.sched_getaffinity(0)
+        others = allowed - {processor}
+        if others:
+            os.sched_setaffinity(0, others)
+            os.sched_setaffinity(0, allowed)
 
 
 class _Worker:
@@ -143,7 +144,11 @@ def run(tasks: list[Task]) -> None:
     try:
         function(*arguments)
     finally:
-        errors.extend(worker.finish() for worker in workers)
+        try:
+            errors.extend(worker.finish() for worker in workers)
+        except BaseException:  # an interrupt: they may be at work still, and are left to it
+            _pool.workers = []
+            raise
     for error in errors:
         if error is not None:
             raise error
