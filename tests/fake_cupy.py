@@ -523,7 +523,6 @@ def _viewed(pointer: int, kind: int, rows: int, columns: int, stride: int) -> An
 
 def _gemm(
     stream: int,
-    handle: int,
     a_transposed: int,
     b_transposed: int,
     m: int,
@@ -579,10 +578,8 @@ def modules() -> dict[str, ModuleType]:
     )
     cupy.__dict__["cuda"] = cuda
     cublas = ModuleType("rnnfast.backends.cuda.cublas")
-    handles = iter(range(1, 1000))
     cublas.__dict__.update(
-        create=lambda: next(handles),
-        gemm=_gemm,
+        Handle=type("Handle", (), {"gemm": staticmethod(_gemm)}),
         COMPUTE_32F=68,
         COMPUTE_64F=70,
         COMPUTE_32F_FAST_TF32=77,

@@ -58,8 +58,7 @@ struct Part {
   // Without rows before the first step and after the last one.
   __device__ Visit visit(Index k) const {
     if (k < 0 || k >= s.visit_count) return {0, 0, 0};
-    if (D::kEqual) return {(s.reverse ? s.visit_count - 1 - k : k) * s.batch, s.batch, 0};
-    return {s.visits[k], s.visits[s.visit_count + k], s.visits[2 * s.visit_count + k]};
+    return visited(s, k);
   }
 
   // A number of the state before the first step.
@@ -88,7 +87,7 @@ struct Part {
       static_cast<S*>(numbers)[at] = S(value);
   }
 
-  // Its rows of a step; 0 or less for none.
+  // Its rows of a step.
   __device__ int rows_of(const Visit& visit) const {
     if (D::kEqual && D::kWhole) return visit.rows > 0 ? D::kBlockRows : 0;
     const Index left = visit.rows - row;

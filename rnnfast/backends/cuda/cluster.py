@@ -15,7 +15,7 @@ import numpy as np
 
 from ...arrays import computed
 from ...spec import Spec
-from .launch import Limits, launch_clusters, of_cluster
+from .launch import Limits, divided, launch_clusters, of_cluster
 from .parameters import BACKWARD_STEP
 from .sequences import launch
 
@@ -86,11 +86,11 @@ def _plans(
     length = hidden * (1 if not backward or gates == 1 else 4)
     sums = 1 if backward else gates
     for numbers, units_of_thread in itertools.product((8, 16, 32), (1, 2, 4, 8)):
-        lanes = _power_of_two(_divided(length, numbers))
+        lanes = _power_of_two(divided(length, numbers))
         units = _THREADS // lanes * units_of_thread if lanes <= 32 else 0
         if units == 0 or numbers * units_of_thread * sums > _MOST_NUMBERS:
             continue
-        blocks = _divided(hidden, units)
+        blocks = divided(hidden, units)
         if blocks > _MOST_BLOCKS:
             continue
         for rows in (1, 2, 4, 8, 12, 16):
@@ -103,7 +103,7 @@ def _plans(
                 *(hidden, rows, int(batch % rows == 0), int(equal)),
             )
             division = f"Division<{','.join(map(str, numbers_of))}>"
-            yield Plan(blocks, units, _divided(batch, rows), rows, shared, division)
+            yield Plan(blocks, units, divided(batch, rows), rows, shared, division)
 
 
 def _cost(spec: Spec, plan: Plan, directions: int, backward: bool, on: Limits) -> float:
@@ -116,7 +116,7 @@ def _cost(spec: Spec, plan: Plan, directions: int, backward: bool, on: Limits) -
     group = products + added_up + _UNIT * max(1, at_a_time * units // lanes)
     exchange = _ALONE if plan.blocks == 1 else _TOGETHER + _EACH_BLOCK * plan.blocks
     at_once = max(1, int(on.blocks * (0.9 if plan.blocks > 2 else 1)) // plan.blocks)
-    waves = _divided(plan.row_blocks * directions, at_once)
+    waves = divided(plan.row_blocks * directions, at_once)
     return waves * (exchange + plan.rows // at_a_time * group)
 
 
@@ -141,11 +141,7 @@ def _shared(
 
 
 def _total(pieces: list[int]) -> int:
-    return sum(_divided(size, 16) * 16 for size in pieces)
-
-
-def _divided(count: int, parts: int) -> int:
-    return -(-count // parts)
+    return sum(divided(size, 16) * 16 for size in pieces)
 
 
 def _power_of_two(count: int) -> int:

@@ -12,14 +12,11 @@ COMPUTE_32F, COMPUTE_64F = cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_COMPUTE_64F
 COMPUTE_32F_FAST_TF32 = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
 _ALGORITHM = cublas.CUBLAS_GEMM_DEFAULT
 _MATRIX: Any = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)  # where, type, leading dimension
-_streams: dict[int, int] = {}  # of handles that were used: setting one takes time
-create = cublas.create
 
 
 @cache
-def _library() -> Any:
+def _library(version: int) -> Any:
     """The one that CuPy has loaded."""
-    version = cublas.getVersion(create())
     library = ctypes.CDLL(f"libcublas.so.{version // 10000}")
     library.cublasSetStream_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
     library.cublasGemmEx.argtypes = (
@@ -31,13 +28,21 @@ def _library() -> Any:
     return library
 
 
-def gemm(stream: int, handle: int, *arguments: Any) -> None:
-    """cublasGemmEx on a stream; `arguments` are those after the handle, but for the algorithm."""
-    if _streams.get(handle) != stream:
-        _streams.pop(handle, None)
-        _check(_library().cublasSetStream_v2(handle, stream))
-        _streams[handle] = stream
-    _check(_library().cublasGemmEx(handle, *arguments, _ALGORITHM))
+class Handle:
+    """Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._handle: int = cublas.create()
+        self._library = _library(cublas.getVersion(self._handle))
+        self._stream: int | None = None  # setting it takes time
+
+    def gemm(self, stream: int, *arguments: Any) -> None:
+        """cublasGemmEx on a stream; `arguments` are those after the handle, but the algorithm."""
+        if stream != self._stream:
+            self._stream = None
+            _check(self._library.cublasSetStream_v2(self._handle, stream))
+            self._stream = stream
+        _check(self._library.cublasGemmEx(self._handle, *arguments, _ALGORITHM))
 
 
 def _check(status: int) -> None:

@@ -11,7 +11,7 @@ With weights of 16 bits everything is computed and kept in float32 but for what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import cupy
@@ -23,7 +23,7 @@ from ...spec import Masks, Spec, Steps
 from ...weights import Weights
 from .. import Array
 from . import choice, cluster, grid
-from .launch import Kernels, Matrix, Operation, cell_name, launch, limits, products, run
+from .launch import Kernels, Matrix, Operation, cell_name, divided, launch, limits, products, run
 from .parameters import BACKWARD_STEP, FORWARD_STEP, array, pointers, step
 from .sequences import has_visits
 
@@ -36,6 +36,11 @@ _SAVED = (
     *("hat_c", "scale_h", "scale_c", "scale_x"),
 )
 _ALIGNMENT = 256  # bytes
+
+
+def aligned(size: int, to: int = _ALIGNMENT) -> int:
+    """The next multiple."""
+    return divided(size, to) * to
 
 
 class Visits(NamedTuple):
@@ -95,7 +100,7 @@ def _layout(
         for name, shape in shapes:
             if dtype == (stored if name in _OPERANDS else real):
                 places.append((name, size, shape))
-                size += -(-shape[0] * shape[1] // step) * step
+                size += aligned(shape[0] * shape[1], step)
         if places:
             found.append((dtype, size, places))
     return found
@@ -167,9 +172,8 @@ class Pass:
     @property
     def places(self) -> list[int]:
         """Where what belongs to packed row 0 begins, for each pointer of a step; 0 for none."""
-        get = self.arrays.get
-        found = [get(name) for name in pointers(self.struct)]
-        return [0 if a is None else a.pointer if type(a) is Piece else a.data.ptr for a in found]
+        found = map(self.arrays.get, pointers(self.struct))
+        return [0 if a is None else pointer(a) for a in found]
 
     def origin(self, places: list[int]) -> bytes:
         """The parameters of a step whose first packed row is row 0."""
@@ -196,8 +200,9 @@ class Pass:
                 made[name] += first * row_stride(a) * itemsize
         return made
 
-    def kernel(self, name: str, rows: int, units: int, *arguments: Any) -> Operation:
-        return Kernels(self.spec, self.dtype)(name, rows, units, *arguments)
+    @cached_property
+    def kernel(self) -> Kernels:
+        return Kernels(self.spec, self.dtype)
 
     def whole(self, name: str) -> Matrix:
         a = self.arrays[name]

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...spec import Spec
 from .. import Array
-from .launch import Limits, launch_together, of_grid
+from .launch import Limits, divided, launch_together, of_grid
 from .parameters import BACKWARD_STEP
 from .sequences import launch
 
@@ -60,13 +60,13 @@ def plan(
         blocks = on.blocks // together
         if blocks == 0:
             continue
-        units = min(hidden, max(_FEWEST_UNITS[way], _divided(hidden, blocks)))
-        unit_blocks = _divided(hidden, units)
+        units = min(hidden, max(_FEWEST_UNITS[way], divided(hidden, blocks)))
+        unit_blocks = divided(hidden, units)
         shared = _shared(way, units, len(spec.info.gates), hidden, dtype.itemsize)
         if shared > on.shared:
             continue
-        rows = _divided(_divided(batch, blocks // unit_blocks), at_a_time) * at_a_time
-        row_blocks = _divided(batch, rows)
+        rows = divided(divided(batch, blocks // unit_blocks), at_a_time) * at_a_time
+        row_blocks = divided(batch, rows)
         return Plan(together, units, rows, unit_blocks, row_blocks, shared, way)
     return None
 
@@ -75,12 +75,8 @@ def _shared(way: str, units: int, gates: int, hidden: int, itemsize: int) -> int
     """The bytes of a block: rows of H numbers forward, of gates * H backward."""
     if way != "TensorCores":
         return units * gates * hidden * itemsize
-    forward, backward = (_divided(length, 16) * 16 + 8 for length in (hidden, gates * hidden))
+    forward, backward = (divided(length, 16) * 16 + 8 for length in (hidden, gates * hidden))
     return _PARTS + units * max(gates * forward, backward) * itemsize
-
-
-def _divided(count: int, parts: int) -> int:
-    return -(-count // parts)
 
 
 def run(passes: Sequence[Pass], plan: Plan) -> None:

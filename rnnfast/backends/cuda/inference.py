@@ -7,7 +7,7 @@ its results, and for each layer launches a product for each direction and one ke
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cupy
@@ -17,13 +17,12 @@ from ...spec import Spec, Steps
 from ...weights import Layer
 from .. import Array
 from . import choice, cluster
-from .engine import Forward, plan_of, pointer
+from .engine import Forward, aligned, plan_of, pointer
 from .launch import Matrix, gemms, launch_clusters, of_cluster, products
 from .parameters import FORWARD_SEQUENCES, FORWARD_STEP, SEQUENCE, array, by_value
 from .sequences import launch
 
 _KEPT = 64  # shapes of x
-_ALIGNMENT = 256  # bytes
 
 
 class _Launch(NamedTuple):
@@ -44,7 +43,7 @@ class Calls:
         w = layers[0][0]
         self.dtype, self.features = w.w_ih.dtype, w.w_ih.shape[1]
         self.hidden, self.directions = w.w_hh.shape[1], len(layers[0])
-        self.known: OrderedDict[Any, list[_Launch] | None] = OrderedDict()
+        self.launches = lru_cache(_KEPT)(self._launches)
 
     def __call__(self, x: Any, state: Any, out: Any, lengths: Any) -> Any:
         if lengths is not None or out is not None or type(x) is not cupy.ndarray:
@@ -67,21 +66,19 @@ class Calls:
                     return None
                 if not a.flags.c_contiguous or a.device.id != device:
                     return None
-        key = (shape, device, choice.forced())
-        if key not in self.known:
-            self.known[key] = self._launches(x)
-            if len(self.known) > _KEPT:
-                self.known.popitem(last=False)
-        launches = self.known[key]
+        launches = self.launches(shape, device, choice.forced())
         if launches is None:
             return None
         y, state_n = self._run(launches, x, given, rows)
         return y, state_n if has_c else state_n[0]
 
-    def _launches(self, x: Array) -> list[_Launch] | None:
-        T, B, _ = x.shape
+    def _launches(
+        self, shape: tuple[int, int, int], device: int, engine: str | None
+    ) -> list[_Launch] | None:
+        """For x of a shape on the current device, by the engine that is forced."""
+        T, B, features = shape
         steps, found = Steps(T, B), []
-        rows = x.reshape(T * B, -1)
+        rows = cupy.empty((T * B, features), self.dtype)
         for layer in self.layers:
             y = cupy.empty((T * B, self.directions * self.hidden), self.dtype)
             passes = []
@@ -108,8 +105,8 @@ class Calls:
         c_n = cupy.empty(rows, self.dtype) if self.spec.info.has_c else None
         real = products(self.dtype).result
         width = self.layers[0][0].w_hh.shape[0]
-        of_inputs = _aligned(N * width * real.itemsize)
-        between = _aligned(N * D * H * itemsize) if len(launches) > 1 else 0
+        of_inputs = aligned(N * width * real.itemsize)
+        between = aligned(N * D * H * itemsize) if len(launches) > 1 else 0
         memory = cupy.empty(D * of_inputs + 2 * between, np.uint8)
         gx, places = pointer(memory), pointer(memory) + D * of_inputs
         ends = {
@@ -138,10 +135,6 @@ class Calls:
             launch_clusters(one.options, "forward_steps", grid, plan.shared, given)
             reads = Matrix(writes, N, D * H, D * H)
         return y, (h_n, c_n)
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _launch(passes: list[Forward], plan: cluster.Plan) -> _Launch:

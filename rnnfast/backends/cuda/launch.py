@@ -40,7 +40,7 @@ _AMPERE = 80  # compute capability of the first with bfloat16, and an instructio
 _CLUSTERS_OF_16 = (9, 10)  # major ones of those that have them
 _NON_PORTABLE_CLUSTERS = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 
-Operation = Callable[[int], None]  # takes a cuBLAS handle
+Operation = Callable[[cublas.Handle], None]
 Steps = list[list[Operation]]  # of each direction
 Sizes = tuple[int, int, int]
 
@@ -147,10 +147,15 @@ class Kernels:
         parts = 1 if self._norm else -(-units // block)
         arguments = tuple(parameters.by_value(a) for a in arguments)
 
-        def run(handle: int) -> None:
+        def run(handle: cublas.Handle) -> None:
             function((rows, parts), (block,), arguments)
 
         return run
+
+
+def divided(count: int, parts: int) -> int:
+    """Rounded up."""
+    return -(-count // parts)
 
 
 class Matrix(NamedTuple):
@@ -206,8 +211,8 @@ class Products:
     def __call__(self, a: Matrix, b: Matrix, c: Matrix, **how: bool) -> Operation:
         arguments = self.arguments(a, b, c, **how)
 
-        def run(handle: int) -> None:
-            cublas.gemm(cupy.cuda.get_current_stream().ptr, handle, *arguments)
+        def run(handle: cublas.Handle) -> None:
+            handle.gemm(cupy.cuda.get_current_stream().ptr, *arguments)
 
         return run
 
@@ -242,7 +247,7 @@ class _Device:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.handles = [cublas.create(), cublas.create()]
+        self.handles = [cublas.Handle(), cublas.Handle()]
         self.capturing = cupy.cuda.Stream(non_blocking=True)
         self.beside = cupy.cuda.Stream(non_blocking=True)
         self.graphs: OrderedDict[Any, Any] = OrderedDict()
@@ -330,7 +335,7 @@ def gemms(products: Iterable[tuple[Any, ...]]) -> None:
     stream = cupy.cuda.get_current_stream().ptr
     with device.lock:
         for arguments in products:
-            cublas.gemm(stream, device.handles[0], *arguments)
+            device.handles[0].gemm(stream, *arguments)
 
 
 def launch(key: Any, make: Callable[[], Steps]) -> None:

@@ -96,17 +96,9 @@ def _integers(of: np.dtype[Any]) -> tuple[tuple[str, ...], struct.Struct]:
 
 def step(of: np.dtype[Any], places: Sequence[int], numbers: Mapping[str, int], spec: Spec) -> bytes:
     """A FORWARD_STEP or BACKWARD_STEP; `places` are those of its `pointers`."""
-    names, form = _rest(of)
-    return form.pack(*places, *[numbers.get(name, 0) for name in names]) + _options(spec)
-
-
-@cache
-def _rest(of: np.dtype[Any]) -> tuple[tuple[str, ...], struct.Struct]:
-    """The integers that follow the pointers."""
-    names = tuple(name for name in of.names or () if name != "options")
-    first = len(pointers(of))
-    assert names[:first] == pointers(of)
-    return names[first:], struct.Struct(f"{len(names)}q")
+    names, form = _integers(of)
+    rest = [numbers.get(name, 0) for name in names[len(places) :]]
+    return form.pack(*places, *rest) + _options(spec)
 
 
 def array(of: np.dtype[Any], packed: bytes) -> Any:

@@ -589,7 +589,9 @@ def _teams(
     if count == 1 or work * batch * steps * directions <= SMALL:
         return [[_Member(0, batch, 0, 0, 1, NOBODY)] for _ in range(directions)]
     members = max(1, count // directions)
-    counter = [np.zeros(16, np.int64) for _ in range(directions)]  # with its cache line alone
+    counter = [
+        np.zeros(16, np.int64) for _ in range(directions)
+    ]  # two cache lines: the first counts
     if members > 1 and batch < 4 * members and not whole_rows:
         if work * batch < _STEP:
             members = 1
