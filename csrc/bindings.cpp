@@ -3,6 +3,7 @@
 #include "python_flexible.hpp"
 #include "shortcut.hpp"
 #include "threads.hpp"
+#include "watch.hpp"
 
 namespace rnnfast {
 namespace {
@@ -85,6 +86,12 @@ PYBIND11_MODULE(_native, m) {
   register_stack<float, FlexibleLayer<float>, PyFlexible<float>>(m, "FlexibleStackF32");
   register_stack<double, FlexibleLayer<double>, PyFlexible<double>>(m, "FlexibleStackF64");
   register_flexible<Dual>(m, "FlexibleDual", "FlexibleSavedDual");
+  m.def("exchanges", [](const py::type& type) {
+    return exchange_of(reinterpret_cast<PyTypeObject*>(type.ptr())) != nullptr;
+  });
+  py::class_<Watch>(m, "Watch")
+      .def(py::init<const py::list&, const py::list&, const py::tuple&>())
+      .def("same", &Watch::same);
   const auto define = [&m](const char* name, auto run_float, auto run_double) {
     m.def(name,
           [=](const std::string& cell, const py::object& x, const py::object& weights,

@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "exchange.hpp"
 #include "python_flexible.hpp"
 
 namespace rnnfast {
@@ -123,18 +124,53 @@ class PyStack {
   }
 
   // (y, state_n) as the API returns them, or None where it has to be the long way. Saves what a
-  // backward pass needs where it is told where.
+  // backward pass needs where it is told where. x and the state are NumPy's arrays, or tensors of
+  // another library that tells where their memory is, and so are then the results.
   py::object forward(const py::object& x, const py::object& state, const py::object& out,
                      const py::object& lengths, Kept<T>* kept = nullptr) const {
+    if (const dl::Exchange* exchange = exchange_of(Py_TYPE(x.ptr())))
+      return forward(OtherTensors<T>(Py_TYPE(x.ptr()), *exchange), x, state, out, lengths, kept);
+    return forward(NumpyArrays<T>(), x, state, out, lengths, kept);
+  }
+
+ private:
+  // What a call reads and writes.
+  struct Views {
+    View<T> x, h_0, c_0, y, h_n, c_n;
+
+    // Whether anything written meets anything else. A state may be updated in place.
+    bool overlap() const {
+      const View<T>* const all[] = {&x, &h_0, &c_0, &y, &h_n, &c_n};
+      for (int w = 3; w < 6; w++)
+        for (int k = 0; k < 6; k++) {
+          const T *begin = all[k]->data, *written = all[w]->data;
+          const bool in_place = k + 3 == w && k > 0 && begin == written;
+          if (k != w && !in_place && begin && written && begin < written + all[w]->size() &&
+              written < begin + all[k]->size())
+            return true;
+        }
+      return false;
+    }
+  };
+
+  template <class Exchanged>
+  static bool fits(const Exchanged& by, const py::object& value, const Shape& shape, View<T>& to,
+                   bool written = false) {
+    return by.view(value, to) && to.has_shape(shape) && (!written || to.writeable);
+  }
+
+  template <class Exchanged>
+  py::object forward(const Exchanged& by, const py::object& x, const py::object& state,
+                     const py::object& out, const py::object& lengths, Kept<T>* kept) const {
     const AnyLayer& first = *layers_.front();
     const int64_t I = first.input(), H = first.hidden(), P = first.outputs();
     const int64_t D = first.directions(), L = int64_t(layers_.size());
     const bool has_c = first.has_c();
-    if (!is_plain<T>(x)) return py::none();
-    const auto x_array = py::reinterpret_borrow<py::array>(x);
-    const bool batched = x_array.ndim() == 3;
-    if ((!batched && x_array.ndim() != 2) || x_array.shape(batched ? 2 : 1) != I) return py::none();
-    const int64_t steps = x_array.shape(0), batch = batched ? x_array.shape(1) : 1;
+    Views v;
+    if (!by.view(x, v.x)) return py::none();
+    const bool batched = v.x.dims == 3;
+    if ((!batched && v.x.dims != 2) || v.x.shape[batched ? 2 : 1] != I) return py::none();
+    const int64_t steps = v.x.shape[0], batch = batched ? v.x.shape[1] : 1;
     if (steps < 1 || double(steps) * double(batch * 8 * H * D) * sizeof(T) > double(PTRDIFF_MAX))
       return py::none();
     Ragged ragged;
@@ -146,73 +182,50 @@ class PyStack {
 
     py::object h_0 = state, c_0 = py::none();
     if (has_c && !state.is_none() && !split(state, h_0, c_0)) return py::none();
+    if ((!h_0.is_none() && !fits(by, h_0, h_shape, v.h_0)) ||
+        (!c_0.is_none() && !fits(by, c_0, c_shape, v.c_0)))
+      return py::none();
     py::object y = out, state_n, h_n, c_n = py::none();
     if (PyTuple_CheckExact(out.ptr())) {
       if (!split(out, y, state_n)) return py::none();
       h_n = state_n;
       if (has_c && !split(state_n, h_n, c_n)) return py::none();
+      if (!fits(by, h_n, h_shape, v.h_n, true) || (has_c && !fits(by, c_n, c_shape, v.c_n, true)))
+        return py::none();
     } else {
-      if (out.is_none()) y = py::array_t<T>(y_shape);
-      h_n = state_n = py::array_t<T>(h_shape);
+      h_n = state_n = by.make(h_shape, v.h_n);
       if (has_c) {
-        c_n = py::array_t<T>(c_shape);
+        c_n = by.make(c_shape, v.c_n);
         state_n = py::make_tuple(h_n, c_n);
       }
     }
-    if ((!h_0.is_none() && !fits<T>(h_0, h_shape)) || (!c_0.is_none() && !fits<T>(c_0, c_shape)))
+    if (out.is_none())
+      y = by.make(y_shape, v.y);
+    else if (!fits(by, y, y_shape, v.y, true) || v.overlap())
       return py::none();
-    if (!out.is_none()) {
-      if (!fits<T>(y, y_shape, true) || !fits<T>(h_n, h_shape, true) ||
-          (has_c && !fits<T>(c_n, c_shape, true)) || overlap({x, h_0, c_0}, {y, h_n, c_n}))
-        return py::none();
-    }
     Kept<T> unused;
     Kept<T>& to = kept ? *kept : unused;
     to.batched = batched;
     to.steps = steps;
     to.batch = batch;
     to.ragged = std::move(ragged);
-    run(x, h_0, c_0, y, h_n, c_n, kept ? Save::kAll : Save::kNothing, to);
+    run(v, kept ? Save::kAll : Save::kNothing, to);
     return py::make_tuple(y, state_n);
   }
 
- private:
-  static T* data(const py::object& array) {
-    if (array.is_none()) return nullptr;
-    return static_cast<T*>(const_cast<void*>(py::reinterpret_borrow<py::array>(array).data()));
-  }
-
-  // Whether anything written (y, h_n, c_n) meets anything else. A state may be updated in place.
-  static bool overlap(std::array<py::object, 3> read, std::array<py::object, 3> written) {
-    const T *begin[6], *end[6];
-    for (int k = 0; k < 6; k++) {
-      const py::object& array = k < 3 ? read[k] : written[k - 3];
-      begin[k] = data(array);
-      end[k] = begin[k] ? begin[k] + py::reinterpret_borrow<py::array>(array).size() : nullptr;
-    }
-    for (int w = 3; w < 6; w++)
-      for (int k = 0; k < 6; k++) {
-        const bool in_place = k + 3 == w && k > 0 && begin[k] == begin[w];
-        if (k != w && !in_place && begin[k] < end[w] && begin[w] < end[k]) return true;
-      }
-    return false;
-  }
-
-  void run(const py::object& x, const py::object& h_0, const py::object& c_0, const py::object& y,
-           const py::object& h_n, const py::object& c_n, Save save, Kept<T>& kept) const {
+  void run(const Views& v, Save save, Kept<T>& kept) const {
     const AnyLayer& first = *layers_.front();
     const Ragged& ragged = kept.ragged;
     const int64_t steps = kept.steps, batch = kept.batch;
     const int64_t D = first.directions(), P = first.outputs(), H = first.hidden();
     const int64_t states = D * int64_t(layers_.size());  // rows of h and c, for each of the batch
-    ForwardArrays<T> a{data(x), data(h_0), data(c_0), nullptr, data(h_n), data(c_n)};
-    T* const last = data(y);
+    ForwardArrays<T> a{v.x.data, v.h_0.data, v.c_0.data, nullptr, v.h_n.data, v.c_n.data};
     const Released released;
     Batch b{steps, batch, nullptr};
     Buffer<T> sorted[4];
     if (ragged.is_ragged()) {
       b = {int64_t(ragged.sizes.size()), batch, ragged.sizes.data()};
-      std::fill_n(last + b.steps * batch * D * P, (steps - b.steps) * batch * D * P, T(0));
+      std::fill_n(v.y.data + b.steps * batch * D * P, (steps - b.steps) * batch * D * P, T(0));
       a.h_0 = ragged.sort(a.h_0, states, P, sorted[0]);
       a.c_0 = ragged.sort(a.c_0, states, H, sorted[1]);
       a.h_n = sorted[2].grow(states * batch * P);
@@ -222,7 +235,7 @@ class PyStack {
     for (size_t k = 0; k < layers_.size(); k++) {
       const bool top = k + 1 == layers_.size();
       if (!top) kept.between.emplace_back(steps * batch * D * P);
-      a.y = top ? last : kept.between.back().get();
+      a.y = top ? v.y.data : kept.between.back().get();
       a.x_order = k == 0 ? ragged.row_order() : nullptr;
       a.y_order = top ? ragged.row_order() : nullptr;
       arrays.push_back(a);
@@ -230,8 +243,8 @@ class PyStack {
     }
     kept.saved = run_layers(layers_, b, arrays, save);
     if (ragged.is_ragged()) {
-      ragged.unsort(sorted[2].get(), states, P, data(h_n));
-      if (sorted[3].get()) ragged.unsort(sorted[3].get(), states, H, data(c_n));
+      ragged.unsort(sorted[2].get(), states, P, v.h_n.data);
+      if (sorted[3].get()) ragged.unsort(sorted[3].get(), states, H, v.c_n.data);
     }
   }
 

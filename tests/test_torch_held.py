@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -17,6 +18,9 @@ from torch_pairs import close, pair
 
 import rnnfast
 import rnnfast.torch
+from rnnfast.torch import calls, held
+
+_native = pytest.importorskip("rnnfast._native")
 
 
 def layer(dtype: Any = torch.float64) -> Any:
@@ -114,13 +118,23 @@ CASES = [(change, torch.no_grad) for change in CHANGES] + [
 ]
 
 
+@pytest.fixture(params=[True, False], ids=["by C++", "by Python"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With the tensors of a PyTorch that tells C++ where their memory is, and of an older one."""
+    if request.param and not held._TELLS:
+        pytest.skip("this PyTorch, or a backend other than native, does not tell")
+    monkeypatch.setattr(held, "_TELLS", request.param)
+    return bool(request.param)
+
+
 @pytest.mark.parametrize(("change", "how"), CASES)
-def test_never_stale(change: str, how: Any) -> None:
+def test_never_stale(change: str, how: Any, either_way: bool) -> None:
     module = layer()
     x = torch.randn(6, 2, 7, dtype=torch.float64)
     with how():
         for _ in range(3):
             before, _ = module(x)
+        assert (module._held._watched is not None) is either_way or how is torch.inference_mode
         CHANGES[change](module)
         for _ in range(3):
             got = module(x)
@@ -264,3 +278,173 @@ def test_plain_and_packed_have_the_same_bits(name: str) -> None:
     assert ours._held._last[1] is not None
     assert all(torch.equal(results[0], r) for r in results)
     assert torch.equal(ours(x)[0], results[0])
+
+
+def short(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> list[Any]:
+    """Results of a module whose weights are packed, by the long way and as it is; and whether the
+    second call was short."""
+    first = next(module.parameters())
+    with torch.no_grad():
+        for _ in range(3):
+            module(torch.ones(2, 2, module.input_size, dtype=first.dtype))
+        watched, module._held._watched = module._held._watched, None
+        wanted = module(*arguments)
+        module._held._watched = watched
+        long_ways = []
+        run = calls.run
+        monkeypatch.setattr(calls, "run", lambda *given: long_ways.append(given) or run(*given))
+        got = module(*arguments)
+    return [wanted, got, not long_ways]
+
+
+def inputs(name: str, dtype: Any) -> dict[str, tuple[bool, tuple[Any, ...]]]:
+    """Arguments of a layer of 7 inputs and 5 units, two layers; and whether C++ takes them."""
+
+    def numbers(*shape: int) -> Any:
+        return torch.randn(*shape, dtype=dtype)
+
+    def state(make: Callable[..., Any], *batch: int) -> Any:
+        return (make(2, *batch, 5), make(2, *batch, 5)) if name == "LSTM" else make(2, *batch, 5)
+
+    complex_x = torch.view_as_complex(numbers(1, 1, 7, 2))
+    found = {
+        "a batch": (True, (numbers(4, 3, 7),)),
+        "no batch": (True, (numbers(4, 7),)),
+        "a state": (True, (numbers(4, 3, 7), state(numbers, 3))),
+        "a state without batch": (True, (numbers(4, 7), state(numbers))),
+        "parameters": (
+            False,
+            (numbers(4, 3, 7), state(lambda *s: torch.nn.Parameter(numbers(*s)), 3)),
+        ),
+        "with gradients": (True, (numbers(4, 3, 7).requires_grad_(),)),
+        "other strides": (False, (numbers(3, 4, 7).transpose(0, 1),)),
+        "strides of one row": (True, (numbers(1, 4, 7).transpose(0, 1),)),
+        "half of a larger tensor": (True, (numbers(8, 3, 7)[4:],)),
+        "negated": (False, (torch._neg_view(numbers(4, 3, 7)),)),
+        "negated state": (
+            False,
+            (numbers(4, 3, 7), state(lambda *s: torch._neg_view(numbers(*s)), 3)),
+        ),
+        "of a conjugate": (False, (complex_x.conj().imag,)),
+        "no memory": (False, (torch._efficientzerotensor((4, 3, 7), dtype=dtype),)),
+        "no rows": (False, (numbers(4, 0, 7),)),
+    }
+    if name == "LSTM":
+        found["a list"] = (False, (numbers(4, 3, 7), list(state(numbers, 3))))
+    return found
+
+
+CASES_OF_SHORT = [
+    (name, extra)
+    for name in ("LSTM", "GRU", "RNN")
+    for extra in ("", "batch_first", "bidirectional", "proj_size")
+    if name == "LSTM" or extra != "proj_size"
+]
+
+
+@pytest.mark.skipif(not held._TELLS, reason="this PyTorch does not tell C++ of its tensors")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("name", "extra"), CASES_OF_SHORT)
+def test_the_short_way_has_the_same_bits(
+    name: str, extra: str, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {extra: 4 if extra == "proj_size" else True} if extra else {}
+    torch.manual_seed(1)
+    module = getattr(rnnfast.torch, name)(7, 5, 2, dtype=dtype, **options).eval()
+    for case, (is_short, arguments) in inputs(name, dtype).items():
+        if len(arguments) > 1 and extra in ("bidirectional", "proj_size"):
+            continue  # their states have other sizes
+        if extra == "batch_first" and arguments[0].dim() == 3:
+            x = arguments[0].transpose(0, 1)
+            is_short = is_short or case == "other strides"
+            arguments = (x.contiguous() if is_short else x, *arguments[1:])
+        wanted, got, was_short = short(module, monkeypatch, *arguments)
+        monkeypatch.undo()
+        assert was_short is is_short, case
+        for a, b in zip(flat(wanted), flat(got), strict=True):
+            assert torch.equal(a, b), case
+            assert (a.dtype, a.shape, a.requires_grad) == (b.dtype, b.shape, b.requires_grad), case
+
+
+def flat(results: Any) -> list[Any]:
+    y, state = results
+    return [y, *state] if isinstance(state, tuple) else [y, state]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (torch.ones(4, 3, 6),),
+        (torch.ones(4, 3, 7, dtype=torch.float64),),
+        (torch.ones(4, 3, 7, dtype=torch.int64),),
+        (torch.ones(7),),
+        (torch.ones(1, 4, 3, 7),),
+        (torch.ones(0, 3, 7),),
+        (torch.ones(4, 3, 7), torch.ones(2, 2, 5)),
+        (torch.ones(4, 3, 7), torch.ones(2, 5)),
+        (torch.ones(4, 7), torch.ones(2, 1, 5)),
+        (torch.ones(4, 3, 7, device="meta"),),
+    ],
+    ids=lambda arguments: ", ".join(f"{a.dtype} {tuple(a.shape)} {a.device}" for a in arguments),
+)
+def test_errors_with_packed_weights(arguments: Any, either_way: bool) -> None:
+    """Those that the layer raised before it had packed them."""
+    module = rnnfast.torch.GRU(7, 5, 2)
+    with torch.no_grad():
+        try:
+            wanted = [type(r) for r in flat(module(*arguments))]
+        except Exception as error:
+            wanted = [type(error), str(error)]
+        for _ in range(3):
+            module(torch.ones(4, 3, 7))
+        try:
+            got = [type(r) for r in flat(module(*arguments))]
+        except Exception as error:
+            got = [type(error), str(error)]
+    assert got == wanted
+
+
+@pytest.mark.skipif(not held._TELLS, reason="this PyTorch does not tell C++ of its tensors")
+def test_results_own_their_memory() -> None:
+    module = rnnfast.torch.LSTM(7, 5)
+    x = torch.randn(4, 3, 7)
+    with torch.no_grad():
+        results = [flat(module(x)) for _ in range(9)][3:]
+        kept = [[r.clone() for r in result] for result in results]
+        for result in results[1:]:
+            for tensor in result:
+                tensor.fill_(9)
+        del results[1:], result, tensor
+        for _ in range(9):
+            module(x)
+    assert all(torch.equal(a, b) for a, b in zip(results[0], kept[0], strict=True))
+    assert all(r.data_ptr() % 64 == 0 for r in results[0])
+
+
+@pytest.mark.skipif(not held._TELLS, reason="this PyTorch does not tell C++ of its tensors")
+def test_a_watch_sees_every_change() -> None:
+    """Of memory, sizes, strides, versions and sampled numbers; and it takes nothing else."""
+    types = (torch.Tensor, torch.nn.Parameter)
+    weight, bias = torch.nn.Parameter(torch.rand(8, 8)), torch.rand(8)
+    sample = weight.detach().numpy().reshape(-1)[::9]
+    watch = _native.Watch([weight, bias], [sample], types)
+    assert watch.same([weight, bias])
+    assert watch.same([weight.detach(), bias])
+    assert not watch.same([weight])
+    assert not watch.same([bias, weight])
+    assert not watch.same([weight, bias.clone()])
+    assert not watch.same([weight.detach().T, bias])
+    assert not watch.same([weight.detach()[:4], bias])
+    assert not watch.same([weight, bias.numpy()])
+    assert not watch.same([weight, None])
+    with torch.inference_mode():
+        assert not watch.same([weight, torch.from_numpy(bias.numpy())])
+    weight.data[1, 1] += 1  # the version does not tell
+    assert not watch.same([weight, bias])
+    weight.data[1, 1] -= 1
+    bias.mul_(1)
+    assert not watch.same([weight, bias])
+    with pytest.raises(ValueError, match="tensors: expected"):
+        _native.Watch([weight.detach().numpy()], [], types)
+    with pytest.raises(ValueError, match="samples: expected one axis"):
+        _native.Watch([weight], [np.ones((2, 2))], types)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,9 +17,16 @@ from .. import arrays
 from ..spec import CELLS
 from ..weights import Checked
 from . import calls
-from .calls import Call, Results
+from .calls import Call
+
+try:
+    from .. import _native
+except ImportError:  # the other backends do without
+    _native = None  # type: ignore[assignment]
 
 _SAMPLES = 31  # of each large array
+# Since PyTorch 2.10 its tensors tell C++ where their memory is, in far less time than Python.
+_TELLS = _native is not None and _native.exchanges(Tensor)
 
 
 class Held:
@@ -37,35 +45,28 @@ class Held:
         self.weights = Checked(self.structure, CELLS[call.cell]) if apart else self.structure
         self._addresses = _addresses(weights)
         self._arrays = held
-        self._dtype = weights[0].dtype
         self._samples: list[NDArray[Any]] | None = None
         # What the values were, as far as `packed` can tell, and those packed once they are seen
         # for the second time. Replaced as one, so that threads never mix two.
         self._last: tuple[Any, rnnfast.Packed | None] = (None, None)
+        self._watched: tuple[Any, Any] | None = None  # the short way of those, and while it holds
 
     def fits(self, weights: Sequence[Tensor]) -> bool:
         """Whether these tensors still have the memory that is held."""
         return _addresses(weights) == self._addresses
 
-    def run(
-        self, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor]
-    ) -> Results | None:
-        """y, h_n and c_n by the packed weights, or None where there is more to be done first."""
-        values, packed = self._last
-        if packed is None or packed.shortcut is None or values != self._values(weights):
+    def run(self, x: Tensor, hx: Any, weights: list[Tensor]) -> tuple[Tensor, Any] | None:
+        """y and the state by the packed weights, or None where there is more to be done first."""
+        watched = self._watched
+        if watched is None or _is_negated(x, hx) or not watched[1].same(weights):
             return None
-        for tensor in (x, h_0, c_0):
-            if tensor is not None and (tensor.dtype is not self._dtype or not tensor.is_cpu):
-                return None
         swap = self.call.batch_first and x.dim() == 3
         if swap:
             x = x.transpose(0, 1).contiguous()
-        initial = calls.state(self.call, h_0, c_0)
-        done = packed.shortcut(calls.array(x), initial, None, None)
-        if done is None:
-            return None
-        y, h_n, c_n = calls.results(self.call, *done)
-        return y.transpose(0, 1) if swap else y, h_n, c_n
+        done: tuple[Tensor, Any] | None = watched[0](x, hx, None, None)
+        if swap and done is not None:
+            return done[0].transpose(0, 1), done[1]
+        return done
 
     def packed(self, weights: Sequence[Tensor]) -> rnnfast.Packed | None:
         """The weights packed, or None where they are new: those that always change never are.
@@ -79,12 +80,22 @@ class Held:
             return None
         before, packed = self._last
         if values != before:
-            self._last = values, None
+            self._last, self._watched = (values, None), None
             return None
         if packed is None:
+            watch = self._watch(weights)
             packed = rnnfast.pack(self.structure, cell=self.call.cell, **self.call.keywords(False))
             self._last = values, packed
+            if watch is not None and packed.shortcut is not None:
+                self._watched = packed.shortcut, watch
         return packed
+
+    def _watch(self, weights: Sequence[Tensor]) -> Any:
+        """What tells the same as `_values` in one call, or None where it has to be told so."""
+        samples = self._samples
+        if not _TELLS or samples is None or any(s.ndim != 1 for s in samples):
+            return None
+        return _native.Watch(list(weights), samples, (Tensor, torch.nn.Parameter))
 
     def _values(self, weights: Sequence[Tensor]) -> Any:
         """What tells whether the values of weights have changed, or None where nothing does."""
@@ -93,6 +104,18 @@ class Held:
         if self._samples is None:
             self._samples = [_sample(a) for a in self._arrays]
         return [*map(_version, weights)], [s.tobytes() for s in self._samples]
+
+
+def _is_negated(x: Tensor, hx: Any) -> bool:
+    """Whether memory holds the negatives of the numbers, as where the imaginary part of a
+    conjugate is taken."""
+    if hx is None:
+        return x.is_neg()
+    return x.is_neg() or any(t is not None and t.is_neg() for t in _listed(hx))
+
+
+def _listed(hx: Any) -> Sequence[Any]:
+    return hx if isinstance(hx, (tuple, list)) else (hx,)
 
 
 _version = attrgetter("_version")

@@ -70,11 +70,10 @@ class _Recurrent(torch.nn.RNNBase):
             and not (self.dropout > 0 and self.training)
             and autograd.is_plain(x)
             and not autograd.needs_gradients(x, *state, *weights)
-            and held.fits(weights)
         ):
-            done = held.run(x, *state, weights)
+            done = held.run(x, hx, weights)
             if done is not None:
-                return self._joined(*done)
+                return done
         if torch.is_autocast_enabled("cpu"):
             x, state = self._without_autocast(x, state, weights[0].dtype)
         if not self._fits(x, state, weights[0]):

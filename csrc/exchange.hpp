@@ -1,0 +1,192 @@
+// Tensors of other libraries, by the C functions that DLPack 1.3 lets a Python type of tensors name
+// in its attribute __dlpack_c_exchange_api__. Structures and their order are those of
+// https://github.com/dmlc/dlpack/blob/v1.3/include/dlpack/dlpack.h.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <limits>
+#include <new>
+
+#include "python_layer.hpp"
+
+namespace rnnfast {
+namespace {
+
+namespace dl {
+
+constexpr uint32_t kMajor = 1, kMinor = 3;  // of the version below; a major one is another ABI
+constexpr int32_t kCpu = 1;
+constexpr uint8_t kFloat = 2;
+
+struct Version {
+  uint32_t major, minor;
+};
+struct Tensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;  // [ndim], strides in numbers
+  uint64_t byte_offset;
+};
+struct Managed {
+  Version version;
+  void* manager;
+  void (*deleter)(Managed*);
+  uint64_t flags;
+  Tensor tensor;
+};
+struct Exchange {
+  Version version;
+  Exchange* previous;  // for older consumers
+  int (*allocate)(Tensor*, Managed**, void*, void (*)(void*, const char*, const char*));
+  int (*own)(void* object, Managed** to);
+  int (*to_object)(Managed*, void** object);  // takes the tensor over
+  int (*borrow)(void* object, Tensor* to);    // may be null
+  int (*stream)(int32_t device_type, int32_t device_id, void** to);
+};
+
+}  // namespace dl
+
+// The functions of a type that names them itself (a subclass may mean something else by its
+// memory), or null. Asked for again and again for the same type, which is kept alive.
+const dl::Exchange* exchange_of(PyTypeObject* type) {
+  static PyTypeObject* last = nullptr;
+  static const dl::Exchange* of_last = nullptr;
+  if (type == last) return of_last;
+  static PyObject* const name = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
+  PyObject* const capsule = type->tp_dict ? PyDict_GetItem(type->tp_dict, name) : nullptr;
+  if (!capsule || !PyCapsule_IsValid(capsule, "dlpack_exchange_api")) return nullptr;
+  const auto* found =
+      static_cast<const dl::Exchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+  if (found->version.major != dl::kMajor || found->version.minor < dl::kMinor || !found->borrow)
+    return nullptr;
+  Py_INCREF(type);
+  last = type;
+  return of_last = found;
+}
+
+// The tensor of an object, with no error where there is none that DLPack knows.
+bool borrowed(const dl::Exchange& exchange, const py::object& value, dl::Tensor& to) {
+  if (!exchange.borrow(value.ptr(), &to)) return true;
+  PyErr_Clear();
+  return false;
+}
+
+// What is read or written of an array or a tensor.
+template <class T>
+struct View {
+  static constexpr int kDims = 3;
+  T* data = nullptr;  // null where there is none
+  int dims = 0;
+  int64_t shape[kDims] = {};
+  bool writeable = true;
+
+  int64_t size() const {
+    int64_t count = 1;
+    for (int d = 0; d < dims; d++) count *= shape[d];
+    return count;
+  }
+  bool has_shape(const Shape& wanted) const {
+    return dims == int(wanted.size()) && std::equal(wanted.begin(), wanted.end(), shape);
+  }
+};
+
+// Results and arguments that are NumPy's.
+template <class T>
+struct NumpyArrays {
+  // Whether the kernels can read the array as it is, and where.
+  bool view(const py::object& value, View<T>& to) const {
+    if (!is_plain<T>(value)) return false;
+    const auto array = py::reinterpret_borrow<py::array>(value);
+    to.dims = int(array.ndim());
+    if (to.dims > View<T>::kDims) return false;
+    std::copy_n(array.shape(), to.dims, to.shape);
+    to.data = static_cast<T*>(const_cast<void*>(array.data()));
+    to.writeable = array.writeable();
+    return true;
+  }
+
+  py::object make(const Shape& shape, View<T>& to) const {
+    py::array_t<T> array(shape);
+    view(array, to);
+    return std::move(array);
+  }
+};
+
+// Results and arguments that are tensors of one type.
+template <class T>
+class OtherTensors {
+ public:
+  OtherTensors(PyTypeObject* type, const dl::Exchange& exchange)
+      : type_(type), exchange_(exchange) {}
+
+  bool view(const py::object& value, View<T>& to) const {
+    dl::Tensor tensor;
+    if (Py_TYPE(value.ptr()) != type_ || !borrowed(exchange_, value, tensor)) return false;
+    if (tensor.device_type != dl::kCpu || tensor.code != dl::kFloat ||
+        tensor.bits != 8 * sizeof(T) || tensor.lanes != 1 || tensor.ndim > View<T>::kDims)
+      return false;
+    int64_t stride = 1;
+    for (int d = tensor.ndim - 1; d >= 0; d--) {
+      if (tensor.shape[d] != 1 && tensor.strides[d] != stride) return false;
+      stride *= tensor.shape[d];
+    }
+    const uintptr_t address = reinterpret_cast<uintptr_t>(tensor.data) + tensor.byte_offset;
+    if (!address || address % alignof(T)) return false;
+    to.data = reinterpret_cast<T*>(address);
+    to.dims = tensor.ndim;
+    std::copy_n(tensor.shape, tensor.ndim, to.shape);
+    return true;
+  }
+
+  py::object make(const Shape& shape, View<T>& to) const {
+    to.dims = int(shape.size());
+    std::copy(shape.begin(), shape.end(), to.shape);
+    Owned* const owned = Owned::make(size_t(to.size()) * sizeof(T));
+    to.data = static_cast<T*>(owned->managed.tensor.data);
+    dl::Tensor& tensor = owned->managed.tensor;
+    tensor.ndim = to.dims;
+    tensor.bits = 8 * sizeof(T);
+    int64_t stride = 1;
+    for (int d = to.dims - 1; d >= 0; d--) {
+      owned->shape[d] = to.shape[d];
+      owned->strides[d] = stride;
+      stride *= to.shape[d];
+    }
+    void* object = nullptr;
+    if (exchange_.to_object(&owned->managed, &object)) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(static_cast<PyObject*>(object));
+  }
+
+ private:
+  // A tensor's numbers behind what describes them.
+  struct alignas(64) Owned {
+    dl::Managed managed;
+    int64_t shape[View<T>::kDims], strides[View<T>::kDims];
+
+    static Owned* make(size_t bytes) {
+      if (bytes > size_t(std::numeric_limits<ptrdiff_t>::max()) - 2 * sizeof(Owned))
+        throw std::bad_alloc();
+      const size_t rounded = (bytes + sizeof(Owned) + 63) / 64 * 64;
+      void* const memory = std::aligned_alloc(64, rounded);
+      if (!memory) throw std::bad_alloc();
+      Owned* const owned = new (memory) Owned();
+      owned->managed = {
+          {dl::kMajor, dl::kMinor},
+          nullptr,
+          [](dl::Managed* m) { std::free(m); },
+          0,
+          {owned + 1, dl::kCpu, 0, 0, dl::kFloat, 0, 1, owned->shape, owned->strides, 0}};
+      return owned;
+    }
+  };
+
+  PyTypeObject* type_;
+  const dl::Exchange& exchange_;
+};
+
+}  // namespace
+}  // namespace rnnfast
