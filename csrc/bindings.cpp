@@ -97,8 +97,8 @@ PYBIND11_MODULE(_native, m) {
           [=](const std::string& cell, const py::object& x, const py::object& weights,
               const py::object& state, const py::object& lengths, const std::vector<int>& places) {
             const CellKind kind = cell_kind(cell);
-            if (is_plain<float>(x)) return run_float(kind, x, weights, state, lengths, places);
-            if (is_plain<double>(x)) return run_double(kind, x, weights, state, lengths, places);
+            if (is_of<float>(x)) return run_float(kind, x, weights, state, lengths, places);
+            if (is_of<double>(x)) return run_double(kind, x, weights, state, lengths, places);
             return py::object(py::none());
           });
   };

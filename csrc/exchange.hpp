@@ -3,12 +3,10 @@
 // https://github.com/dmlc/dlpack/blob/v1.3/include/dlpack/dlpack.h.
 #pragma once
 
-#include <cstdint>
-#include <cstdlib>
 #include <limits>
 #include <new>
 
-#include "python_layer.hpp"
+#include "python_arrays.hpp"
 
 namespace rnnfast {
 namespace {
@@ -75,47 +73,6 @@ bool borrowed(const dl::Exchange& exchange, const py::object& value, dl::Tensor&
   return false;
 }
 
-// What is read or written of an array or a tensor.
-template <class T>
-struct View {
-  static constexpr int kDims = 3;
-  T* data = nullptr;  // null where there is none
-  int dims = 0;
-  int64_t shape[kDims] = {};
-  bool writeable = true;
-
-  int64_t size() const {
-    int64_t count = 1;
-    for (int d = 0; d < dims; d++) count *= shape[d];
-    return count;
-  }
-  bool has_shape(const Shape& wanted) const {
-    return dims == int(wanted.size()) && std::equal(wanted.begin(), wanted.end(), shape);
-  }
-};
-
-// Results and arguments that are NumPy's.
-template <class T>
-struct NumpyArrays {
-  // Whether the kernels can read the array as it is, and where.
-  bool view(const py::object& value, View<T>& to) const {
-    if (!is_plain<T>(value)) return false;
-    const auto array = py::reinterpret_borrow<py::array>(value);
-    to.dims = int(array.ndim());
-    if (to.dims > View<T>::kDims) return false;
-    std::copy_n(array.shape(), to.dims, to.shape);
-    to.data = static_cast<T*>(const_cast<void*>(array.data()));
-    to.writeable = array.writeable();
-    return true;
-  }
-
-  py::object make(const Shape& shape, View<T>& to) const {
-    py::array_t<T> array(shape);
-    view(array, to);
-    return std::move(array);
-  }
-};
-
 // Results and arguments that are tensors of one type.
 template <class T>
 class OtherTensors {
@@ -142,17 +99,15 @@ class OtherTensors {
     return true;
   }
 
-  py::object make(const Shape& shape, View<T>& to) const {
-    to.dims = int(shape.size());
-    std::copy(shape.begin(), shape.end(), to.shape);
-    Owned* const owned = Owned::make(size_t(to.size()) * sizeof(T));
-    to.data = static_cast<T*>(owned->managed.tensor.data);
-    dl::Tensor& tensor = owned->managed.tensor;
-    tensor.ndim = to.dims;
-    tensor.bits = 8 * sizeof(T);
+  py::object make(const Shape& shape, View<T>& to, bool transposed = false) const {
+    to.set_shape(shape);
+    Owned* const owned = Owned::make(to.size());
+    to.data = reinterpret_cast<T*>(owned + 1);
+    std::copy_n(to.shape, to.dims, owned->shape);
+    owned->managed.tensor.ndim = to.dims;
     int64_t stride = 1;
-    for (int d = to.dims - 1; d >= 0; d--) {
-      owned->shape[d] = to.shape[d];
+    for (int k = 0; k < to.dims; k++) {
+      const int d = transposed ? k : to.dims - 1 - k;
       owned->strides[d] = stride;
       stride *= to.shape[d];
     }
@@ -162,24 +117,23 @@ class OtherTensors {
   }
 
  private:
-  // A tensor's numbers behind what describes them.
+  // What describes a tensor; its numbers follow.
   struct alignas(64) Owned {
     dl::Managed managed;
     int64_t shape[View<T>::kDims], strides[View<T>::kDims];
+    MemoryBlock block;
 
-    static Owned* make(size_t bytes) {
-      if (bytes > size_t(std::numeric_limits<ptrdiff_t>::max()) - 2 * sizeof(Owned))
-        throw std::bad_alloc();
-      const size_t rounded = (bytes + sizeof(Owned) + 63) / 64 * 64;
-      void* const memory = std::aligned_alloc(64, rounded);
-      if (!memory) throw std::bad_alloc();
-      Owned* const owned = new (memory) Owned();
-      owned->managed = {
-          {dl::kMajor, dl::kMinor},
-          nullptr,
-          [](dl::Managed* m) { std::free(m); },
-          0,
-          {owned + 1, dl::kCpu, 0, 0, dl::kFloat, 0, 1, owned->shape, owned->strides, 0}};
+    static Owned* make(int64_t count) {
+      const size_t bytes = size_t(count) * sizeof(T);  // of a shape that fits, see `forward`
+      const MemoryBlock block = acquire_block(bytes + sizeof(Owned));
+      Owned* const owned = new (block.data) Owned();
+      owned->block = block;
+      owned->managed.version = {dl::kMajor, dl::kMinor};
+      owned->managed.deleter = [](dl::Managed* managed) {
+        release_block(reinterpret_cast<Owned*>(managed)->block);  // its first member
+      };
+      owned->managed.tensor = {owned + 1,    dl::kCpu,       0, 0, dl::kFloat, 8 * sizeof(T), 1,
+                               owned->shape, owned->strides, 0};
       return owned;
     }
   };

@@ -1,72 +1,16 @@
 // A layer as Python sees it: arrays to pointers, the GIL released; nothing else.
 #pragma once
 
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <unistd.h>
 
-#include <algorithm>
 #include <initializer_list>
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
 #include "dispatch.hpp"
 #include "ops.hpp"
-
-namespace py = pybind11;
+#include "python_arrays.hpp"
 
 namespace rnnfast {
 namespace {
-
-using Shape = std::vector<py::ssize_t>;
-
-// Releases the GIL. A daemon thread that wants it back while the interpreter is being finalized is
-// ended by unwinding its stack (before Python 3.14), through destructors that touch Python objects.
-// It sleeps here instead, as later versions of Python let it, until the process is gone.
-class Released {
- public:
-  Released() : state_(PyEval_SaveThread()) {}
-  ~Released() {
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (...) {
-      for (;;) pause();
-    }
-  }
-  Released(const Released&) = delete;
-  Released& operator=(const Released&) = delete;
-
- private:
-  PyThreadState* state_;
-};
-
-// The API has checked every array. This is the last fence before pointers: dtype, layout, size.
-template <class T>
-T* pointer(const py::array& array, int64_t size, const char* name) {
-  if (!py::isinstance<py::array_t<std::remove_const_t<T>, py::array::c_style>>(array) ||
-      array.size() != size)
-    throw std::invalid_argument(std::string(name) + ": unexpected dtype, layout or size");
-  if constexpr (std::is_const_v<T>)
-    return static_cast<T*>(array.data());
-  else
-    return static_cast<T*>(const_cast<py::array&>(array).mutable_data());
-}
-
-template <class T>
-T* pointer(const std::optional<py::array>& array, int64_t size, const char* name) {
-  return array ? pointer<T>(*array, size, name) : nullptr;
-}
-
-// A NumPy array itself, of this dtype, contiguous and aligned.
-template <class T, int kOrder = py::array::c_style>
-bool is_plain(const py::object& value) {
-  return Py_TYPE(value.ptr()) == py::detail::npy_api::get().PyArray_Type_ &&
-         py::isinstance<py::array_t<T, kOrder>>(value) &&
-         py::reinterpret_borrow<py::array>(value).flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-}
 
 // The index of a word among those that are allowed.
 int one_of(const std::string& word, std::initializer_list<const char*> allowed, const char* name) {
@@ -120,48 +64,38 @@ void clear_rest(T* array, int64_t rows, int64_t all, int64_t width) {
   std::fill_n(array + rows * width, (all - rows) * width, T(0));
 }
 
-// An array of its own memory. That of a large one comes from the freed blocks of `Buffer` and goes
-// back there: fresh pages were 40 % of the time of training one step at H = 1024.
-template <class T>
-py::array_t<T> new_array(const Shape& shape, bool transposed = false) {
-  constexpr size_t large = size_t(1) << 20;
-  size_t bytes = sizeof(T);
-  for (const py::ssize_t n : shape) bytes *= size_t(n);
-  const Shape strides = transposed ? py::detail::f_strides(shape, sizeof(T))
-                                   : py::detail::c_strides(shape, sizeof(T));
-  if (bytes < large) return py::array_t<T>(shape, strides);
-  auto memory = std::make_unique<Buffer<T>>(int64_t(bytes / sizeof(T)));
-  T* data = memory->get();
-  const py::capsule owner(memory.get(), [](void* p) { delete static_cast<Buffer<T>*>(p); });
-  memory.release();
-  return py::array_t<T>(shape, strides, data, owner);
-}
-
-// dx [rows, I], the gradients of every direction of every layer in order, dh_0 and dc_0. `rows` are
-// those of x and dy, packed or padded as `saved` has it; dy, dh_n and dc_n may be null. dx and dh_0
-// are None where they are not wanted.
-template <class T>
-py::tuple back_through(const std::vector<const Layer<T>*>& layers,
-                       const std::vector<const Saved<T>*>& saved, int64_t rows, const T* dy,
-                       const T* dh_n, const T* dc_n, bool wants_dx = true, bool wants_dh = true) {
+// dx, the gradients of every direction of every layer in order, dh_0 and dc_0, made `by`
+// NumpyArrays or others. x_shape is that of dx, (rows, I) or with more axes, where the rows are
+// those of x and dy, packed or padded as `saved` has it; state_shape that of both states. dy, dh_n
+// and dc_n may be null. dx and dh_0 are None where they are not wanted.
+template <class T, class Exchanged>
+py::tuple back_through(const Exchanged& by, const std::vector<const Layer<T>*>& layers,
+                       const std::vector<const Saved<T>*>& saved, const Shape& x_shape,
+                       const Shape& state_shape, const T* dy, const T* dh_n, const T* dc_n,
+                       bool wants_dx = true, bool wants_dh = true) {
   const Layer<T>& first = *layers[0];
   const Saved<T>& bottom = *saved[0];
   const int64_t D = first.directions(), H = first.hidden(), G = first.cell().gates;
-  const int64_t B = bottom.batch, N = bottom.offset[bottom.steps], L = int64_t(layers.size());
+  const int64_t B = bottom.batch, N = bottom.offset[bottom.steps];
   const int64_t state = D * B * H;
-  const auto make = [](const Shape& shape, T** pointer, bool transposed = false) {
-    py::array_t<T> array = new_array<T>(shape, transposed);
-    *pointer = array.mutable_data();
-    return array;
+  const auto make = [&by](const Shape& shape, T** pointer, bool transposed = false) {
+    View<T> view;
+    py::object made = by.make(shape, view, transposed);
+    *pointer = view.data;
+    return made;
   };
   BackwardArrays<T> a{};
   a.dh_n = dh_n;
   a.dc_n = dc_n;
   py::object dh_0 = py::none(), dc_0 = py::none(), dx = py::none();
-  if (wants_dh) dh_0 = make({L * D, B, H}, &a.dh_0);
-  if (first.cell().has_c) dc_0 = make({L * D, B, H}, &a.dc_0);
-  if (wants_dx) dx = make({rows, first.input()}, &a.dx);
-  if (wants_dx && !bottom.x_order.empty()) clear_rest(a.dx, bottom.steps * B, rows, first.input());
+  if (wants_dh) dh_0 = make(state_shape, &a.dh_0);
+  if (first.cell().has_c) dc_0 = make(state_shape, &a.dc_0);
+  if (wants_dx) dx = make(x_shape, &a.dx);
+  if (wants_dx && !bottom.x_order.empty()) {
+    int64_t rows = 1;
+    for (size_t d = 0; d + 1 < x_shape.size(); d++) rows *= x_shape[d];
+    clear_rest(a.dx, bottom.steps * B, rows, first.input());
+  }
   py::list dweights;
   std::vector<BackwardArrays<T>> arrays;
   std::vector<Buffer<T>> between;  // the gradients of what layers hand on
@@ -272,7 +206,10 @@ class PyLayer {
     const Layer<T>& first = layers[0]->layer_;
     const int64_t width = first.directions() * first.hidden();
     const int64_t states = int64_t(count) * bottom.batch * width;
-    return back_through<T>(plain(layers), saved, rows, pointer<const T>(dy, rows * width, "dy"),
+    const Shape x_shape{rows, first.input()};
+    const Shape state_shape{int64_t(count) * first.directions(), bottom.batch, first.hidden()};
+    return back_through<T>(NumpyArrays<T>(), plain(layers), saved, x_shape, state_shape,
+                           pointer<const T>(dy, rows * width, "dy"),
                            pointer<const T>(dh_n, states, "dh_n"),
                            pointer<const T>(dc_n, states, "dc_n"));
   }

@@ -86,12 +86,9 @@ struct Ragged {
   }
 };
 
-template <class T>
-bool fits(const py::object& value, const Shape& shape, bool writeable = false) {
-  if (!is_plain<T>(value)) return false;
-  const auto array = py::reinterpret_borrow<py::array>(value);
-  return array.ndim() == int(shape.size()) &&
-         std::equal(shape.begin(), shape.end(), array.shape()) && (!writeable || array.writeable());
+template <class T, class Exchanged>
+bool fits(const Exchanged& by, const py::object& value, const Shape& shape, View<T>& to) {
+  return by.view(value, to) && to.has_shape(shape);
 }
 bool split(const py::object& pair, py::object& first, py::object& second) {
   if (!PyTuple_CheckExact(pair.ptr()) || PyTuple_GET_SIZE(pair.ptr()) != 2) return false;
@@ -138,8 +135,9 @@ class PyStack {
   struct Views {
     View<T> x, h_0, c_0, y, h_n, c_n;
 
-    // Whether anything written meets anything else. A state may be updated in place.
-    bool overlap() const {
+    // Not where anything written meets anything else. A state may be updated in place.
+    bool may_be_written() const {
+      if (!y.writeable || !h_n.writeable || !c_n.writeable) return false;
       const View<T>* const all[] = {&x, &h_0, &c_0, &y, &h_n, &c_n};
       for (int w = 3; w < 6; w++)
         for (int k = 0; k < 6; k++) {
@@ -147,17 +145,11 @@ class PyStack {
           const bool in_place = k + 3 == w && k > 0 && begin == written;
           if (k != w && !in_place && begin && written && begin < written + all[w]->size() &&
               written < begin + all[k]->size())
-            return true;
+            return false;
         }
-      return false;
+      return true;
     }
   };
-
-  template <class Exchanged>
-  static bool fits(const Exchanged& by, const py::object& value, const Shape& shape, View<T>& to,
-                   bool written = false) {
-    return by.view(value, to) && to.has_shape(shape) && (!written || to.writeable);
-  }
 
   template <class Exchanged>
   py::object forward(const Exchanged& by, const py::object& x, const py::object& state,
@@ -190,7 +182,7 @@ class PyStack {
       if (!split(out, y, state_n)) return py::none();
       h_n = state_n;
       if (has_c && !split(state_n, h_n, c_n)) return py::none();
-      if (!fits(by, h_n, h_shape, v.h_n, true) || (has_c && !fits(by, c_n, c_shape, v.c_n, true)))
+      if (!fits(by, h_n, h_shape, v.h_n) || (has_c && !fits(by, c_n, c_shape, v.c_n)))
         return py::none();
     } else {
       h_n = state_n = by.make(h_shape, v.h_n);
@@ -201,7 +193,7 @@ class PyStack {
     }
     if (out.is_none())
       y = by.make(y_shape, v.y);
-    else if (!fits(by, y, y_shape, v.y, true) || v.overlap())
+    else if (!fits(by, y, y_shape, v.y) || !v.may_be_written())
       return py::none();
     Kept<T> unused;
     Kept<T>& to = kept ? *kept : unused;
@@ -286,8 +278,9 @@ std::vector<std::unique_ptr<Layer<T>>> layers_of(CellKind cell, const py::object
     for (int i = 0; i < 2; i++) {
       const py::object bias = item(2 + i);
       if (bias.is_none()) continue;
-      if (!fits<T>(bias, {rows})) return {};
-      biases[i] = static_cast<const T*>(py::reinterpret_borrow<py::array>(bias).data());
+      View<T> view;
+      if (!fits(NumpyArrays<T>(), bias, {rows}, view)) return {};
+      biases[i] = view.data;
     }
     const Weights<T> w{static_cast<const T*>(w_ih.data()), static_cast<const T*>(w_hh.data()),
                        biases[0], biases[1],
@@ -302,6 +295,16 @@ std::vector<const Layer<T>*> borrowed(const std::vector<std::unique_ptr<Layer<T>
   std::vector<const Layer<T>*> stack;
   for (const auto& layer : layers) stack.push_back(layer.get());
   return stack;
+}
+
+// Whether x is an array or a tensor of this dtype that may be read as it is.
+template <class T>
+bool is_of(const py::object& x) {
+  View<T> view;
+  PyTypeObject* const type = Py_TYPE(x.ptr());
+  if (const dl::Exchange* exchange = exchange_of(type))
+    return OtherTensors<T>(type, *exchange).view(x, view);
+  return is_plain<T>(x);
 }
 
 // As PyStack::forward, for such weights.
@@ -337,22 +340,38 @@ class PyTape {
 
   // (dx, [the gradients of each layer], dstate_0) as the API returns them. `checked` tells that dy
   // and dstate_n have been, and are batched. None where that has to be done first. dx and dh_0 are
-  // None where they are not wanted.
+  // None where they are not wanted. All are tensors where x was one.
   py::object backward(const py::object& dy, const py::object& dstate_n, bool checked, bool wants_dx,
                       bool wants_dh) const {
+    PyTypeObject* const type = Py_TYPE(x_.ptr());
+    if (const dl::Exchange* exchange = exchange_of(type))
+      return back(OtherTensors<T>(type, *exchange), dy, dstate_n, checked, wants_dx, wants_dh);
+    return back(NumpyArrays<T>(), dy, dstate_n, checked, wants_dx, wants_dh);
+  }
+
+ private:
+  template <class Exchanged>
+  py::object back(const Exchanged& by, const py::object& dy, const py::object& dstate_n,
+                  bool checked, bool wants_dx, bool wants_dh) const {
     const Layer<T>& first = *layers_[0];
-    const int64_t H = first.hidden(), L = int64_t(layers_.size()), B = kept_.batch;
+    const int64_t I = first.input(), H = first.hidden(), L = int64_t(layers_.size());
+    const int64_t T_ = kept_.steps, B = kept_.batch;
     const bool batched = kept_.batched, has_c = first.has_c();
-    const Shape y_shape = batched || checked ? Shape{kept_.steps, B, H} : Shape{kept_.steps, H};
-    const Shape state_shape = batched || checked ? Shape{L, B, H} : Shape{L, H};
+    const bool as_batch = batched || checked;
+    const Shape y_shape = as_batch ? Shape{T_, B, H} : Shape{T_, H};
+    const Shape h_shape = as_batch ? Shape{L, B, H} : Shape{L, H};
+    const Shape x_shape = batched ? Shape{T_, B, I} : Shape{T_, I};
+    const Shape state_shape = batched ? Shape{L, B, H} : Shape{L, H};
     py::object dh_n = dstate_n, dc_n = py::none();
     if (has_c && !dstate_n.is_none() && !split(dstate_n, dh_n, dc_n)) return py::none();
-    if (!dy.is_none() && !fits<T>(dy, y_shape)) return py::none();
-    for (const py::object& d : {dh_n, dc_n})
-      if (!d.is_none() && !fits<T>(d, state_shape)) return py::none();
+    View<T> of_y, of_h, of_c;
+    if ((!dy.is_none() && !fits(by, dy, y_shape, of_y)) ||
+        (!dh_n.is_none() && !fits(by, dh_n, h_shape, of_h)) ||
+        (!dc_n.is_none() && !fits(by, dc_n, h_shape, of_c)))
+      return py::none();
 
     const Ragged& ragged = kept_.ragged;
-    const T *dh = data(dh_n), *dc = data(dc_n);
+    const T *dh = of_h.data, *dc = of_c.data;
     Buffer<T> sorted[2];
     if (ragged.is_ragged()) {
       dh = ragged.sort(dh, L, H, sorted[0]);
@@ -360,34 +379,20 @@ class PyTape {
     }
     std::vector<const Saved<T>*> saved;
     for (const auto& one : kept_.saved) saved.push_back(one.get());
-    const py::tuple found = back_through<T>(borrowed(layers_), saved, kept_.steps * B, data(dy), dh,
-                                            dc, wants_dx, wants_dh);
-    const auto x = py::reinterpret_borrow<py::array>(x_);
-    py::object dx = found[0], dh_0 = found[2];
-    if (wants_dx)
-      dx = py::reinterpret_borrow<py::array>(dx).reshape(Shape(x.shape(), x.shape() + x.ndim()));
+    const py::tuple found = back_through<T>(by, borrowed(layers_), saved, x_shape, state_shape,
+                                            of_y.data, dh, dc, wants_dx, wants_dh);
+    const auto state_out = [&](const py::object& state) {
+      if (!ragged.is_ragged()) return state;
+      View<T> from, to;
+      by.view(state, from);
+      py::object unsorted = by.make(state_shape, to);
+      ragged.unsort(from.data, L, H, to.data);
+      return unsorted;
+    };
+    py::object dh_0 = found[2];
     if (wants_dh) dh_0 = state_out(dh_0);
-    if (!has_c) return py::make_tuple(dx, found[1], dh_0);
-    return py::make_tuple(dx, found[1], py::make_tuple(dh_0, state_out(found[3])));
-  }
-
- private:
-  static const T* data(const py::object& array) {
-    if (array.is_none()) return nullptr;
-    return static_cast<const T*>(py::reinterpret_borrow<py::array>(array).data());
-  }
-
-  // The gradient of a state [L, B, H] in the caller's order and shape.
-  py::object state_out(const py::object& state) const {
-    const int64_t L = int64_t(layers_.size()), H = layers_[0]->hidden();
-    auto array = py::reinterpret_borrow<py::array_t<T>>(state);
-    if (kept_.ragged.is_ragged()) {
-      py::array_t<T> unsorted(Shape{L, kept_.batch, H});
-      kept_.ragged.unsort(array.data(), L, H, unsorted.mutable_data());
-      array = unsorted;
-    }
-    if (kept_.batched) return std::move(array);
-    return array.reshape(Shape{L, H});
+    if (!has_c) return py::make_tuple(found[0], found[1], dh_0);
+    return py::make_tuple(found[0], found[1], py::make_tuple(dh_0, state_out(found[3])));
   }
 
   std::vector<std::unique_ptr<Layer<T>>> layers_;

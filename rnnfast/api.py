@@ -130,7 +130,7 @@ def pack(
     UnsupportedError
         For a dtype or a cell that the backend does not have.
     """
-    spec = called = _spec(cell, reset_after, nonlinearity)
+    spec = called = spec_of(cell, reset_after, nonlinearity)
     noise = QUIET
     if options:
         spec, noise = parse_options(spec, dict(options))
@@ -389,7 +389,7 @@ def rnn(
     ValueError, TypeError, UnsupportedError
         As `rnnfast.lstm` does.
     """
-    spec = _spec("rnn", True, nonlinearity)
+    spec = spec_of("rnn", True, nonlinearity)
     return _forward(
         spec, x, weights, h_0, lengths, batch_first, dropout, rng, backend, out, options
     )
@@ -412,7 +412,7 @@ def rnn_vjp(
     **options: Unpack[Options],
 ) -> tuple[Any, Any, Backward]:
     """`rnn`, and ``dx, dweights, dh_0 = backward(dy, dh_n)``; see `rnnfast.lstm_vjp`."""
-    spec = _spec("rnn", True, nonlinearity)
+    spec = spec_of("rnn", True, nonlinearity)
     rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
     return _vjp(spec, x, weights, h_0, *rest)
 
@@ -521,6 +521,19 @@ def _as_they_lie(weights: Any) -> tuple[Any, tuple[int, ...]]:
     return weights, ()
 
 
+def short_vjp(
+    spec: Spec, x: Any, weights: Any, state: Any, lengths: Any = None, backend: str = "auto"
+) -> tuple[Any, Any, ShortTape] | None:
+    """`Backend.call_vjp` for a call without options, of the weights as the API takes them.
+
+    For adapters, too: x and the state may be tensors where the backend reads these.
+    """
+    given, places = _as_they_lie(weights)
+    if not isinstance(given, list | tuple):
+        return None
+    return get(backend, spec).call_vjp(spec, x, given, state, lengths, places)
+
+
 def _steps_first(x: Any, batch_first: Any) -> Array | None:
     """NumPy's array x with the steps first; None for anything else."""
     if type(x) is not np.ndarray:
@@ -549,20 +562,18 @@ def _vjp(
 ) -> tuple[Any, Any, Backward]:
     # As in `_forward`.
     rest = (lengths, batch_first, dropout, rng, backend, out, options, save, checkpoint)
-    given, places = _as_they_lie(weights)
     if (
         type(dropout) is float
         and dropout == 0.0
         and rng is None
         and not options
-        and isinstance(given, list | tuple)
         and out is None
         and type(save) is str
         and save == "all"
         and checkpoint is None
         and (rows := _steps_first(x, batch_first)) is not None
     ):
-        done = get(backend, spec).call_vjp(spec, rows, given, state, lengths, places)
+        done = short_vjp(spec, rows, weights, state, lengths, backend)
         if done is not None:
             y, state_n, tape = done
             # What the caller may change before `backward`.
@@ -1186,7 +1197,7 @@ def _tangent(dual: Array | None) -> Any:
     return None if dual is None else np.ascontiguousarray(dual.imag)
 
 
-def _spec(cell: str, reset_after: bool, nonlinearity: Any) -> Spec:
+def spec_of(cell: str, reset_after: bool, nonlinearity: Any) -> Spec:
     info = checks.cell(cell)
     reset_after = checks.flag("reset_after", reset_after)
     if info.has_reset_after:

@@ -253,17 +253,33 @@ def test_tensors_elsewhere() -> None:
         calls.array(Elsewhere())  # type: ignore[arg-type]
 
 
-def test_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The functions below are handed the tensors' own memory."""
+@pytest.mark.parametrize("tells", [True, False])
+def test_nothing_is_copied(tells: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions below are handed the tensors' own memory, or by C++ the tensors."""
+    from rnnfast.torch import calls
+
+    if tells and not calls.TELLS:
+        pytest.skip("this PyTorch does not tell C++ of its tensors")
+    monkeypatch.setattr(calls, "TELLS", tells)
     seen: list[int] = []
-    original = rnnfast.lstm_vjp
+    by_array, by_tensor = rnnfast.lstm_vjp, calls.short_vjp
+
+    def note(address: int, weights: Any) -> None:
+        entry = getattr(weights, "template", weights)[0]
+        seen.extend([address, *(a.ctypes.data for a in entry[:4])])
 
     def spy(x: Any, weights: Any, *rest: Any, **options: Any) -> Any:
-        entry = getattr(weights, "template", weights)[0]
-        seen.extend([x.ctypes.data, *(a.ctypes.data for a in entry[:4])])
-        return original(x, weights, *rest, **options)
+        note(x.ctypes.data, weights)
+        return by_array(x, weights, *rest, **options)
+
+    def spy_short(spec: Any, x: Any, weights: Any, state: Any) -> Any:
+        done = by_tensor(spec, x, weights, state)
+        if done is not None:
+            note(x.data_ptr(), weights)
+        return done
 
     monkeypatch.setattr(rnnfast, "lstm_vjp", spy)
+    monkeypatch.setattr(calls, "short_vjp", spy_short)
     layer = rnnfast.torch.LSTM(4, 6)
     x = torch.zeros(5, 3, 4)
     layer(x)

@@ -18,7 +18,7 @@ from torch_pairs import close, pair
 
 import rnnfast
 import rnnfast.torch
-from rnnfast.torch import calls, held
+from rnnfast.torch import calls
 
 _native = pytest.importorskip("rnnfast._native")
 
@@ -121,9 +121,9 @@ CASES = [(change, torch.no_grad) for change in CHANGES] + [
 @pytest.fixture(params=[True, False], ids=["by C++", "by Python"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """With the tensors of a PyTorch that tells C++ where their memory is, and of an older one."""
-    if request.param and not held._TELLS:
+    if request.param and not calls.TELLS:
         pytest.skip("this PyTorch, or a backend other than native, does not tell")
-    monkeypatch.setattr(held, "_TELLS", request.param)
+    monkeypatch.setattr(calls, "TELLS", request.param)
     return bool(request.param)
 
 
@@ -342,7 +342,7 @@ CASES_OF_SHORT = [
 ]
 
 
-@pytest.mark.skipif(not held._TELLS, reason="this PyTorch does not tell C++ of its tensors")
+@pytest.mark.skipif(not calls.TELLS, reason="this PyTorch does not tell C++ of its tensors")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("name", "extra"), CASES_OF_SHORT)
 def test_the_short_way_has_the_same_bits(
@@ -404,7 +404,7 @@ def test_errors_with_packed_weights(arguments: Any, either_way: bool) -> None:
     assert got == wanted
 
 
-@pytest.mark.skipif(not held._TELLS, reason="this PyTorch does not tell C++ of its tensors")
+@pytest.mark.skipif(not calls.TELLS, reason="this PyTorch does not tell C++ of its tensors")
 def test_results_own_their_memory() -> None:
     module = rnnfast.torch.LSTM(7, 5)
     x = torch.randn(4, 3, 7)
@@ -421,7 +421,7 @@ def test_results_own_their_memory() -> None:
     assert all(r.data_ptr() % 64 == 0 for r in results[0])
 
 
-@pytest.mark.skipif(not held._TELLS, reason="this PyTorch does not tell C++ of its tensors")
+@pytest.mark.skipif(not calls.TELLS, reason="this PyTorch does not tell C++ of its tensors")
 def test_a_watch_sees_every_change() -> None:
     """Of memory, sizes, strides, versions and sampled numbers; and it takes nothing else."""
     types = (torch.Tensor, torch.nn.Parameter)
@@ -448,3 +448,90 @@ def test_a_watch_sees_every_change() -> None:
         _native.Watch([weight.detach().numpy()], [], types)
     with pytest.raises(ValueError, match="samples: expected one axis"):
         _native.Watch([weight], [np.ones((2, 2))], types)
+
+
+def gradients_of(module: Any, arguments: tuple[Any, ...], scalar: Callable[[Any], Any]) -> Any:
+    """Results, and gradients of everything that may have one."""
+    x, state = arguments[0].detach().requires_grad_(), None
+    states = arguments[1] if len(arguments) > 1 else ()
+    states = [
+        s.detach().requires_grad_() for s in (states if isinstance(states, tuple) else [states])
+    ]
+    state = None if not states else tuple(states) if len(states) > 1 else states[0]
+    results = flat(module(x, state))
+    leaves = [x, *states, *module.parameters()]
+    return results, torch.autograd.grad(scalar(results), leaves)
+
+
+SCALARS: dict[str, Callable[[Any], Any]] = {
+    "weighted": lambda r: sum((t * torch.arange(t.numel()).view_as(t)).sum() for t in r),
+    "sums": lambda r: sum(t.sum() for t in r),  # their gradients are one number, repeated
+    "y alone": lambda r: r[0].square().sum(),
+    "h alone": lambda r: r[1].square().sum(),
+    "the last step": lambda r: r[0][-1].square().sum(),
+    "strided": lambda r: (r[0].transpose(0, -1) * 2).transpose(0, -1).sum(0).square().sum(),
+}
+
+
+@pytest.mark.skipif(not calls.TELLS, reason="this PyTorch does not tell C++ of its tensors")
+@pytest.mark.parametrize("scalar", SCALARS)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_training_the_short_way_has_the_same_bits(
+    name: str, batch_first: bool, scalar: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(2)
+    module = getattr(rnnfast.torch, name)(7, 5, 2, batch_first=batch_first)
+    cases = inputs(name, torch.float32)
+    del cases["no rows"], cases["no memory"]
+    long_ways: list[Any] = []
+    run = calls._vjp
+    monkeypatch.setattr(calls, "_vjp", lambda *given: long_ways.append(given) or run(*given))
+    for case, (_, arguments) in cases.items():
+        x = arguments[0]
+        x = x.transpose(0, 1) if batch_first and x.dim() == 3 else x
+        arguments = (x, *(tuple(a) if isinstance(a, list) else a for a in arguments[1:]))
+        found = []
+        for tells in (True, False):
+            monkeypatch.setattr(calls, "TELLS", tells)
+            long_ways.clear()
+            found.append(gradients_of(module, arguments, SCALARS[scalar]))
+            assert bool(long_ways) is not tells, case
+        for a, b in zip(*([*r, *g] for r, g in found), strict=True):
+            assert torch.equal(a, b), case
+
+
+@pytest.mark.skipif(not calls.TELLS, reason="this PyTorch does not tell C++ of its tensors")
+def test_the_way_back_needs_nothing_of_the_caller() -> None:
+    """Neither x nor the weights, whose memory may be let go or changed for other memory."""
+    torch.manual_seed(3)
+    module = rnnfast.torch.LSTM(300, 64)
+    x = torch.randn(40, 8, 300)
+    wanted = gradients_of(module, (x,), SCALARS["weighted"])[1]
+    mine = x.clone().requires_grad_()
+    results = flat(module(mine))
+    mine.data = torch.full((40, 8, 300), float("nan"))
+    for parameter in module.parameters():
+        parameter.data = torch.full_like(parameter, float("nan"))
+    others = [torch.full((40, 8, 300), 7.0) for _ in range(20)]  # take the memory that is free
+    got = torch.autograd.grad(SCALARS["weighted"](results), [mine, *module.parameters()])
+    assert len(others) == 20
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.skipif(not calls.TELLS, reason="this PyTorch does not tell C++ of its tensors")
+def test_twice_through_the_short_way() -> None:
+    """Second derivatives, after a forward pass that kept what only a first one needs."""
+    torch.manual_seed(4)
+    module, twin = rnnfast.torch.GRU(3, 4, dtype=torch.float64), torch.nn.GRU(3, 4)
+    twin = twin.double()
+    twin.load_state_dict(module.state_dict())
+    found = []
+    for layer_ in (module, twin):
+        x = torch.linspace(-1, 1, 2 * 2 * 3, dtype=torch.float64).view(2, 2, 3).requires_grad_()
+        y, _ = layer_(x)
+        first = torch.autograd.grad(y.square().sum(), [x, *layer_.parameters()], create_graph=True)
+        total = sum(g.square().sum() for g in first)
+        found.append(torch.autograd.grad(total, [x, *layer_.parameters()]))
+    for a, b in zip(*found, strict=True):
+        close(a, b)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import checks
-from ..api import Packed, _Call, _spec
+from ..api import Packed, _Call, spec_of
 from ..arrays import describe
 from ..backends.native import _kernel, flexible_kernel
 from ..errors import UnsupportedError
@@ -40,7 +40,7 @@ def run(
     if isinstance(weights, Packed):
         raise TypeError("weights: rnnfast.jax cannot use packed weights; expected the weights")
     checked = _Call(
-        _spec(cell, reset_after, nonlinearity),
+        spec_of(cell, reset_after, nonlinearity),
         _outline(x, "x"),
         _map(_outline, weights),
         _map(partial(_outline, name="state"), state),

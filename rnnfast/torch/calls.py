@@ -36,9 +36,18 @@ from torch import Tensor
 
 import rnnfast
 
-from ..api import Backward
-from ..spec import CELLS, Steps
-from ..weights import InOrder
+from ..api import Backward, short_vjp, spec_of
+from ..backends import ShortTape
+from ..spec import CELLS, Spec, Steps
+from ..weights import InOrder, Weights
+
+try:
+    from .. import _native
+except ImportError:  # the other backends do without
+    _native = None  # type: ignore[assignment]
+
+# Since PyTorch 2.10 its tensors tell C++ where their memory is, in far less time than Python.
+TELLS = _native is not None and _native.exchanges(Tensor)
 
 Lengths: TypeAlias = "Tensor | Steps | None"
 Results: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"  # y, h_n, and c_n where there is one
@@ -138,8 +147,63 @@ def run_and_keep(
     call: Call,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """y, h_n, c_n and a tape, from which `gradients` goes back."""
+    if lengths is None and seed is None:
+        done = _run_and_keep_short(x, h_0, c_0, weights, call)
+        if done is not None:
+            return done
     y, state_n, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
     return (*results(call, y, state_n), _record(backward))
+
+
+def _run_and_keep_short(
+    x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Any, call: Call
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
+    """The same by tensors that C++ reads and makes, or None where it does not take these."""
+    spec = _spec(call.cell, call.options) if TELLS else None
+    if spec is None or type(call.batch_first) is not bool:
+        return None
+    swap = call.batch_first and x.dim() == 3
+    # Detached, it keeps its memory whatever becomes of x before the way back.
+    of_x = _readable(x.detach(), swap)
+    initial = _readable_state(call, h_0, c_0)
+    done = short_vjp(spec, of_x, weights, initial)
+    if done is None:
+        return None
+    y, state_n, tape = done
+    h_n, c_n = state_n if spec.info.has_c else (state_n, None)
+    return y.transpose(0, 1) if swap else y, h_n, c_n, _record(tape)
+
+
+def watch(weights: Sequence[Tensor], samples: list[NDArray[Any]]) -> Any:
+    """What tells whether weights are still what they are now, as `Held` says."""
+    return _native.Watch(list(weights), samples, (Tensor, torch.nn.Parameter))
+
+
+def _readable(tensor: Tensor | None, swap: bool = False) -> Tensor | None:
+    """The numbers as they are in memory, with the first two axes swapped or not."""
+    if tensor is None:
+        return None
+    if swap:
+        tensor = tensor.transpose(0, 1)
+    return tensor.resolve_neg().contiguous()
+
+
+def _readable_state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:
+    if not CELLS[call.cell].has_c:
+        return _readable(h)
+    return None if h is None and c is None else (_readable(h), _readable(c))
+
+
+@lru_cache
+def _spec(cell: str, options: str) -> Spec | None:
+    """What a call without any option but the cell's variant computes; None for any other."""
+    found = ast.literal_eval(options)
+    if found.keys() - {"nonlinearity", "reset_after"}:
+        return None
+    try:
+        return spec_of(cell, found.get("reset_after", True), found.get("nonlinearity", "tanh"))
+    except (TypeError, ValueError):
+        return None  # the long way says what is wrong
 
 
 def gradients(
@@ -161,20 +225,30 @@ def gradients(
     None for x where `of_x` is False, for a state that is None, and for running statistics, which
     have none. Where the tape is lost, or nothing was kept, the forward pass is run again.
     """
-    backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
     of_state = h_0 is not None or c_0 is not None
-    dx, dweights, dinitial = backward(
+    kept = _kept(tape)
+    if kept is not None and not isinstance(kept, Backward):
+        swap = call.batch_first and dy is not None and dy.dim() == 3
+        given = _readable_state(call, dh_n, dc_n)
+        done = kept.backward(_readable(dy, swap), given, False, of_x, of_state)
+        if done is not None:
+            dx, layers, dinitial = done
+            if call.batch_first and x.dim() == 3 and dx is not None:
+                dx = dx.transpose(0, 1)
+            states = _both(call, h_0, c_0, dinitial)
+            return [dx, *states, *call.flatten([Weights(*w) for w in layers], len(weights))]
+    backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
+    of_dx, dweights, dinitial = backward(
         _array(dy), state(call, dh_n, dc_n), dx=of_x, dstate_0=of_state
     )
-    if not of_state:
-        dinitial = None, None
-    elif not CELLS[call.cell].has_c:
-        dinitial = dinitial, None
-    states = [
-        None if given is None else torch.from_numpy(d)
-        for given, d in zip((h_0, c_0), dinitial, strict=True)
-    ]
-    return [_tensor(dx), *states, *_flat(call, dweights, len(weights))]
+    arrays = _both(call, h_0, c_0, dinitial)
+    return [*map(_tensor, (of_dx, *arrays)), *_flat(call, dweights, len(weights))]
+
+
+def _both(call: Call, h_0: Tensor | None, c_0: Tensor | None, dstate_0: Any) -> list[Any]:
+    """The gradients of h_0 and c_0 where these are given."""
+    dh_0, dc_0 = dstate_0 if CELLS[call.cell].has_c and dstate_0 is not None else (dstate_0, None)
+    return [None if h_0 is None else dh_0, None if c_0 is None else dc_0]
 
 
 def second(
@@ -280,7 +354,7 @@ def results(call: Call, y: NDArray[Any], state_n: Any) -> Results:
 # means nothing: its memory belongs to an array with whose end the function `backward` is let go,
 # and which is found by address. A copy of the tensor, which save_on_cpu makes, is not found.
 
-_tapes: dict[int, Backward] = {}
+_tapes: dict[int, Backward | ShortTape] = {}
 
 
 class _Tape(np.ndarray[Any, np.dtype[np.uint8]]):
@@ -291,13 +365,17 @@ class _Tape(np.ndarray[Any, np.dtype[np.uint8]]):
             _tapes.pop(self.address, None)
 
 
-def _record(backward: Backward) -> Tensor:
+def _record(backward: Backward | ShortTape) -> Tensor:
     memory = _Tape(1, np.uint8)
     memory[0] = 0
     tape = torch.from_numpy(memory)
     memory.address = tape.data_ptr()
     _tapes[memory.address] = backward
     return tape
+
+
+def _kept(tape: Tensor) -> Backward | ShortTape | None:
+    return _tapes.get(tape.data_ptr()) if tape.numel() else None
 
 
 def _backward(
@@ -310,8 +388,8 @@ def _backward(
     seed: Tensor | None,
     call: Call,
 ) -> Backward:
-    kept = _tapes.get(tape.data_ptr()) if tape.numel() else None
-    if kept is not None:
+    kept = _kept(tape)
+    if isinstance(kept, Backward):
         return kept
     structure = call.structure([array(w) for w in weights])
     return _vjp(x, h_0, c_0, structure, lengths, seed, call)[2]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,14 +18,7 @@ from ..weights import Checked
 from . import calls
 from .calls import Call
 
-try:
-    from .. import _native
-except ImportError:  # the other backends do without
-    _native = None  # type: ignore[assignment]
-
 _SAMPLES = 31  # of each large array
-# Since PyTorch 2.10 its tensors tell C++ where their memory is, in far less time than Python.
-_TELLS = _native is not None and _native.exchanges(Tensor)
 
 
 class Held:
@@ -93,9 +85,9 @@ class Held:
     def _watch(self, weights: Sequence[Tensor]) -> Any:
         """What tells the same as `_values` in one call, or None where it has to be told so."""
         samples = self._samples
-        if not _TELLS or samples is None or any(s.ndim != 1 for s in samples):
+        if not calls.TELLS or samples is None or any(s.ndim != 1 for s in samples):
             return None
-        return _native.Watch(list(weights), samples, (Tensor, torch.nn.Parameter))
+        return calls.watch(weights, samples)
 
     def _values(self, weights: Sequence[Tensor]) -> Any:
         """What tells whether the values of weights have changed, or None where nothing does."""
