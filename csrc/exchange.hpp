@@ -53,6 +53,7 @@ struct Exchange {
 const dl::Exchange* exchange_of(PyTypeObject* type) {
   static PyTypeObject* last = nullptr;
   static const dl::Exchange* of_last = nullptr;
+  if (type == py::detail::npy_api::get().PyArray_Type_) return nullptr;  // as soon as possible
   if (type == last) return of_last;
   static PyObject* const name = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
   PyObject* const capsule = type->tp_dict ? PyDict_GetItem(type->tp_dict, name) : nullptr;

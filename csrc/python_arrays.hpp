@@ -74,6 +74,7 @@ py::array_t<T> new_array(const Shape& shape, bool transposed = false) {
   constexpr size_t large = size_t(1) << 20;
   size_t bytes = sizeof(T);
   for (const py::ssize_t n : shape) bytes *= size_t(n);
+  if (bytes < large && !transposed) return py::array_t<T>(shape);
   const Shape strides = transposed ? py::detail::f_strides(shape, sizeof(T))
                                    : py::detail::c_strides(shape, sizeof(T));
   if (bytes < large) return py::array_t<T>(shape, strides);

@@ -138,14 +138,16 @@ class PyStack {
     // Not where anything written meets anything else. A state may be updated in place.
     bool may_be_written() const {
       if (!y.writeable || !h_n.writeable || !c_n.writeable) return false;
-      const View<T>* const all[] = {&x, &h_0, &c_0, &y, &h_n, &c_n};
+      const T *begin[6], *end[6];
+      int k = 0;
+      for (const View<T>* view : {&x, &h_0, &c_0, &y, &h_n, &c_n}) {
+        begin[k] = view->data;
+        end[k++] = view->data ? view->data + view->size() : nullptr;
+      }
       for (int w = 3; w < 6; w++)
-        for (int k = 0; k < 6; k++) {
-          const T *begin = all[k]->data, *written = all[w]->data;
-          const bool in_place = k + 3 == w && k > 0 && begin == written;
-          if (k != w && !in_place && begin && written && begin < written + all[w]->size() &&
-              written < begin + all[k]->size())
-            return false;
+        for (k = 0; k < 6; k++) {
+          const bool in_place = k + 3 == w && k > 0 && begin[k] == begin[w];
+          if (k != w && !in_place && begin[k] < end[w] && begin[w] < end[k]) return false;
         }
       return true;
     }
@@ -185,16 +187,14 @@ class PyStack {
       if (!fits(by, h_n, h_shape, v.h_n) || (has_c && !fits(by, c_n, c_shape, v.c_n)))
         return py::none();
     } else {
+      if (out.is_none()) y = by.make(y_shape, v.y);
       h_n = state_n = by.make(h_shape, v.h_n);
       if (has_c) {
         c_n = by.make(c_shape, v.c_n);
         state_n = py::make_tuple(h_n, c_n);
       }
     }
-    if (out.is_none())
-      y = by.make(y_shape, v.y);
-    else if (!fits(by, y, y_shape, v.y) || !v.may_be_written())
-      return py::none();
+    if (!out.is_none() && (!fits(by, y, y_shape, v.y) || !v.may_be_written())) return py::none();
     Kept<T> unused;
     Kept<T>& to = kept ? *kept : unused;
     to.batched = batched;
