@@ -11,7 +11,7 @@
 //                   -> dx, dh_0, dc_0, the gradients of the weights
 //   transposed         w_ih is [I, G*H] and w_hh [H, G*H], and so are their gradients
 //   places             [G] of the gates in weights and their gradients, or none for our order
-//   dx, dh_0           empty where they are not wanted
+//   dx, dh_0           empty where they are not wanted, and so are the gradients of w_ih and w_hh
 //   saved              between [L-1, N, D*H]: the y of every layer but the last; gates
 //                      [L*D, N, S, H], h and c [L*D, N, H], as in Saved. Empty where the forward
 //                      pass saves nothing, gates also where it saves for "recompute".
@@ -209,8 +209,8 @@ void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t d
     a.dc_0 = call.has_c ? dc_0.get() + at : nullptr;
     for (int64_t d = 0; d < D; d++) {
       auto& w = a.dweights[d];
-      w.w_ih = buffers.needed<T>(call.G * H * features);
-      w.w_hh = buffers.needed<T>(call.G * H * H);
+      w.w_ih = buffers.output<T>(call.G * H * features);
+      w.w_hh = buffers.output<T>(call.G * H * H);
       w.b_ih = buffers.output<T>(call.G * H);
       w.b_hh = buffers.output<T>(call.G * H);
     }

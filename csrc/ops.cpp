@@ -94,6 +94,12 @@ Panels<T> Layer<T>::weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, i
   return panels(data, words_of(precision_, k), n, widest, source);
 }
 
+// The sum of two biases, each of which may be null, from `first` on.
+template <class T>
+void add_biases(const T* a, const T* b, int64_t first, int64_t count, T* to) {
+  for (int64_t j = first; j < first + count; j++) to[j] = (a ? a[j] : T(0)) + (b ? b[j] : T(0));
+}
+
 template <class T>
 Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden,
                 bool reuse, Precision precision)
@@ -117,10 +123,8 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
                                     cell_->stage_first[s], cell_->stage_gates[s], w.layout));
     const int64_t place_apart = cell_->apart >= 0 ? w.layout.place[cell_->apart] : -1;
     p.bias = Buffer<T>(G * H);
-    for (int64_t j = 0; j < G * H; j++) {
-      const bool apart = j / H == place_apart;
-      p.bias.get()[j] = (w.b_ih ? w.b_ih[j] : T(0)) + (w.b_hh && !apart ? w.b_hh[j] : T(0));
-    }
+    for (int64_t gate = 0; gate < G; gate++)
+      add_biases(w.b_ih, gate == place_apart ? nullptr : w.b_hh, gate * H, H, p.bias.get());
     if (cell_->apart >= 0) {
       p.bias_h = Buffer<T>(H);
       for (int64_t j = 0; j < H; j++)
@@ -326,8 +330,8 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
   if (N == 0)  // no step: the passes below write no weight gradient
     for (int d = 0; d < D; d++) {
       const auto& w = a.dweights[d];
-      std::fill_n(w.w_ih, G * H * I, T(0));
-      std::fill_n(w.w_hh, G * H * H, T(0));
+      if (w.w_ih) std::fill_n(w.w_ih, G * H * I, T(0));
+      if (w.w_hh) std::fill_n(w.w_hh, G * H * H, T(0));
       if (w.b_ih) std::fill_n(w.b_ih, G * H, T(0));
       if (w.b_hh) std::fill_n(w.b_hh, G * H, T(0));
     }

@@ -181,8 +181,8 @@ struct Backward {
   T* pack;                  // scratch of the weight products, see tn_scratch
   Layout layout;            // of the gradients of weights
   T* dx;                    // [N, I], or where there is an order [T, B, I], written, or null
-  T* dw_ih;                 // [G*H, I] written
-  T* dw_hh;                 // [G*H, H] written
+  T* dw_ih;                 // [G*H, I] written, or null
+  T* dw_hh;                 // [G*H, H] written, or null
   T* db_ih;                 // [G*H] written, or null
   T* db_hh;                 // [G*H] written, or null
   T* dh_0;                  // [B, H] written, or null

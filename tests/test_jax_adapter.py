@@ -104,6 +104,28 @@ def test_same_bits_as_rnnfast(spec: Spec, dtype: str, ragged: bool) -> None:
     assert_same_bits(run_jax(p, save="recompute"), wanted)
 
 
+@pytest.mark.parametrize("bias", BIASES)
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(("L", "D"), [(1, 1), (3, 2)])
+def test_one_step_of_one_row(
+    spec: Spec, L: int, D: int, state: str, bias: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLA forms the gradients of matrices, but where a cell multiplies something other than h."""
+    from rnnfast.jax import stack
+
+    formed = []
+    form = stack._with_matrices
+    monkeypatch.setattr(stack, "_with_matrices", lambda *a: formed.append(a) or form(*a))
+    jax.clear_caches()  # that it is traced here, and not again elsewhere
+    p = problem(Case(spec, T=1, B=1, I=20, H=33, L=L, D=D, dtype="float32", state=state, bias=bias))
+    found, wanted = run_jax(p), run(p, "native")
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, wanted[name], name)  # to the sign of zeros
+    before = spec.cell == "gru" and not spec.reset_after
+    assert bool(formed) is not (before and state in ("both", "h"))
+    jax.clear_caches()
+
+
 @settings(max_examples=12)
 @given(st.data())
 def test_options_of_the_cells(data: Any) -> None:

@@ -801,10 +801,10 @@ void weight_gradient(const Backward<T>& p, int first, int count, Rows<const T> d
     for (together = 1; gate + together < count; together++)
       if (place[gate + together] != place[gate] + together) break;
     const int64_t row = place[gate] * H, m = together * H;
-    if (p.layout.transposed)
+    if (dw && p.layout.transposed)
       multiply_tn(operand, width, dgates, m, rows, dw + row, all_gates * H, accumulate, p.pack,
                   team);
-    else
+    else if (dw)
       multiply_tn(dgates, m, operand, width, rows, dw + row * width, width, accumulate, p.pack,
                   team);
     if (db) sum_rows(dgates.first, dgates.stride, m, rows, db + row, accumulate, team);

@@ -153,10 +153,46 @@ def backward(
     """
     like = smooth(operands)
     shapes = _of_gradients(plan, operands, [a.shape for a in like])
+    outer = _matrices_are_outer(plan, operands)
     if plan.plain is not None:
         for k in {0, 1}.difference(wanted):
             shapes[k] = (0,)
-    return _fit(_pass("backward", plan, shapes, (*operands, *saved, *cotangents)), like)
+    if outer:
+        w_hh = operands[WEIGHTS + 1]
+        shapes[len(SMOOTH) :] = [(0,), (0,), w_hh.shape[:1], w_hh.shape[:1]] * (
+            plan.layers * plan.directions
+        )
+    found = _pass("backward", plan, shapes, (*operands, *saved, *cotangents))
+    if outer:
+        found = _with_matrices(plan, operands, saved, found)
+    return _fit(found, like)
+
+
+def _matrices_are_outer(plan: Plan, operands: Operands) -> bool:
+    """Whether gradients of w_ih and w_hh are the outer products of those of the biases and a row.
+
+    That is so for one row and one step. XLA then forms their numbers where it uses them, and need
+    not read them from memory: of one step that is half of what a training step moves.
+    """
+    x, h_0, _, lengths = operands[:4]
+    by_h = plan.plain != "gru_before" or not h_0.size  # its candidate multiplies r * h
+    return plan.plain is not None and by_h and x.shape[:2] == (1, 1) and not lengths.size
+
+
+def _with_matrices(
+    plan: Plan, operands: Operands, saved: Operands, gradients: list[Any]
+) -> list[Any]:
+    """The gradients, of which those of w_ih and w_hh are empty, with these."""
+    found, first = list(gradients), len(SMOOTH)
+    x, h_0 = operands[:2]
+    for k in range(plan.layers * plan.directions):
+        layer = k // plan.directions
+        row = saved[0][layer - 1, 0] if layer else x[0, 0]
+        w_ih, w_hh, b_ih, b_hh = range(first + 4 * k, first + 4 * k + 4)
+        # Products with zeros too: the memory of w_hh is then not free before the backward pass.
+        h = h_0[k, 0] if h_0.size else jnp.zeros(operands[WEIGHTS + 1].shape[1], x.dtype)
+        found[w_ih], found[w_hh] = jnp.outer(found[b_ih], row), jnp.outer(found[b_hh], h)
+    return found
 
 
 def tangent(plan: Plan, operands: Operands, along: Mapping[int, Any]) -> list[Any]:
