@@ -13,7 +13,7 @@ import rnnfast
 from ..api import Packed
 from ..errors import UnsupportedError
 from ..weights import InOrder, Weights
-from .translation import in_our_order, places_of
+from .translation import places_of
 
 BACKEND = keras.backend.backend()
 _ADAPTERS = {
@@ -48,8 +48,6 @@ def run(
     places = places_of(cell)
     if BACKEND == "tensorflow":
         options = {**options, "keep": training}
-        weights, places = tuple(in_our_order(cell, w) for w in weights), ()
-        at_zero = False  # its callbacks take the size from the state
     elif BACKEND == "jax":
         options = {**options, "transposed": True}
     elif len(weights) > 1 or not options.keys() <= _OF_PLAIN_CELLS:

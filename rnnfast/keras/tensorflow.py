@@ -19,19 +19,22 @@ import rnnfast
 
 from ..api import Backward
 from ..spec import CELLS
-from ..weights import Weights
+from ..weights import InOrder, Weights
 
 Array = NDArray[Any]
 
 
 class _Call(NamedTuple):
-    """What of a call is no tensor. The tensors are x, the weights, the states, then the `extras`.
+    """What of a call is no tensor. The tensors are x, the variables, the states, then the `extras`.
 
-    The extras have no gradients.
+    The variables are those of a Keras cell for each direction, with its bias or without. There are
+    states or not. The extras have no gradients.
     """
 
     cell: str
-    fields: tuple[tuple[str, ...], ...]  # of the weights that are given, for each direction
+    biased: tuple[bool, ...]  # for each direction
+    places: tuple[int, ...]  # of the gates, as `rnnfast.weights.InOrder` has them
+    starts: bool  # whether there are states
     extras: tuple[str, ...]  # arguments of rnnfast's function: lengths, rng
     options: dict[str, Any]
 
@@ -51,7 +54,7 @@ class _Call(NamedTuple):
         return [y, *self._listed(state_n), _record(backward)]
 
     def backward(self, *arrays: Array) -> list[Array]:
-        """Gradients of x, the weights and the states.
+        """Gradients of x, the variables and the states.
 
         The last arrays are a tape and the gradients of the results. Where the tape is lost, or
         nothing was kept, the layer is run again.
@@ -60,10 +63,11 @@ class _Call(NamedTuple):
         tape, dy, *dstate_n = arrays[-count - 1 :]
         recorded = _tapes.get(int(tape[0]))
         backward = self._vjp(arrays[: -count - 1])[2] if recorded is None else recorded.backward
-        dx, dweights, dstate = backward(dy, tuple(dstate_n) if self.has_c else dstate_n[0])
-        pairs = zip(dweights[0] if len(self.fields) > 1 else dweights, self.fields, strict=True)
-        dgiven = [getattr(w, name) for w, names in pairs for name in names]
-        return [dx, *dgiven, *self._listed(dstate)]
+        given = tuple(dstate_n) if self.has_c else dstate_n[0]
+        dx, dweights, dstate = backward(dy, given, dstate_0=self.starts)
+        entries = dweights[0] if len(self.biased) > 1 else dweights
+        found = [dx, *(a for entry in entries for a in _keras_variables(entry))]
+        return [*found, *self._listed(dstate)] if self.starts else found
 
     def _vjp(self, arrays: tuple[Array, ...]) -> tuple[Array, Any, Backward]:
         arguments, how = self._arguments(arrays)
@@ -72,9 +76,16 @@ class _Call(NamedTuple):
 
     def _arguments(self, arrays: tuple[Array, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         x, rest = arrays[0], iter(arrays[1:])
-        entries = [Weights(**{name: next(rest) for name in names}) for names in self.fields]
-        weights = [tuple(entries)] if len(entries) > 1 else entries
-        state = (next(rest), next(rest)) if self.has_c else next(rest)
+        entries = [
+            _of_keras(next(rest), next(rest), next(rest) if biased else None)
+            for biased in self.biased
+        ]
+        weights: Any = [tuple(entries)] if len(entries) > 1 else entries
+        if self.places:
+            weights = InOrder(weights, self.places)
+        state: Any = None
+        if self.starts:
+            state = (next(rest), next(rest)) if self.has_c else next(rest)
         how: dict[str, Any] = {name: next(rest) for name in self.extras}
         if "rng" in how:
             how["rng"] = np.random.default_rng(how["rng"])
@@ -82,6 +93,20 @@ class _Call(NamedTuple):
 
     def _listed(self, state: Any) -> list[Any]:
         return list(state) if self.has_c else [state]
+
+
+def _of_keras(kernel: Array, recurrent_kernel: Array, bias: Array | None) -> Weights:
+    """In PyTorch's layout, on the same memory."""
+    biases = (None, None) if bias is None else (bias, None) if bias.ndim == 1 else tuple(bias)
+    return Weights(kernel.T, recurrent_kernel.T, *biases)
+
+
+def _keras_variables(w: Weights) -> list[Array]:
+    """The inverse of `_of_keras`."""
+    matrices = [w.w_ih.T, w.w_hh.T]
+    if w.b_ih is None:
+        return matrices
+    return [*matrices, w.b_ih if w.b_hh is None else np.stack([w.b_ih, w.b_hh])]
 
 
 class _Tape(np.ndarray[Any, np.dtype[np.int64]]):
@@ -109,28 +134,31 @@ def _record(backward: Backward) -> Array:
     return aligned
 
 
-def lstm(x: Any, weights: list[Any], state: tuple[Any, Any], **options: Any) -> tuple[Any, Any]:
-    """`rnnfast.lstm` on tensors of TensorFlow, for the weights of one layer in a list."""
-    y, *state_n = _run("lstm", x, weights, state, **options)
+def lstm(x: Any, weights: Any, state: Any, **options: Any) -> tuple[Any, Any]:
+    """`rnnfast.lstm` on tensors of TensorFlow, for one layer.
+
+    Its weights are as `rnnfast.keras.translation.weights_of` leaves them on tensorflow.
+    """
+    y, *state_n = _run("lstm", x, weights, state or (), **options)
     return y, tuple(state_n)
 
 
-def gru(x: Any, weights: list[Any], h_0: Any, **options: Any) -> tuple[Any, Any]:
+def gru(x: Any, weights: Any, h_0: Any, **options: Any) -> tuple[Any, Any]:
     """`rnnfast.gru` on tensors; see `lstm`."""
-    y, h_n = _run("gru", x, weights, (h_0,), **options)
+    y, h_n = _run("gru", x, weights, () if h_0 is None else (h_0,), **options)
     return y, h_n
 
 
-def rnn(x: Any, weights: list[Any], h_0: Any, **options: Any) -> tuple[Any, Any]:
+def rnn(x: Any, weights: Any, h_0: Any, **options: Any) -> tuple[Any, Any]:
     """`rnnfast.rnn` on tensors; see `lstm`."""
-    y, h_n = _run("rnn", x, weights, (h_0,), **options)
+    y, h_n = _run("rnn", x, weights, () if h_0 is None else (h_0,), **options)
     return y, h_n
 
 
 def _run(
     cell: str,
     x: Any,
-    weights: list[Any],
+    weights: Any,
     states: tuple[Any, ...],
     *,
     lengths: Any = None,
@@ -139,15 +167,18 @@ def _run(
     **options: Any,
 ) -> list[Any]:
     """y and the states. `keep` what gradients need, or run the layer again for them."""
+    places = ()
+    if isinstance(weights, InOrder):
+        weights, places = weights.weights, weights.places
     entries = weights if isinstance(weights[0], Weights) else weights[0]
-    fields = tuple(tuple(k for k, a in w._asdict().items() if a is not None) for w in entries)
+    biased = tuple(w.b_ih is not None for w in entries)
     # Of variables too, which tf.custom_gradient would take for its own.
-    given = [tf.convert_to_tensor(a) for w in entries for a in w if a is not None]
+    given = [tf.convert_to_tensor(a) for w in entries for a in w[:3] if a is not None]
     extras = {name: e for name, e in (("lengths", lengths), ("rng", rng)) if e is not None}
-    call = _Call(cell, fields, tuple(extras), options)
-    width = len(entries) * states[0].shape[-1]
-
-    kinds = [((*x.shape[:2], width), x.dtype), *((s.shape, x.dtype) for s in states)]
+    call = _Call(cell, biased, places, bool(states), tuple(extras), options)
+    hidden, dtype = entries[0].w_hh.shape[0], x.dtype
+    state_n = ((len(entries), x.shape[0], hidden), dtype)
+    kinds = [((*x.shape[:2], len(entries) * hidden), dtype), *[state_n] * (1 + call.has_c)]
 
     def differentiable(*tensors: Any) -> tuple[list[Any], Callable[..., list[Any]]]:
         inputs = [*tensors, *extras.values()]

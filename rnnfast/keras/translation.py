@@ -75,7 +75,14 @@ def places_of(cell: str) -> tuple[int, ...]:
 
 
 def weights_of(keras_cell: Any, dtype: str) -> Weights:
-    """The variables of a Keras cell in PyTorch's layout, with the gates in Keras' order."""
+    """The variables of a Keras cell in PyTorch's layout, with the gates in Keras' order.
+
+    On tensorflow they are left as they lie, w_ih (I, G*H), w_hh (H, G*H) and both biases in b_ih:
+    its callbacks turn them, which then moves nothing in memory.
+    """
+    if keras.backend.backend() == "tensorflow":
+        variables = (keras_cell.kernel, keras_cell.recurrent_kernel, keras_cell.bias)
+        return Weights(*(None if v is None else cast(v.value, dtype) for v in variables))
 
     def turned(variable: Any) -> Any:
         """Gates from the last axis to the first."""
