@@ -10,15 +10,15 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import report
+from . import peers, report
 from .load import Load, is_loaded
-from .problem import CELLS
+from .problem import CELLS, DEFAULT_CELLS, MODES, Mode, draw
 from .rows import Row
 from .shapes import Shape
 from .suite import Suite
@@ -69,6 +69,16 @@ class Limits:
         """Seconds for each number of a long array in the nearest caches, divided among threads."""
         return float(self._rows[threads].get("function_ns", {}).get(name, 0)) / 1e9 / threads
 
+    def step(self, cell: str) -> float | None:
+        """Seconds of a step of one row of 16 units, or None where none was measured."""
+        ns = self._rows.get(1, {}).get("step_ns", {}).get(cell)
+        return None if ns is None else float(ns) / 1e9
+
+    def call(self, mode: str) -> float | None:
+        """Seconds of a call from Python with a single such step."""
+        us = self._rows.get(1, {}).get("call_us", {}).get(mode)
+        return None if us is None else float(us) / 1e6
+
 
 def work(row: Row) -> float:
     """Operations of the products with w_ih and w_hh; training has three for each of forward."""
@@ -77,8 +87,7 @@ def work(row: Row) -> float:
     for _ in range(shape.L):
         total += gates * shape.H * (inputs + shape.H) * shape.D
         inputs = shape.D * shape.H
-    steps = (1 + shape.T) / 2 if shape.ragged else shape.T  # of a row, on average
-    return 2.0 * steps * shape.B * total * (3 if row["mode"] == "training" else 1)
+    return 2.0 * shape.steps * shape.B * total * (3 if row["mode"] == "training" else 1)
 
 
 def traffic(row: Row) -> float:
@@ -130,27 +139,35 @@ _FUNCTIONS = {
 
 def _on(limits: Limits, row: Row, threads: int) -> float:
     """`in_turn` on threads that never wait."""
-    gates, shape = _problem(row)
-    rate = limits.bandwidth(threads, working_set(row))
-    steps = (1 + shape.T) / 2 if shape.ragged else shape.T
-    training = row["mode"] == "training"
-
-    def at_least(width: int, reads: int) -> float:
-        numbers = gates * shape.H * width * shape.D
-        operations = 2.0 * steps * shape.B * numbers
-        return max(operations / limits.flops(threads), 4.0 * numbers * reads / rate)
-
-    spec = CELLS[row["cell"]]
-    functions = {spec.nonlinearity: 1} if spec.cell == "rnn" else _FUNCTIONS[spec.cell]
-    of_unit = sum(count * limits.function(threads, name) for name, count in functions.items())
+    _, shape = _problem(row)
+    passes = 2 if row["mode"] == "training" else 1
     inputs, total = shape.I, 0.0
     for _ in range(shape.L):
-        total += steps * shape.B * shape.D * shape.H * of_unit
-        total += (at_least(inputs, 1) + at_least(shape.H, shape.T)) * (2 if training else 1)
-        if training:
-            total += at_least(inputs, 1) + at_least(shape.H, 1)
+        total += functions(limits, row, threads)
+        total += product(limits, row, threads, inputs) * passes
+        total += product(limits, row, threads, shape.H, shape.T) * passes
+        if passes == 2:
+            total += product(limits, row, threads, inputs)
+            total += product(limits, row, threads, shape.H)
         inputs = shape.D * shape.H
     return total
+
+
+def product(limits: Limits, row: Row, threads: int, width: int, reads: int = 1) -> float:
+    """Seconds of a layer's product of all steps with weights [G*H, width], read so many times."""
+    gates, shape = _problem(row)
+    numbers = gates * shape.H * width * shape.D
+    operations = 2.0 * shape.steps * shape.B * numbers
+    rate = limits.bandwidth(threads, working_set(row))
+    return max(operations / limits.flops(threads), 4.0 * numbers * reads / rate)
+
+
+def functions(limits: Limits, row: Row, threads: int) -> float:
+    """Seconds of a layer's sigmoids and hyperbolic tangents, forward."""
+    spec, shape = CELLS[row["cell"]], Shape(**row["shape"])
+    counts = {spec.nonlinearity: 1} if spec.cell == "rnn" else _FUNCTIONS[spec.cell]
+    of_unit = sum(count * limits.function(threads, name) for name, count in counts.items())
+    return shape.steps * shape.B * shape.D * shape.H * of_unit
 
 
 def _problem(row: Row) -> tuple[int, Shape]:
@@ -169,12 +186,14 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
         load = Load()
         command = [program, str(options.worker), str(largest), str(seconds)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    functions = {name: _function_ns(name) for name in ("sigmoid", "tanh")}
+    of_functions = {name: _function_ns(name) for name in ("sigmoid", "tanh")}
     others = load.others()
     yield {
         "threads": options.worker,
         **json.loads(done.stdout),
-        "function_ns": functions,
+        "function_ns": of_functions,
+        "step_ns": {cell: _step_ns(cell) for cell in DEFAULT_CELLS},
+        "call_us": {mode: _call_us(mode) for mode in MODES},
         "other_cores": others,
         "loaded": is_loaded(others),
     }
@@ -185,12 +204,37 @@ def _function_ns(name: str) -> float:
     from rnnfast import _native
 
     x = np.linspace(-4, 4, 1 << 16, dtype=np.float32)
+    return _best(lambda: _native.evaluate(name, x), 200) / x.size * 1e9
+
+
+def _step_ns(cell: str, steps: int = 1000) -> float:
+    """Nanoseconds of a step of one row of 16 units, where hardly anything is multiplied."""
+    problem = draw(CELLS[cell], Shape("step", steps, 1, 16, 16), "forward")
+    return _best(peers.RnnfastPacked().make(problem, 1).run, 50) / steps * 1e9
+
+
+def _call_us(mode: Mode) -> float:
+    """Microseconds of a call from Python with one such step, in training with its way back."""
+    problem = draw(CELLS["lstm"], Shape("call", 1, 1, 16, 16), mode)
+    peer = peers.RnnfastPacked() if mode == "forward" else peers.Rnnfast()
+    run = peer.make(problem, 1).run
+
+    def many() -> None:
+        for _ in range(500):
+            run()
+
+    return _best(many, 20) / 500 * 1e6
+
+
+def _best(call: Callable[[], Any], trials: int) -> float:
+    """Seconds of the fastest."""
+    call()
     seconds = []
-    for _ in range(200):
+    for _ in range(trials):
         start = time.perf_counter()
-        _native.evaluate(name, x)
+        call()
         seconds.append(time.perf_counter() - start)
-    return min(seconds) / x.size * 1e9
+    return min(seconds)
 
 
 def compiled(folder: Path) -> str:

@@ -37,13 +37,16 @@ class Product(NamedTuple):
 
 
 def products(gates: int, shape: Shape) -> dict[Product, str]:
-    """Those of a training step: gates for all steps, the gradients of w_ih (or w_hh) and of x."""
+    """Those of a training step: gates for all steps, the gradients of w_ih and w_hh, and of x."""
     rows, wide = shape.T * shape.B, gates * shape.H
-    return {
-        Product(False, rows, wide, shape.I): "input projection",
-        Product(True, wide, shape.I, rows): "weight gradient",
-        Product(False, rows, shape.I, wide): "dx",
-    }
+    found = {}
+    for inputs in (shape.I, shape.D * shape.H)[: shape.L]:  # of the first layer, of all others
+        found |= {
+            Product(False, rows, wide, inputs): "input projection",
+            Product(True, wide, inputs, rows): "weight gradient",
+            Product(False, rows, inputs, wide): "dx",
+        }
+    return found | {Product(True, wide, shape.H, rows): "weight gradient"}
 
 
 # Makes the call that leaves the product of a and b in c; rnnfast's returns it instead.
@@ -167,7 +170,7 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
     wanted: dict[Product, str] = {}
     for cell in options.cells:
         for shape in select(options.shapes or ["table"]):
-            if shape.T > 1 and (shape.quick or not options.quick):
+            if shape.T > 1 and not shape.ragged and (shape.quick or not options.quick):
                 wanted |= products(len(CELLS[cell].info.gates), shape)
     for product, use in wanted.items():
         yield measured(product, use, options.worker, options.budget)

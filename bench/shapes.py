@@ -24,6 +24,11 @@ class Shape:
         return f"{self.T},{self.B},{self.I},{self.H}{extra}{' ragged' * self.ragged}"
 
     @property
+    def steps(self) -> float:
+        """Of a row, on average."""
+        return (1 + self.T) / 2 if self.ragged else self.T
+
+    @property
     def quick(self) -> bool:
         """Whether a call takes some milliseconds at the most."""
         return self.T * self.B * self.H * (self.I + self.H) * self.L * self.D < 2e7

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <sys/types.h>
 
 #include <algorithm>
 #include <atomic>
@@ -17,6 +18,10 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace rnnfast {
@@ -54,20 +59,36 @@ int this_cpu() {
 #endif
 }
 
-// A worker that was woken on the caller's processor would take turns with it, a slice of the
-// scheduler each, at every barrier. Forbids that processor for a moment, so that it has to move.
-void leave_cpu(int cpu) {
+// The processors that a thread may use. A worker on the caller's processor would take turns with
+// it, a slice of the scheduler each, and one that is woken there waits until the caller gives way.
+// A Linux that is a guest wakes it there: it takes an idle processor for one that the host took
+// away.
+class Affinity {
+ public:
 #if defined(__linux__)
-  cpu_set_t allowed, others;
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-  others = allowed;
-  CPU_CLR(cpu, &others);
-  if (CPU_COUNT(&others) == 0) return;
-  if (sched_setaffinity(0, sizeof others, &others) == 0)
-    sched_setaffinity(0, sizeof allowed, &allowed);
+  // Forbids one to a thread (0 is this one), unless that leaves none.
+  bool forbid(int cpu, pid_t thread) {
+    if (cpu < 0 || sched_getaffinity(thread, sizeof allowed_, &allowed_) != 0) return false;
+    cpu_set_t others = allowed_;
+    CPU_CLR(cpu, &others);
+    return CPU_COUNT(&others) > 0 && sched_setaffinity(thread, sizeof others, &others) == 0;
+  }
+  // Allows this thread what was allowed before.
+  void restore() const { sched_setaffinity(0, sizeof allowed_, &allowed_); }
+  static pid_t this_thread() { return pid_t(syscall(SYS_gettid)); }
+
+ private:
+  cpu_set_t allowed_;
 #else
-  (void)cpu;
+  bool forbid(int, pid_t) { return false; }
+  void restore() const {}
+  static pid_t this_thread() { return 0; }
 #endif
+};
+
+void leave_cpu(int cpu) {
+  Affinity before;
+  if (before.forbid(cpu, 0)) before.restore();
 }
 
 void flushed(void (*body)(void*, int), void* context, int id) {
@@ -92,6 +113,7 @@ class Pool {
     cpu_ = this_cpu();
     running_.store(n - 1, std::memory_order_relaxed);
     for (int k = 0; k < n - 1; k++) {
+      workers_[k]->keep_from(cpu_);
       workers_[k]->regions.fetch_add(1);
       if (workers_[k]->asleep.load()) workers_[k]->wake();
     }
@@ -115,6 +137,7 @@ class Pool {
     start_workers(n - 1);
     for (int k = 0; k < std::min(n - 1, started_.load()); k++) {
       if (!workers_[k]->asleep.load()) continue;
+      workers_[k]->keep_from(this_cpu());
       workers_[k]->nudges.fetch_add(1);
       workers_[k]->wake();
     }
@@ -126,8 +149,16 @@ class Pool {
     std::atomic<uint32_t> regions{0};  // that it was called to
     std::atomic<uint32_t> nudges{0};
     std::atomic<bool> asleep{true};  // or not yet running
+    std::atomic<bool> kept{false};   // from a processor, until it restores `before`
+    std::atomic<pid_t> thread{0};
+    Affinity before;
     std::mutex mutex;
     std::condition_variable condition;
+
+    // Before it is woken, by whoever has the pool.
+    void keep_from(int caller) {
+      if (asleep.load() && !kept.load()) kept.store(before.forbid(caller, thread.load()));
+    }
 
     // The worker says that it sleeps before it looks for work a last time, and others give work
     // before they look whether it sleeps. So one of them sees the other.
@@ -151,6 +182,7 @@ class Pool {
         asleep.store(true);
         condition.wait(lock, [&] { return called() || nudges.load() != nudged; });
         asleep.store(false);
+        if (kept.exchange(false)) before.restore();
       }
     }
   };
@@ -171,6 +203,7 @@ class Pool {
   }
 
   void work(Worker& own, int id) {
+    own.thread.store(Affinity::this_thread());
     own.asleep.store(false);
     for (uint32_t seen = 0;; seen++) {
       own.wait_after(seen);

@@ -36,6 +36,7 @@ from bench import (
     targets,
     timing,
 )
+from bench.parts import Parts
 
 
 class FakeTime:
@@ -349,6 +350,43 @@ def test_the_faster_way_of_a_peer_counts() -> None:
     assert latency.ratio(row, "numba") is None
 
 
+def test_parts_of_a_row() -> None:
+    """A sum of what was measured: products, steps, meetings and the call."""
+    common = {"fma_gflops": 1e3, "function_ns": {"sigmoid": 0.5, "tanh": 0.25}}
+    one = common | {"threads": 1, "read": [[1024, 60.0]], "barrier_ns": None}
+    one |= {"step_ns": {"gru": 50.0}, "call_us": {"forward": 1.0, "training": 9.0}}
+    two = common | {"threads": 2, "read": [[1024, 120.0]], "barrier_ns": 1.0}
+    sizes = {"nn 7,24,4": 4.0, "nn 9,24,4": 99.0, "nn 7,4,24": 3.0, "tn 24,4,7": 2.0}
+    sizes |= {"tn 24,8,7": 1.0}
+    rates = [
+        {"threads": n, "name": name, "gflops": {"a": {"median": 0.1}, "b": {"median": n * rate}}}
+        for name, rate in sizes.items()
+        for n in (1, 2)
+    ]
+    measured = Parts(limits.Limits([one, two]), rates)
+    forward = row_of("gru", "forward", 7, 1, 4, 8)
+    # 24 * 8 recurrent numbers at each of 7 steps, 8 units of two sigmoids and a tanh.
+    steps, of_units, reading = 7 * 50e-9, 7 * 8 * 1.25e-9, 7 * 4 * 24 * 8 / 60e9
+    by_x = 2 * 7 * 24 * 4 / 4e9
+    alone = steps + of_units + reading + by_x + 1e-6
+    assert measured.seconds(forward | {"threads": 1}) == pytest.approx(alone)
+    meetings = 3 * 7 * 1e-9
+    divided = steps + (of_units + reading + by_x) / 2 + meetings + 1e-6
+    assert measured.seconds(forward) == pytest.approx(divided)
+    assert measured.seconds(forward | {"meeting_ns": 1e6}) == pytest.approx(alone)
+    back = 2 * 7 * 24 * (4 / 3e9 + 4 / 2e9 + 8 / 1e9)
+    training = 2 * steps + of_units + 2 * reading + by_x + back + 9e-6
+    row = row_of("gru", "training", 7, 1, 4, 8) | {"threads": 1}
+    assert measured.seconds(row) == pytest.approx(training)
+    # Rows are divided without a meeting; a product that was not measured leaves no limit.
+    batch = row_of("gru", "forward", 7, 3, 4, 8)
+    rate = 2 * 99e9
+    wanted = 3 * of_units / 2 + 7 * 4 * 24 * 8 / 120e9 + 2 * 21 * 24 * 4 / rate + 1e-6
+    assert measured.seconds(batch) == pytest.approx(wanted)
+    assert measured.seconds(row_of("gru", "forward", 7, 1, 5, 8)) is None
+    assert Parts(limits.Limits([common | two]), rates).seconds(forward) is None
+
+
 def row_of(cell: str, mode: str, *sizes: int, **how: Any) -> rows.Row:
     shape = vars(shapes.Shape("custom", *sizes, **how))
     return {"cell": cell, "mode": mode, "shape": shape, "threads": 2}
@@ -430,8 +468,11 @@ def test_a_stream_is_held_to_its_target_with_packed_weights() -> None:
 
 def test_products_of_a_training_step() -> None:
     found = products.products(4, shapes.Shape("custom", 5, 3, 2, 8))
-    assert [str(product) for product in found] == ["nn 15,32,2", "tn 32,2,15", "nn 15,2,32"]
-    assert {product.flops() for product in found} == {2 * 15 * 32 * 2}
+    names = ["nn 15,32,2", "tn 32,2,15", "nn 15,2,32", "tn 32,8,15"]
+    assert [str(product) for product in found] == names
+    assert [product.flops() for product in found] == [2 * 15 * 32 * 2] * 3 + [2 * 15 * 32 * 8]
+    deep = products.products(1, shapes.Shape("custom", 5, 3, 2, 8, L=2, D=2))
+    assert {"nn 15,8,2", "nn 15,8,16", "tn 8,16,15", "nn 15,16,8"} < set(map(str, deep))
     for product, use in found.items():
         row = products.measured(product, use, 1, 0)
         assert row["failed"] == {}

@@ -1,0 +1,95 @@
+"""What a call takes whose parts each take what was measured of that part alone.
+
+`limits.in_turn` asks what the machine could do: every product at the peak of its arithmetic, a
+step that is over when its numbers are. Here a product of all steps takes as long as in the fastest
+of the libraries that `python -m bench products` compares, a step of one row no less than one of 16
+units, where there is next to nothing to multiply, threads that divide a step meet as often as ours
+do, and a call comes from Python.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from .limits import Limits, functions, product
+from .problem import CELLS
+from .rows import Row
+from .shapes import Shape
+
+_MEETINGS = 3  # for each step that units are divided for: h travels as well, see docs
+
+
+class Parts:
+    """Bounds made from the rows of `python -m bench limits` and of `python -m bench products`."""
+
+    def __init__(self, limits: Limits, products: list[Row]) -> None:
+        self._limits = limits
+        self._rates: dict[tuple[int, str, int, int], list[tuple[int, float]]] = {}
+        for row in products:
+            if not row["gflops"]:
+                continue
+            kind, *sizes = re.split("[ ,]", row["name"])
+            M, N, K = map(int, sizes)
+            # Rows of all steps are what shapes of one layer differ in.
+            rows, *others = (K, M, N) if kind == "tn" else (M, N, K)
+            best = max(rate["median"] for rate in row["gflops"].values())
+            key = (row["threads"], kind, *others)
+            self._rates.setdefault(key, []).append((rows, best * 1e9))
+
+    def seconds(self, row: Row) -> float | None:
+        """Of a row of the table, or None where a part was not measured."""
+        threads, shape = row["threads"], Shape(**row["shape"])
+        whole = self._on(row, threads)
+        alone = self._on(row, 1)
+        call = self._limits.call(row["mode"])
+        if whole is None or alone is None or call is None:
+            return None
+        if shape.B > 1 or threads == 1:
+            return whole + call
+        passes = 2 if row["mode"] == "training" else 1
+        meetings = passes * shape.T * shape.L * shape.D * _MEETINGS
+        ways = [alone, whole + meetings * self._limits.barrier(row)]
+        if shape.D > 1:  # side by side
+            ways.append(alone / 2)
+        if shape.L > 1:  # one layer after the other, each a step behind
+            ways.append(alone * math.ceil(shape.L / threads) / shape.L)
+        return min(ways) + call
+
+    def _on(self, row: Row, threads: int) -> float | None:
+        """On threads that never wait for one another."""
+        spec, shape = CELLS[row["cell"]], Shape(**row["shape"])
+        wide, rows = len(spec.info.gates) * shape.H, shape.steps * shape.B
+        training = row["mode"] == "training"
+        passes = 2 if training else 1
+        total = 0.0
+        if shape.B == 1:
+            chain = self._limits.step(row["cell"])
+            if chain is None:
+                return None
+            total += chain * shape.T * shape.L * shape.D * passes
+        inputs = shape.I
+        for _ in range(shape.L):
+            total += functions(self._limits, row, threads)
+            total += product(self._limits, row, threads, shape.H, shape.T) * passes
+            wanted = [("nn", wide, inputs)]
+            if training:
+                wanted += [("nn", inputs, wide), ("tn", wide, inputs), ("tn", wide, shape.H)]
+            for kind, first, second in wanted:
+                width = shape.H if (kind, second) == ("tn", shape.H) else inputs
+                if rows == 1:  # of vectors
+                    total += product(self._limits, row, threads, width)
+                    continue
+                rate = self._rate(threads, kind, first, second, rows)
+                if rate is None:
+                    return None
+                total += 2.0 * rows * wide * width * shape.D / rate
+            inputs = shape.D * shape.H
+        return total
+
+    def _rate(self, threads: int, kind: str, first: int, second: int, rows: float) -> float | None:
+        """Operations a second of a product, of the number of rows that comes closest."""
+        found = self._rates.get((threads, kind, first, second))
+        if found is None:
+            return None
+        return min(found, key=lambda one: abs(math.log(one[0] / rows)))[1]
