@@ -157,7 +157,8 @@ class Pool {
 
     // Before it is woken, by whoever has the pool.
     void keep_from(int caller) {
-      if (asleep.load() && !kept.load()) kept.store(before.forbid(caller, thread.load()));
+      const pid_t self = thread.load();  // 0 where it has not begun, which would mean the caller
+      if (self && asleep.load() && !kept.load()) kept.store(before.forbid(caller, self));
     }
 
     // The worker says that it sleeps before it looks for work a last time, and others give work
