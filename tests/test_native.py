@@ -254,6 +254,33 @@ SCRIPTS = {
 }
 
 
+AFFINITY = (
+    SCRIPT
+    + """
+import time
+rnnfast.set_num_threads(4)
+allowed = os.sched_getaffinity(0)
+for call in range(100):
+    rnnfast.lstm(x, weights, backend="native")
+    assert os.sched_getaffinity(0) == allowed, call
+    time.sleep(0.002 * (call % 2))  # workers fall asleep, and are woken
+train()
+time.sleep(0.1)  # whoever was woken last has run by now
+workers = [int(thread) for thread in os.listdir("/proc/self/task")]
+assert len(workers) >= 4
+assert {frozenset(os.sched_getaffinity(worker)) for worker in workers} == {frozenset(allowed)}
+print("done")
+"""
+)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this system is not Linux")
+def test_every_thread_may_run_where_it_might_before() -> None:
+    """Also those that were kept from the processor of their caller while they woke."""
+    found = python(AFFINITY, timeout=60)
+    assert found.stdout == "done\n", found.stderr
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_processes(script: str) -> None:
     """Nothing hangs, crashes or complains; a forked child calculates with its own threads."""
