@@ -143,5 +143,14 @@ class OtherTensors {
   const dl::Exchange& exchange_;
 };
 
+// Calls body with what reads and makes values of the kind that this one is.
+template <class T, class Body>
+auto like(const py::object& value, const Body& body) {
+  PyTypeObject* const type = Py_TYPE(value.ptr());
+  if (const dl::Exchange* exchange = exchange_of(type))
+    return body(OtherTensors<T>(type, *exchange));
+  return body(NumpyArrays<T>());
+}
+
 }  // namespace
 }  // namespace rnnfast

@@ -72,6 +72,12 @@ const T* copy(const T* from, int64_t count, Buffer<T>& to) {
   return to.get();
 }
 
+// The sum of two biases, each of which may be null, from `first` on.
+template <class T>
+void add_biases(const T* a, const T* b, int64_t first, int64_t count, T* to) {
+  for (int64_t j = first; j < first + count; j++) to[j] = (a ? a[j] : T(0)) + (b ? b[j] : T(0));
+}
+
 }  // namespace
 
 template <class T>
@@ -92,12 +98,6 @@ Panels<T> Layer<T>::weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, i
   low.scale = Buffer<float>(columns);
   low.correction = Buffer<int32_t>(columns);
   return panels(data, words_of(precision_, k), n, widest, source);
-}
-
-// The sum of two biases, each of which may be null, from `first` on.
-template <class T>
-void add_biases(const T* a, const T* b, int64_t first, int64_t count, T* to) {
-  for (int64_t j = first; j < first + count; j++) to[j] = (a ? a[j] : T(0)) + (b ? b[j] : T(0));
 }
 
 template <class T>

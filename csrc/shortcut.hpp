@@ -125,9 +125,7 @@ class PyStack {
   // another library that tells where their memory is, and so are then the results.
   py::object forward(const py::object& x, const py::object& state, const py::object& out,
                      const py::object& lengths, Kept<T>* kept = nullptr) const {
-    if (const dl::Exchange* exchange = exchange_of(Py_TYPE(x.ptr())))
-      return forward(OtherTensors<T>(Py_TYPE(x.ptr()), *exchange), x, state, out, lengths, kept);
-    return forward(NumpyArrays<T>(), x, state, out, lengths, kept);
+    return like<T>(x, [&](const auto& by) { return forward(by, x, state, out, lengths, kept); });
   }
 
  private:
@@ -301,10 +299,7 @@ std::vector<const Layer<T>*> borrowed(const std::vector<std::unique_ptr<Layer<T>
 template <class T>
 bool is_of(const py::object& x) {
   View<T> view;
-  PyTypeObject* const type = Py_TYPE(x.ptr());
-  if (const dl::Exchange* exchange = exchange_of(type))
-    return OtherTensors<T>(type, *exchange).view(x, view);
-  return is_plain<T>(x);
+  return like<T>(x, [&](const auto& by) { return by.view(x, view); });
 }
 
 // As PyStack::forward, for such weights.
@@ -343,10 +338,8 @@ class PyTape {
   // None where they are not wanted. All are tensors where x was one.
   py::object backward(const py::object& dy, const py::object& dstate_n, bool checked, bool wants_dx,
                       bool wants_dh) const {
-    PyTypeObject* const type = Py_TYPE(x_.ptr());
-    if (const dl::Exchange* exchange = exchange_of(type))
-      return back(OtherTensors<T>(type, *exchange), dy, dstate_n, checked, wants_dx, wants_dh);
-    return back(NumpyArrays<T>(), dy, dstate_n, checked, wants_dx, wants_dh);
+    return like<T>(
+        x_, [&](const auto& by) { return back(by, dy, dstate_n, checked, wants_dx, wants_dh); });
   }
 
  private:

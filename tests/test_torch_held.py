@@ -20,8 +20,6 @@ import rnnfast
 import rnnfast.torch
 from rnnfast.torch import calls
 
-_native = pytest.importorskip("rnnfast._native")
-
 
 def layer(dtype: Any = torch.float64) -> Any:
     torch.manual_seed(0)
@@ -424,6 +422,8 @@ def test_results_own_their_memory() -> None:
 @pytest.mark.skipif(not calls.TELLS, reason="this PyTorch does not tell C++ of its tensors")
 def test_a_watch_sees_every_change() -> None:
     """Of memory, sizes, strides, versions and sampled numbers; and it takes nothing else."""
+    from rnnfast import _native
+
     types = (torch.Tensor, torch.nn.Parameter)
     weight, bias = torch.nn.Parameter(torch.rand(8, 8)), torch.rand(8)
     sample = weight.detach().numpy().reshape(-1)[::9]
