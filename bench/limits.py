@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from . import peers, report
 from .load import Load, is_loaded
 from .problem import CELLS, DEFAULT_CELLS, MODES, Mode, draw
-from .rows import Row
+from .rows import READING, Row
 from .shapes import Shape
 from .suite import Suite
 
@@ -75,7 +76,7 @@ class Limits:
         return None if ns is None else float(ns) / 1e9
 
     def call(self, mode: str) -> float | None:
-        """Seconds of a call from Python with a single such step."""
+        """Seconds of a call from Python with a single such step, or of one that reads nothing."""
         us = self._rows.get(1, {}).get("call_us", {}).get(mode)
         return None if us is None else float(us) / 1e6
 
@@ -129,6 +130,17 @@ def in_turn(limits: Limits, row: Row) -> float:
     return min(least + passes * shape.T * limits.barrier(row), _on(limits, row, 1))
 
 
+def at_limit(limits: Limits, row: Row, rival: dict[str, Any]) -> float:
+    """The ratio to a rival of what does everything at the limits.
+
+    Of a single step that is reading, which was timed in turns with it: how fast weights come from
+    the caches depends on what else is there at the time.
+    """
+    if "at_reading" in rival:
+        return float(rival["at_reading"]["median"])
+    return float(row["times_ms"][rival["peer"]]["median"]) / 1e3 / in_turn(limits, row)
+
+
 # Evaluations for each unit of a step; those of the vanilla RNN are its nonlinearity's.
 _FUNCTIONS = {
     "lstm": {"sigmoid": 3, "tanh": 2},
@@ -179,6 +191,8 @@ def _arguments(add: Any) -> None:
 
 
 def _rows(options: argparse.Namespace) -> Iterator[Row]:
+    from rnnfast import _native
+
     seconds = min(options.budget, 1.0) / 100
     largest = 4 if options.quick else options.megabytes
     with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +207,10 @@ def _rows(options: argparse.Namespace) -> Iterator[Row]:
         **json.loads(done.stdout),
         "function_ns": of_functions,
         "step_ns": {cell: _step_ns(cell) for cell in DEFAULT_CELLS},
-        "call_us": {mode: _call_us(mode) for mode in MODES},
+        "call_us": {
+            **{mode: _us(_single_step(mode)) for mode in MODES},
+            READING: _us(partial(_native.total, np.zeros(1, np.float32))),
+        },
         "other_cores": others,
         "loaded": is_loaded(others),
     }
@@ -213,15 +230,19 @@ def _step_ns(cell: str, steps: int = 1000) -> float:
     return _best(peers.RnnfastPacked().make(problem, 1).run, 50) / steps * 1e9
 
 
-def _call_us(mode: Mode) -> float:
-    """Microseconds of a call from Python with one such step, in training with its way back."""
+def _single_step(mode: Mode) -> Callable[[], Any]:
+    """A call with one such step, in training with its way back."""
     problem = draw(CELLS["lstm"], Shape("call", 1, 1, 16, 16), mode)
     peer = peers.RnnfastPacked() if mode == "forward" else peers.Rnnfast()
-    run = peer.make(problem, 1).run
+    return peer.make(problem, 1).run
+
+
+def _us(call: Callable[[], Any]) -> float:
+    """Microseconds of a short call from Python."""
 
     def many() -> None:
         for _ in range(500):
-            run()
+            call()
 
     return _best(many, 20) / 500 * 1e6
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import page_adapters, pictures, report, targets
 from .latency import PEERS, ratio
-from .limits import Limits, bounds, in_turn
+from .limits import Limits, at_limit, bounds
 from .memory import numbers
 from .parts import Parts
 from .problem import CELLS
@@ -251,7 +251,11 @@ def _cells(limits: Limits, rows: list[Row], mode: str, peers: tuple[str, ...], o
 
 
 def _marks(limits: Limits, row: Row) -> str:
-    return "†" * row["loaded"] + "‡" * limits.are_apart(row)
+    return "†" * row["loaded"] + "‡" * limits.are_apart(row) + "§" * _on_one_core(row)
+
+
+def _on_one_core(row: Row) -> bool:
+    return bool(row.get("one_core", 0) > 0.25)
 
 
 def _is_missed(row: Row, rival: dict[str, Any]) -> bool:
@@ -324,8 +328,8 @@ def _missed(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
             if ratio >= least or row["threads"] not in limits.threads():
                 continue
             seconds = row["times_ms"][rival["peer"]]["median"] / 1e3
-            most = seconds / in_turn(limits, row)
-            together = None if parts is None else parts.seconds(row)
+            most = at_limit(limits, row, rival)
+            together = None if parts is None else parts.seconds(row, rival)
             of_parts = None if together is None else seconds / together
             spread = rival["ratios"][targets.counts(row, rival)]
             if most < least:
@@ -354,7 +358,9 @@ def _missed(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
             ' "At the limit" is the ratio of a program whose products come one after the other, '
             "each at the FMA peak or at the bandwidth of the cache that holds the weights, then "
             "the cell's functions at their measured rate, and which does nothing else in between; "
-            "one row of one layer is divided among threads that meet at each step, or not at all. "
+            "one row of one layer is divided among threads that meet at each step, or not at all; "
+            "of a single step it is the time in which the same threads read as many numbers as "
+            "there are weights and do nothing else, called from Python in turns with it. "
             '"Share" is how much of that limit rnnfast reaches. "Parts" is the ratio of a program '
             "whose parts each take what was measured of that part alone: a product of all steps as "
             "long as in the fastest of the three libraries (Matrix products of training), a step "
@@ -362,6 +368,7 @@ def _missed(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
             "meetings of the threads a step that they divide, and a call from Python. "
         )
         text[0] += _apart(limits, rows, f"{apart} of the {len(found['open'])}")
+        text[0] += _together(rows)
         counts = [f"of {len(found[why])} the target {words}" for why, words in _WHY.items()]
         text.append(f"Of the {missed} misses, {'; '.join(counts)}.")
     header = ["cell", "T, B, I, H", "threads", "mode", "peer", "ratio (quartiles)", "target"]
@@ -383,8 +390,15 @@ def _apart(limits: Limits, rows: list[Row], misses: str) -> str:
         f"‡ marks {len(apart)} of {sum(row['threads'] > 1 for row in rows)} rows of several "
         f"threads that were timed while these took {ns:.0f} ns to meet (the median): the host of "
         "a virtual machine may have put its processors where they share no cache. "
-        f"{misses} misses that are not explained below are of such rows."
+        f"{misses} misses that are not explained below are of such rows. "
     )
+
+
+def _together(rows: list[Row]) -> str:
+    count = sum(map(_on_one_core, rows))
+    if not count:
+        return ""
+    return f"§ marks {count} that were timed while their threads had one core between them. "
 
 
 def _ragged(document: Document) -> str:

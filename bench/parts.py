@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 from .limits import Limits, functions, product
 from .problem import CELLS
-from .rows import Row
+from .rows import READING, Row
 from .shapes import Shape
 
 _MEETINGS = 3  # for each step that units are divided for: h travels as well, see docs
@@ -37,8 +38,10 @@ class Parts:
             key = (row["threads"], kind, *others)
             self._rates.setdefault(key, []).append((rows, best * 1e9))
 
-    def seconds(self, row: Row) -> float | None:
+    def seconds(self, row: Row, rival: dict[str, Any]) -> float | None:
         """Of a row of the table, or None where a part was not measured."""
+        if "at_reading" in rival:
+            return self._single_step(row, rival)
         threads, shape = row["threads"], Shape(**row["shape"])
         whole = self._on(row, threads)
         alone = self._on(row, 1)
@@ -55,6 +58,17 @@ class Parts:
         if shape.L > 1:  # one layer after the other, each a step behind
             ways.append(alone * math.ceil(shape.L / threads) / shape.L)
         return min(ways) + call
+
+    def _single_step(self, row: Row, rival: dict[str, Any]) -> float | None:
+        """The weights are read as fast as in the rows' turns with the rival, then all the rest."""
+        of_peer = row["times_ms"][rival["peer"]]["median"] / 1e3
+        call, reading = self._limits.call(row["mode"]), self._limits.call(READING)
+        if call is None or reading is None:
+            return None
+        more = call - reading + functions(self._limits, row, row["threads"])
+        if row["threads"] > 1:
+            more += _MEETINGS * self._limits.barrier(row)
+        return float(of_peer / rival["at_reading"]["median"]) + more
 
     def _on(self, row: Row, threads: int) -> float | None:
         """On threads that never wait for one another."""

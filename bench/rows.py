@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import peers
-from .load import Load, is_loaded, meeting_ns
+from .load import Cores, Load, is_loaded, meeting_ns
 from .problem import CELLS, Mode, Problem, draw, errors, tolerance
 from .shapes import TABLE, Shape
 from .timing import Call, Timing, interleave
 
+READING = "reading"  # of as many numbers as a single step has weights
 Row = dict[str, Any]  # see README.md; of JSON's types, because it crosses processes
 
 
@@ -47,6 +48,8 @@ def row(
         else:
             calls[peer.name] = outcome
     own = [peer.name for peer in of_us if peer.supports(spec, shape, mode)]
+    if shape.T == 1 and mode == "forward":
+        calls[READING] = peers.reading(problem)
     timings, load = timed({} if failed.keys() & own else calls, budget)
     return {
         "threads": threads,
@@ -70,21 +73,38 @@ def row(
                     for name in own
                     if peer.name in timings
                 },
+                **_at_reading(timings, peer.name),
             }
             for peer in rivals
         ],
     }
 
 
+def _at_reading(timings: dict[str, Timing], peer: str) -> dict[str, Any]:
+    """The ratio of a program that only reads the weights."""
+    if READING not in timings or peer not in timings:
+        return {}
+    return {"at_reading": timings[peer].over(timings[READING])._asdict()}
+
+
 def timed(calls: dict[str, Call], budget: float) -> tuple[dict[str, Timing], dict[str, Any]]:
-    """Time them in turns, and tell what other processes used and how far apart the threads were."""
-    load = Load()
+    """Time them in turns, and tell what other processes used and what the threads had.
+
+    That is how far apart they were, and the share of blocks in which they had only one core.
+    """
+    load, cores = Load(), Cores()
     met = [meeting_ns()]
-    timings = interleave(calls, budget) if calls else {}
+    timings = interleave(calls, budget, ready=cores.are_there) if calls else {}
     others = load.others() if calls else None
     met.append(meeting_ns())
     apart = max((ns for ns in met if ns is not None), default=None)
-    return timings, {"other_cores": others, "loaded": is_loaded(others), "meeting_ns": apart}
+    blocks = sum(len(timing.rounds) for timing in timings.values())
+    return timings, {
+        "other_cores": others,
+        "loaded": is_loaded(others),
+        "meeting_ns": apart,
+        "one_core": sum(t.unready for t in timings.values()) / blocks if blocks else 0.0,
+    }
 
 
 def said(error: Exception) -> str:

@@ -35,11 +35,12 @@ class Spread(NamedTuple):
         return cls(*(float(q) for q in np.quantile(values, (0.5, 0.25, 0.75))))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Timing:
     """Nanoseconds of every counted call of one competitor, one list for each round."""
 
     rounds: list[list[int]]
+    unready: int = 0  # blocks that count although the machine was not ready
 
     def milliseconds(self) -> Spread:
         return Spread.of(np.concatenate(self.rounds) / 1e6)
@@ -60,12 +61,18 @@ def interleave(
     calls: Mapping[str, Call],
     budget: float,
     *,
+    ready: Callable[[], bool] = lambda: True,
     seed: int = 0,
     clock: Callable[[], int] = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
-    """Time callables in turns for about `budget` seconds, and at least MIN_ROUNDS rounds."""
+    """Time callables in turns for about `budget` seconds, and at least MIN_ROUNDS rounds.
+
+    A block before or after which the machine is not `ready` is done again, until `budget` seconds
+    have gone into such.
+    """
     end = clock() + budget * 1e9
+    wasted = 0.0
     repeats = {}
     for name, call in calls.items():
         call()
@@ -76,12 +83,32 @@ def interleave(
     while rounds < MIN_ROUNDS or clock() < end:
         rng.shuffle(order)
         for name in order:
-            call = calls[name]
-            sleep(PAUSE)
-            call()
-            timings[name].rounds.append([_time(call, clock) for _ in range(repeats[name])])
+            while True:
+                start = clock()
+                times, was_ready = _block(calls[name], repeats[name], ready, clock, sleep)
+                if was_ready or wasted >= budget * 1e9:
+                    break
+                wasted += clock() - start
+                end += clock() - start
+            timings[name].rounds.append(times)
+            timings[name].unready += not was_ready
         rounds += 1
     return timings
+
+
+def _block(
+    call: Call,
+    repeats: int,
+    ready: Callable[[], bool],
+    clock: Callable[[], int],
+    sleep: Callable[[float], None],
+) -> tuple[list[int], bool]:
+    """Times of a competitor's calls, and whether the machine was ready all the time."""
+    before = ready()
+    sleep(PAUSE)
+    call()
+    times = [_time(call, clock) for _ in range(repeats)]
+    return times, before and ready()
 
 
 def _usual(call: Call, clock: Callable[[], int]) -> float:

@@ -1,4 +1,6 @@
 // The Python module.
+#include <numeric>
+
 #include "ffi.hpp"
 #include "python_flexible.hpp"
 #include "shortcut.hpp"
@@ -64,6 +66,26 @@ py::array_t<T> product(const py::array_t<T, py::array::c_style>& a,
   return c;
 }
 
+// The sum of all numbers, by all threads, for benchmarks: what reads as fast as it goes.
+double total(const py::array_t<float, py::array::c_style>& x) {
+  struct Reading {
+    const float* x;  // [n]
+    int64_t n;
+    std::vector<double> totals;  // [members]
+  } reading{x.data(), x.size(), std::vector<double>(size_t(thread_count()))};
+  const auto read = [](void* context, int id) {
+    Reading& r = *static_cast<Reading*>(context);
+    const Team team{id, int(r.totals.size())};
+    r.totals[size_t(id)] = kernels<float>(active_set()).total(r.x, r.n, team);
+  };
+  const Released released;
+  if (!run_parallel(int(reading.totals.size()), read, &reading)) {
+    reading.totals.resize(1);
+    read(&reading, 0);
+  }
+  return std::accumulate(reading.totals.begin(), reading.totals.end(), 0.0);
+}
+
 // Nanoseconds in which all threads meet once, or 0 where others have them, for benchmarks: it takes
 // several times as long while their cores share no cache.
 double meeting_of_all_ns(int meetings) {
@@ -114,6 +136,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("get_isa", [] { return std::string(active_set().name); });
   m.def("set_isa", &use_set);
   m.def("meeting_ns", &meeting_of_all_ns);
+  m.def("total", &total, py::arg().noconvert());
   m.def("evaluate", &evaluate<float>, py::arg().noconvert(), py::arg().noconvert());
   m.def("evaluate", &evaluate<double>, py::arg().noconvert(), py::arg().noconvert());
   m.def("multiply_nn", &product<float, false>, py::arg().noconvert(), py::arg().noconvert());

@@ -92,6 +92,47 @@ def test_the_budget_ends_it() -> None:
     assert len(found["only"].rounds) == pytest.approx(10 / (timing.PAUSE + 2 * 0.08), abs=2)
 
 
+def test_blocks_are_done_again_where_the_machine_was_not_ready() -> None:
+    """Until as much as the budget has gone into such."""
+    fake = FakeTime()
+    looks = iter([True, False, False, *[True] * 100])
+    found = timing.interleave(
+        {"only": fake.work("only", 80)},
+        0,
+        ready=lambda: next(looks),
+        clock=fake.clock,
+        sleep=fake.sleep,
+    )
+    assert (len(found["only"].rounds), found["only"].unready) == (timing.MIN_ROUNDS, 2)
+    fake, looks = FakeTime(), iter([True, False, False, *[True] * 100])
+    found = timing.interleave(
+        {"only": fake.work("only", 80)},
+        1,
+        ready=lambda: next(looks),
+        clock=fake.clock,
+        sleep=fake.sleep,
+    )
+    assert found["only"].unready == 0
+    assert 1.4e9 <= fake.now <= 1.8e9  # two blocks that do not count, and the budget without them
+    assert fake.log.count("pause") == len(found["only"].rounds) + 2
+
+
+def test_threads_that_share_a_core() -> None:
+    """They are slow together; one thread has its core always."""
+    before = rnnfast.get_num_threads()
+    try:
+        rnnfast.set_num_threads(1)
+        assert load.Cores().are_there()
+        rnnfast.set_num_threads(2)
+        cores = load.Cores()
+        for together, there in ((0.9, False), (0.6, True)):
+            times = {1: 1.0, 2: together}
+            cores._best = times.__getitem__  # type: ignore[method-assign]
+            assert cores.are_there() is there
+    finally:
+        rnnfast.set_num_threads(before)
+
+
 def test_medians_quartiles_and_ratios_are_taken_within_rounds() -> None:
     slow = timing.Timing([[40, 44, 48], [400, 400], [60]])
     fast = timing.Timing([[11], [100], [20, 20, 500]])  # the second round was slow for both
@@ -187,6 +228,15 @@ def test_a_wrong_peer_fails_and_is_not_timed(
     [line] = [line for line in report.row_lines(row) if "FAILED" in line]
     assert "error of" in line
     assert report.means([row]) == []
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_single_step_is_timed_in_turns_with_reading(steps: int) -> None:
+    step = shapes.Shape("custom", steps, 1, 8, 8)
+    who = [peers.RnnfastPacked()], [peers.Rnnfast()]
+    row = rows.row("lstm", step, "forward", 1, ["rnnfast"], 0.01, who)
+    assert (rows.READING in row["times_ms"]) == (steps == 1)
+    assert ("at_reading" in row["rivals"][0]) == (steps == 1)
 
 
 def test_where_rnnfast_is_wrong_nothing_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +404,7 @@ def test_parts_of_a_row() -> None:
     """A sum of what was measured: products, steps, meetings and the call."""
     common = {"fma_gflops": 1e3, "function_ns": {"sigmoid": 0.5, "tanh": 0.25}}
     one = common | {"threads": 1, "read": [[1024, 60.0]], "barrier_ns": None}
-    one |= {"step_ns": {"gru": 50.0}, "call_us": {"forward": 1.0, "training": 9.0}}
+    one |= {"step_ns": {"gru": 50.0}, "call_us": {"forward": 1.0, "training": 9.0, "reading": 0.25}}
     two = common | {"threads": 2, "read": [[1024, 120.0]], "barrier_ns": 1.0}
     sizes = {"nn 7,24,4": 4.0, "nn 9,24,4": 99.0, "nn 7,4,24": 3.0, "tn 24,4,7": 2.0}
     sizes |= {"tn 24,8,7": 1.0}
@@ -369,22 +419,34 @@ def test_parts_of_a_row() -> None:
     steps, of_units, reading = 7 * 50e-9, 7 * 8 * 1.25e-9, 7 * 4 * 24 * 8 / 60e9
     by_x = 2 * 7 * 24 * 4 / 4e9
     alone = steps + of_units + reading + by_x + 1e-6
-    assert measured.seconds(forward | {"threads": 1}) == pytest.approx(alone)
+
+    def seconds(row: rows.Row) -> Any:
+        return measured.seconds(row, {})
+
+    assert seconds(forward | {"threads": 1}) == pytest.approx(alone)
     meetings = 3 * 7 * 1e-9
     divided = steps + (of_units + reading + by_x) / 2 + meetings + 1e-6
-    assert measured.seconds(forward) == pytest.approx(divided)
-    assert measured.seconds(forward | {"meeting_ns": 1e6}) == pytest.approx(alone)
+    assert seconds(forward) == pytest.approx(divided)
+    assert seconds(forward | {"meeting_ns": 1e6}) == pytest.approx(alone)
     back = 2 * 7 * 24 * (4 / 3e9 + 4 / 2e9 + 8 / 1e9)
     training = 2 * steps + of_units + 2 * reading + by_x + back + 9e-6
     row = row_of("gru", "training", 7, 1, 4, 8) | {"threads": 1}
-    assert measured.seconds(row) == pytest.approx(training)
+    assert seconds(row) == pytest.approx(training)
     # Rows are divided without a meeting; a product that was not measured leaves no limit.
     batch = row_of("gru", "forward", 7, 3, 4, 8)
     rate = 2 * 99e9
     wanted = 3 * of_units / 2 + 7 * 4 * 24 * 8 / 120e9 + 2 * 21 * 24 * 4 / rate + 1e-6
-    assert measured.seconds(batch) == pytest.approx(wanted)
-    assert measured.seconds(row_of("gru", "forward", 7, 1, 5, 8)) is None
-    assert Parts(limits.Limits([common | two]), rates).seconds(forward) is None
+    assert seconds(batch) == pytest.approx(wanted)
+    assert seconds(row_of("gru", "forward", 7, 1, 5, 8)) is None
+    assert Parts(limits.Limits([common | two]), rates).seconds(forward, {}) is None
+    # The weights of a single step are read as they were in the rounds with a rival.
+    step = row_of("gru", "forward", 1, 1, 4, 8) | {"times_ms": {"torch": {"median": 0.3}}}
+    rival = {"peer": "torch", "at_reading": {"median": 100.0}}
+    wanted = 3e-6 + (1 - 0.25) * 1e-6 + 8 * 1.25e-9
+    assert measured.seconds(step | {"threads": 1}, rival) == pytest.approx(wanted)
+    wanted += 3e-9 - 8 * 1.25e-9 / 2
+    assert measured.seconds(step, rival) == pytest.approx(wanted)
+    assert limits.at_limit(limits.Limits([one, two]), step, rival) == 100
 
 
 def row_of(cell: str, mode: str, *sizes: int, **how: Any) -> rows.Row:

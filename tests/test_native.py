@@ -350,6 +350,22 @@ def test_bad_environment(variable: str, value: str, expected: str) -> None:
     assert expected in last
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("size", [0, 1, 17, 1000, 4096])
+def test_the_sum_that_benchmarks_read_with(threads: int, size: int) -> None:
+    """Each number once, by whatever set and however many threads."""
+    x = np.arange(size, dtype=np.float32)  # whose sums are exact
+    before, count = _native.get_isa(), rnnfast.get_num_threads()
+    try:
+        rnnfast.set_num_threads(threads)
+        for name in _native.available_isas():
+            _native.set_isa(name)
+            assert _native.total(x) == size * (size - 1) / 2
+    finally:
+        _native.set_isa(before)
+        rnnfast.set_num_threads(count)
+
+
 def test_bad_instruction_sets() -> None:
     before = _native.get_isa()
     for name in ("", "nonsense", "AVX2"):

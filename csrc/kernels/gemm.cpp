@@ -471,6 +471,22 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
   }
 }
 
+template <class T>
+T total_of(const T* x, int64_t n, Team team) {
+  constexpr int kSums = 8;
+  Vec<T> sums[kSums] = {};
+  const int64_t end = part_begin(n, team.size, team.id + 1);
+  int64_t i = part_begin(n, team.size, team.id);
+  for (; i + kSums * kLanes<T> <= end; i += kSums * kLanes<T>)
+#pragma GCC unroll 8
+    for (int k = 0; k < kSums; k++) sums[k] += load(x + i + k * kLanes<T>);
+  for (; i < end; i += kLanes<T>) sums[0] += load_tail(x + i, int(smaller(kLanes<T>, end - i)));
+  T total = 0;
+  for (const Vec<T>& sum : sums)
+    for (int k = 0; k < kLanes<T>; k++) total += sum[k];
+  return total;
+}
+
 }  // namespace
 
 #define RNNFAST_DEFINE_GEMM(T)                                                                     \
@@ -517,5 +533,7 @@ void evaluate(int function, const float* x, int64_t n, float* y) {
 void evaluate(int function, const double* x, int64_t n, double* y) {
   evaluate_all(function, x, n, y);
 }
+float total(const float* x, int64_t n, Team team) { return total_of(x, n, team); }
+double total(const double* x, int64_t n, Team team) { return total_of(x, n, team); }
 
 }  // namespace rnnfast::RNNFAST_ISA

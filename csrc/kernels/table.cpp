@@ -36,7 +36,8 @@ const InstructionSet instruction_set = {
      add,
      tn_scratch,
      flexible32,
-     evaluate},
+     evaluate,
+     total},
     {kLanes<double>,
      kWidest,
      {&lstm64, &gru_after64, &gru_before64, &rnn_tanh64, &rnn_relu64, &rnn_sigmoid64, &gated64},
@@ -46,7 +47,8 @@ const InstructionSet instruction_set = {
      add,
      tn_scratch,
      flexible64,
-     evaluate},
+     evaluate,
+     total},
     {kLanes<double>,
      kWidest,
      {},
@@ -56,6 +58,7 @@ const InstructionSet instruction_set = {
      add,
      tn_scratch,
      flexible_dual,
+     nullptr,
      nullptr},
     &low_kernels};
 
