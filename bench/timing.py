@@ -19,6 +19,7 @@ import numpy as np
 PAUSE = 0.06  # seconds before a block; a worker of ONNX Runtime 1.32 spins for 40 ms after a call
 BLOCK = 0.01  # seconds that the counted calls of a block last, at least
 MIN_ROUNDS = 3
+PATIENCE = 5.0  # seconds for blocks that do not count
 
 Call = Callable[[], Any]
 
@@ -68,8 +69,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time callables in turns for about `budget` seconds, and at least MIN_ROUNDS rounds.
 
-    A block before or after which the machine is not `ready` is done again, until `budget` seconds
-    have gone into such.
+    A block before or after which the machine is not `ready` is done again, until PATIENCE has gone
+    into such.
     """
     end = clock() + budget * 1e9
     wasted = 0.0
@@ -86,7 +87,7 @@ def interleave(
             while True:
                 start = clock()
                 times, was_ready = _block(calls[name], repeats[name], ready, clock, sleep)
-                if was_ready or wasted >= budget * 1e9:
+                if was_ready or wasted >= PATIENCE * 1e9:
                     break
                 wasted += clock() - start
                 end += clock() - start
