@@ -6,7 +6,9 @@ That its results are right is tested where all backends are.
 from __future__ import annotations
 
 import importlib
+import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -109,7 +111,10 @@ def always_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small a pass is."""
     for module in ("", ".short", ".threads"):
         monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba" + module), "SMALL", 0)
-    monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba"), "_STEP", 0)
+    for module in ("", ".threads"):
+        monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba" + module), "LEAST", 0)
+    for name in ("_STEP", "_PANELS"):
+        monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba"), name, 0)
 
 
 @pytest.mark.usefixtures("always_divided")
@@ -141,11 +146,15 @@ def test_after_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(threads._Worker, "finish", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(p, "numba")
-    assert_same_bits(run(p, "numba"), wanted)
+    def some() -> None:
+        threads.run([(lambda: None, ()), (lambda: None, ())])
+
+    for where, call in ("failed", lambda: run(p, "numba")), ("finish", some):
+        with monkeypatch.context() as patch:
+            patch.setattr(threads._Worker, where, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                call()
+        assert_same_bits(run(p, "numba"), wanted)
 
 
 def test_an_error_of_a_worker_is_raised() -> None:
@@ -158,6 +167,61 @@ def test_an_error_of_a_worker_is_raised() -> None:
         with pytest.raises(ValueError, match="in a worker"):
             threads.run([(lambda: None, ()), (wrong, ())])
     threads.run([(lambda: None, ()), (lambda: None, ())])
+
+
+@pytest.mark.usefixtures("always_divided")
+def test_nobody_waits_for_a_member_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a barrier within a step, or at the end of a pass."""
+    numba = importlib.import_module("rnnfast.backends.numba")
+    plain = importlib.import_module("rnnfast.backends.numba.plain").forward
+    rnnfast.set_num_threads(2)
+
+    def fails(numbers: Any, *others: Any) -> Any:
+        if numbers[numba.plans.ROLE] < 0:
+            raise MemoryError("in a worker")
+        return plain(numbers, *others)
+
+    for B in (1, 64):
+        p = problem(Case(Spec("lstm"), T=20, B=B, I=48, H=128, dtype="float32"))
+        wanted = run(p, "numba")
+        with monkeypatch.context() as patch:
+            patch.setattr(numba.plain, "forward", fails)
+            with pytest.raises(MemoryError, match="in a worker"):
+                run(p, "numba")
+        assert_same_bits(run(p, "numba"), wanted)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_workers_may_use_every_processor() -> None:
+    """Who wakes one that sleeps keeps it from its own processor, until it runs."""
+    threads = importlib.import_module("rnnfast.backends.numba.threads")
+    rnnfast.set_num_threads(2)
+    for _ in range(5):
+        time.sleep(0.01)
+        threads.run([(lambda: None, ()), (lambda: None, ())])
+    allowed = os.sched_getaffinity(0)
+    for worker in threads._pool.workers:
+        assert os.sched_getaffinity(worker._thread.native_id) == allowed
+
+
+def test_a_sleeping_worker_is_woken_for_the_calls_to_come() -> None:
+    """A short call does not wait for it."""
+    threads = importlib.import_module("rnnfast.backends.numba.threads")
+    rnnfast.set_num_threads(2)
+    threads.run([(lambda: None, ()), (lambda: None, ())])
+    time.sleep(0.05)
+    with threads.several(threads.SMALL + 1) as count:
+        assert count == 2
+    assert not threads.worth(threads.LEAST)
+    assert not threads.worth(threads.SMALL)
+    [worker] = threads._pool.workers[:1]
+    for _ in range(1000):
+        if worker.staying[0]:
+            break
+        time.sleep(0.0001)
+        threads.worth(threads.SMALL)
+    else:
+        raise AssertionError("it never woke")
 
 
 COUNT = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -22,13 +21,14 @@ from ...weights import Layer, Weights
 from .. import Array, Shortcut, ShortTape
 from . import loops, packing, plain, plans, short, threads
 from .memory import NO_MATRIX, NO_ROW, NO_STATE, flat, readable, taken
-from .plans import GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
+from .plans import BARRIERS, GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
 from .products import pack, panel_size, product, sums
-from .threads import NOBODY, SMALL
+from .threads import LEAST, NOBODY, SMALL
 from .visits import chunks, visits_of
 
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
 _STEP = 60_000  # multiplications of one step that are worth dividing its units
+_PANELS = 100_000  # numbers that are worth packing together
 _NO_MASKS = (False, False, False)
 
 
@@ -52,6 +52,8 @@ class Direction:
         self.empty, self.no_state = NO_ROW[self.dtype], NO_STATE[self.dtype]
         self.direction = direction
         self.reuse = reuse
+        self._panels: Array | None = None
+        self._panels_back: Array | None = None
         rows, outputs = w.w_hh.shape
         self.shape = Shape(
             rows // len(spec.info.gates),
@@ -84,15 +86,24 @@ class Direction:
     def _or_empty(self, a: Array | None) -> Array:
         return self.empty if a is None else readable(a)
 
-    @cached_property
+    @property
     def panels(self) -> Array:
         """All that the forward pass reads."""
+        return self.packed(1)
+
+    def packed(self, count: int) -> Array:
+        """The same; so many threads pack it where it is not yet."""
+        if self._panels is None:
+            self._panels = self._pack(count)
+        return self._panels
+
+    def _pack(self, count: int) -> Array:
         w, plan = self.w, self.plan(_NOTHING)
         to = self._memory[0]
         matrices = readable(w.w_ih), readable(w.w_hh)
         biases = self._or_empty(w.b_ih), self._or_empty(w.b_hh)
         w_hr = NO_MATRIX[self.dtype] if w.w_hr is None else readable(w.w_hr)
-        packing.pack_forward(plan.numbers, *matrices, *biases, w_hr, to)
+        _alike(count, plan, packing.pack_forward, (*matrices, *biases, w_hr, to))
         if not self.spec.plain:
             shift = w.b_hh if self.spec.layer_norm else None
             for k, a in enumerate((w.w_peep, w.ln_hh, shift, w.ln_c, w.ln_c_shift)):
@@ -100,14 +111,16 @@ class Direction:
                     plan.part(to, plans.WEIGHTS, 5 + k)[:] = a.reshape(-1)
         return to
 
-    @cached_property
-    def panels_back(self) -> Array:
-        """The matrices that BPTT reads."""
-        w, plan = self.w, self.plan(_NOTHING)
-        to = self._memory[1]
-        w_hr = NO_MATRIX[self.dtype] if w.w_hr is None else readable(w.w_hr)
-        packing.pack_backward(plan.numbers, readable(w.w_ih), readable(w.w_hh), w_hr, to)
-        return to
+    def packed_back(self, count: int) -> Array:
+        """The matrices that BPTT reads; packed likewise."""
+        if self._panels_back is None:
+            w, plan = self.w, self.plan(_NOTHING)
+            to = self._memory[1]
+            w_hr = NO_MATRIX[self.dtype] if w.w_hr is None else readable(w.w_hr)
+            arrays = readable(w.w_ih), readable(w.w_hh), w_hr, to
+            _alike(count, plan, packing.pack_backward, arrays)
+            self._panels_back = to
+        return self._panels_back
 
 
 _NOTHING = Extent(0, 0, False, _NO_MASKS)
@@ -213,9 +226,7 @@ class Numba:
     ) -> list[_Saved]:
         one = prepared[0][0]
         work = x.shape[0] * one.w.w_hh.size * len(prepared[0]) * len(prepared)
-        if work <= SMALL:
-            return self._layers(spec, prepared, x, steps, ys, state, begun, save, masks, 1)
-        with threads.several() as count:
+        with threads.several(work) as count:
             return self._layers(spec, prepared, x, steps, ys, state, begun, save, masks, count)
 
     def _layers(
@@ -271,7 +282,7 @@ class Numba:
         gradients: list[Weights] = []
         at = shape[0]
         work = saved[0].x.shape[0] * first.w.w_hh.size * len(prepared[0])
-        with nullcontext(1) if work <= SMALL else threads.several() as count:
+        with threads.several(work) as count:
             for layer, kept in zip(reversed(prepared), reversed(saved), strict=True):
                 of = slice(at - len(layer), at)
                 tapes = kept.tapes
@@ -316,29 +327,40 @@ class _Known(NamedTuple):
     state_shapes: list[tuple[int, int, int]]
     written: list[tuple[int, int, int]]  # the shapes of y and of the state
     steps: Steps
-    passes: list[list[_Pass]] | None  # of each layer; None where threads may share the work
-    alone: _Pass | None  # where there is one
-    tape: int  # a size that is enough for each of the passes
+    work: int
+    small: bool  # so that one thread may do it
 
     @classmethod
     def of(cls, call: _Shortcut, x_shape: tuple[int, ...]) -> _Known:
         num_steps, batch, _ = x_shape
         rows = num_steps * batch
         shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.has_c]]
-        steps, extent = Steps(num_steps, batch), _extent(rows, batch, False, None, 0)
-        passes: list[list[_Pass]] | None = None
-        tape = 0
-        if call.spec.plain and rows * call.prepared[0][0].w.w_hh.size * call.count <= SMALL:
-            passes = []
-            for layer in call.prepared:
-                plan_of = [w.plan(extent) for w in layer]
-                tape = max(tape, *[plan.tape for plan in plan_of])
-                visits = [visits_of(steps, d == 1, None)[:2] for d in range(len(layer))]
-                of_each = zip(plan_of, visits, layer, strict=True)
-                passes.append([_Pass(plan.numbers, *v, w.panels) for plan, v, w in of_each])
+        work = rows * call.prepared[0][0].w.w_hh.size * call.count
         y_shape = num_steps, batch, call.directions * call.sizes[0]
-        alone = passes[0][0] if passes is not None and call.count == 1 else None
-        return cls(x_shape, y_shape, shapes, [y_shape, *shapes], steps, passes, alone, tape)
+        small = call.spec.plain and work <= SMALL
+        return cls(
+            x_shape, y_shape, shapes, [y_shape, *shapes], Steps(num_steps, batch), work, small
+        )
+
+
+class _Here(NamedTuple):
+    """The passes of a call in this thread."""
+
+    passes: list[list[_Pass]]  # of each layer
+    alone: _Pass | None  # where there is one
+    tape: int  # a size that is enough for each of the passes
+
+    @classmethod
+    def of(cls, call: _Shortcut, steps: Steps) -> _Here:
+        extent = _extent(steps.rows, steps.batch, False, None, 0)
+        passes, tape = [], 0
+        for layer in call.prepared:
+            plan_of = [w.plan(extent) for w in layer]
+            tape = max(tape, *[plan.tape for plan in plan_of])
+            visits = [visits_of(steps, d == 1, None)[:2] for d in range(len(layer))]
+            of_each = zip(plan_of, visits, layer, strict=True)
+            passes.append([_Pass(plan.numbers, *v, w.panels) for plan, v, w in of_each])
+        return cls(passes, passes[0][0] if call.count == 1 else None, tape)
 
 
 class _Shortcut:
@@ -355,6 +377,7 @@ class _Shortcut:
         self.directions, self.count = len(prepared[0]), len(prepared[0]) * len(prepared)
         self.sizes = one.shape.outputs, one.shape.hidden
         self.known: _Known | None = None  # of the last call
+        self.here: _Here | None = None
 
     def __call__(self, x: Any, state: Any, out: Any, lengths: Any) -> tuple[Any, Any] | None:
         pair = type(out) is tuple
@@ -378,16 +401,19 @@ class _Shortcut:
         if running is None:
             return None
         begun = 0 if state is None else known.steps.batch
-        if known.alone is not None:
-            numbers, row, size, panels = known.alone
+        here = None
+        if known.small and not threads.worth(known.work):
+            here = self.here = self.here or _Here.of(self, known.steps)
+        if here is not None and here.alone is not None:
+            numbers, row, size, panels = here.alone
             h, c = running if self.has_c else (running[0], self.no_state)
-            tape = np.empty(known.tape, dtype)
+            tape = np.empty(here.tape, dtype)
             if not plain.forward(numbers, NOBODY, row, size, begun, x, panels, tape, h, c, y):
                 return None
         elif out is not None and not _apart(x, y, *running):
             return None
-        elif known.passes is not None:
-            self._run_here(known, known.passes, x, running, begun, y)
+        elif here is not None:
+            self._run_here(known, here, x, running, begun, y)
         else:
             self.run(known, x, running, begun, y, None)
         return y, out[1] if pair else self.state_of(running)
@@ -398,7 +424,8 @@ class _Shortcut:
         if known is None or x.shape != known.x_shape:
             if x.ndim != 3 or x.shape[2] != self.input_size or x.shape[0] == 0:
                 return None
-            known = self.known = _Known.of(self, x.shape)
+            known, self.here = _Known.of(self, x.shape), None
+            self.known = known
         return known
 
     def start(self, known: _Known, state: Any) -> tuple[Array, ...] | None:
@@ -430,7 +457,7 @@ class _Shortcut:
     def _run_here(
         self,
         known: _Known,
-        passes: list[list[_Pass]],
+        here: _Here,
         x: Array,
         running: tuple[Array, ...],
         begun: int,
@@ -438,10 +465,10 @@ class _Shortcut:
     ) -> None:
         """In this thread."""
         h, c = running if self.has_c else (running[0], self.no_state)
-        tape = np.empty(known.tape, self.dtype)
+        tape = np.empty(here.tape, self.dtype)
         at = 0
-        for layer in passes:
-            to = y if layer is passes[-1] else np.empty(known.y_shape, self.dtype)
+        for layer in here.passes:
+            to = y if layer is here.passes[-1] else np.empty(known.y_shape, self.dtype)
             for numbers, row, size, panels in layer:
                 state = h[at : at + 1], c[at : at + 1]
                 plain.forward(numbers, NOBODY, row, size, begun, x, panels, tape, *state, to)
@@ -566,43 +593,49 @@ def _start(running: Array, initial: Array | None) -> None:
 
 
 class _Member(NamedTuple):
-    """What falls to one thread: see `loops.Team`."""
+    """What falls to one thread: see `shared.Team`."""
 
     begin: int
     end: int
     units: int
     member: int
     members: int
-    counter: Array
+    barrier: int = BARRIERS[0]
 
     def numbers(self, plan: Plan) -> Array:
         """Those of a plan, for this member."""
         numbers: Array = plan.numbers.copy()
         numbers[plans.BEGIN : plans.BEGIN + 5] = self[:5]
+        numbers[plans.BARRIER] = self.barrier
         return numbers
+
+
+def _alike(count: int, plan: Plan, function: Any, arguments: tuple[Any, ...]) -> None:
+    """A pass whose members share all there is."""
+    if plan.weights < _PANELS:
+        count = 1
+    members = [_Member(0, 0, 0, k, count) for k in range(count)]
+    threads.run_passes([(function, (m.numbers(plan), NOBODY, *arguments)) for m in members])
 
 
 def _teams(
     count: int, directions: int, batch: int, steps: int, work: int, whole_rows: bool
 ) -> list[list[_Member]]:
     """Who does what in the loops of each direction; `work` is that of one row in one step."""
-    if count == 1 or work * batch * steps * directions <= SMALL:
-        return [[_Member(0, batch, 0, 0, 1, NOBODY)] for _ in range(directions)]
+    if count == 1 or work * batch * steps * directions <= LEAST:
+        return [[_Member(0, batch, 0, 0, 1)] for _ in range(directions)]
     members = max(1, count // directions)
-    counter = [
-        np.zeros(16, np.int64) for _ in range(directions)
-    ]  # two cache lines: the first counts
     if members > 1 and batch < 4 * members and not whole_rows:
         if work * batch < _STEP:
             members = 1
         return [
-            [_Member(0, batch, 1, k, members, counter[d]) for k in range(members)]
+            [_Member(0, batch, 1, k, members, BARRIERS[d]) for k in range(members)]
             for d in range(directions)
         ]
     members = max(1, min(members, batch))
     bounds = [batch * k // members for k in range(members + 1)]
     return [
-        [_Member(bounds[k], bounds[k + 1], 0, k, members, counter[d]) for k in range(members)]
+        [_Member(bounds[k], bounds[k + 1], 0, k, members, BARRIERS[d]) for k in range(members)]
         for d in range(directions)
     ]
 
@@ -611,11 +644,11 @@ def _together(
     count: int, teams: list[list[_Member]], work: int, tasks: list[list[threads.Task]]
 ) -> None:
     """Run the tasks of all directions at the same time, or one direction after the other."""
-    if count >= sum(map(len, teams)) and work > SMALL:
-        threads.run([task for of in tasks for task in of])
+    if count >= sum(map(len, teams)) and work > LEAST:
+        threads.run_passes([task for of in tasks for task in of])
     else:
         for of in tasks:
-            threads.run(of)
+            threads.run_passes(of)
 
 
 def _divided(count: int, work: int, function: Any, arguments: tuple[Any, ...], rows: int) -> None:
@@ -655,7 +688,6 @@ def _extent(rows: int, batch: int, save: bool, masks: list[Masks] | None, d: int
 def _forward_task(
     plan: Plan,
     numbers: Array,
-    counter: Array,
     row: Array,
     size: Array,
     begun: int,
@@ -667,12 +699,12 @@ def _forward_task(
     c: Array,  # (1, B, H)
     y: Array,  # (N, D*P)
 ) -> threads.Task:
-    steps = counter, row, size
+    given = numbers, NOBODY
     if plan.plain:
-        return plain.forward, (numbers, *steps, begun, x[None], panels, tape, h, c, y[None])
+        return plain.forward, (*given, row, size, begun, x[None], panels, tape, h, c, y[None])
     state = h.reshape(-1), c.reshape(-1)
     arrays = x.reshape(-1), panels, *masks, tape, *state, y.reshape(-1)
-    return loops.forward, (numbers, plan.floats, *steps, *arrays)
+    return loops.forward, (*given, plan.floats, row, size, *arrays)
 
 
 def _forward(
@@ -702,8 +734,8 @@ def _forward(
             tape = np.empty(plan.tape, dtype)
             row, size, _ = visits_of(steps, d == 1, None)
             own = _of_masks(masks, d, 0, rows, empty)
-            arguments = NOBODY, row, size, begun, x, w.panels, own, tape, *states[d], y
-            threads.run([_forward_task(plan, plan.numbers, *arguments)])
+            arguments = row, size, begun, x, w.panels, own, tape, *states[d], y
+            threads.run_passes([_forward_task(plan, plan.numbers, *arguments)])
             tapes.append(tape)
         return tapes
     visits = [visits_of(steps, d == 1, None) for d in range(D)]
@@ -753,8 +785,7 @@ def _forward(
                 numbers = member.numbers(plan)
                 whole = not spec.layer_norm
                 numbers[[plans.WHOLE, plans.FIRST_ROW, plans.ROWS]] = whole, first, n
-                steps_of = member.counter, row, size, before
-                arguments = *steps_of, x, w.panels, own, tape, *states[d], y
+                arguments = row, size, before, x, w.packed(count), own, tape, *states[d], y
                 tasks[-1].append(_forward_task(plan, numbers, *arguments))
         _together(count, teams, work, tasks)
     return tapes
@@ -809,15 +840,15 @@ def _backward(
             dxs.append(dx)
             dweights.append(Weights(dw_ih, dw_hh, *biases))
             made = readable(kept.x)[None], dx[None], dw_ih, dw_hh, b_ih, b_hh
-            arrays = w.panels_back, tapes[d], dy, *state, room, *made
+            arrays = w.packed_back(count), tapes[d], dy, *state, room, *made
         for member in teams[d]:
             numbers = plan.numbers if member.members == 1 else member.numbers(plan)
-            visits = numbers, member.counter, row, size
+            visits = numbers, NOBODY, row, size
             if plan.plain:
                 tasks[-1].append((plain.backward, (*visits, *arrays)))
                 continue
             of_member = tapes[d], dy.reshape(-1), *(a.reshape(-1) for a in state), room
-            given = plan.floats, cut, w.panels, w.panels_back, *own
+            given = plan.floats, cut, w.packed(count), w.packed_back(count), *own
             tasks[-1].append((loops.backward, (*visits, *given, *of_member)))
     _together(count, teams, G * H * P * N * D, tasks)
     if not dweights:
@@ -878,7 +909,7 @@ def _weights(
         return total
 
     dx = np.empty((N, I), dtype)
-    by_input_back = plan.part(w.panels_back, plans.BACK, 2)
+    by_input_back = plan.part(w.packed_back(count), plans.BACK, 2)
     arguments = (dx.reshape(-1), I, I, empty, by_x, 0, x_row, 1, by_input_back, G * H)
     _divided(count, N * I * G * H, product, arguments, N)
     dw_ih = transposed(by_x, 0, x_row, G * H, inputs, I)

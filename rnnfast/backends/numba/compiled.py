@@ -14,14 +14,23 @@ _INNER = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper"
 
 
 def jit(function: F) -> F:
-    """A function that compiled ones call."""
-    made: F = numba.njit(**_INNER)(function)
+    """A function that compiled ones call, and that returns no array.
+
+    It does not count references: each of its arguments would cost two calls for that.
+    """
+    made: F = numba.njit(_nrt=False, **_INNER)(function)
     return made
 
 
 def jit_sum(function: F) -> F:
     """The same, where additions may be reordered: in a way fixed when it is compiled."""
-    made: F = numba.njit(fastmath={"reassoc"}, **_INNER)(function)
+    made: F = numba.njit(_nrt=False, fastmath={"reassoc"}, **_INNER)(function)
+    return made
+
+
+def view(function: F) -> F:
+    """A function that compiled ones call, and that returns parts of arrays."""
+    made: F = numba.njit(**_INNER)(function)
     return made
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .compiled import entry, jit
+from .compiled import entry, jit, view
 from .functions import activate, activate_back
 from .lanes import held, part, stay_apart
 from .norms import normalise, normalise_back, scale_and_shift
@@ -43,8 +43,10 @@ from .shared import (
     meet,
     meet_all,
     panel_count,
+    part_ways,
     read_team,
     section,
+    set_out,
     share,
 )
 
@@ -150,7 +152,7 @@ def _sizes(plan: Any) -> Any:
     return Sizes(plan[10], plan[11], plan[13], plan[14])
 
 
-@jit
+@view
 def _recurrent(a: Any, plan: Any, first: Any, second: Any) -> Any:
     at = WEIGHTS
     return Recurrent(
@@ -165,7 +167,7 @@ def _recurrent(a: Any, plan: Any, first: Any, second: Any) -> Any:
     )
 
 
-@jit
+@view
 def _tape(a: Any, plan: Any) -> Any:
     at = TAPE
     return Tape(
@@ -351,11 +353,12 @@ def _begin(steps: Any, m: Any, t: Any, s: Any, P: int, i: int, b: int, u: int, n
 
 @entry
 def forward(
-    plan: Any, floats: Any, counter: Any, visits_row: Any, visits_count: Any, x: Any, weights: Any,
+    plan: Any, board: Any, floats: Any, visits_row: Any, visits_count: Any, x: Any, weights: Any,
     recurrent_mask: Any, keep_h: Any, keep_c: Any, tape: Any, h: Any, c: Any, y: Any,
 ) -> None:  # fmt: skip
     """Run the steps of a plan."""
-    o, z, team = _options(plan, floats), _sizes(plan), read_team(plan, counter)
+    o, z, team = _options(plan, floats), _sizes(plan), read_team(plan, board)
+    set_out(team)
     steps = Visits(held(visits_row), held(visits_count))
     weights, tape = aligned(weights), aligned(tape)
     first, second = section(weights, plan, WEIGHTS, K[2]), section(weights, plan, WEIGHTS, K[3])
@@ -503,6 +506,7 @@ def forward(
             for b in range(begin, min(team.end, steps.count[i + 1])):
                 _begin(steps, m, t, s, P, i + 1, b, v0, v1 - v0)
         meet(team)
+    part_ways(team)
 
 
 # ----------------------------------------------------------------------------------- backward
@@ -632,12 +636,13 @@ def _normed_back(
 
 @entry
 def backward(
-    plan: Any, counter: Any, visits_row: Any, visits_count: Any, floats: Any, cut: Any,
+    plan: Any, board: Any, visits_row: Any, visits_count: Any, floats: Any, cut: Any,
     weights: Any, back: Any, recurrent_mask: Any, keep_h: Any, keep_c: Any, tape: Any, dy: Any,
     dh: Any, dc: Any, room: Any,
 ) -> None:  # fmt: skip
     """BPTT through the steps of a plan."""
-    o, z, team = _options(plan, floats), _sizes(plan), read_team(plan, counter)
+    o, z, team = _options(plan, floats), _sizes(plan), read_team(plan, board)
+    set_out(team)
     weights, back = aligned(weights), aligned(back)
     tape, room = aligned(tape), aligned(room)
     first, second = section(back, plan, BACK, K[0]), section(back, plan, BACK, K[1])
@@ -737,6 +742,7 @@ def backward(
                 clear(g.dh, b * P, ZERO, ONE, v0, v1)
                 if o.cell == LSTM:
                     clear(g.dc, b * H, ZERO, ONE, u0, u1)
+    part_ways(team)
 
 
 # ------------------------------------------------------------------- the normalised x part

@@ -25,8 +25,14 @@ _NAMES = list(ACTIVATIONS)
 
 # Places in `Plan.numbers`, after the options and sizes; a part has two, begin and end.
 PROJECTION, HIDDEN, OUTPUTS, INPUTS, DIRECTIONS, DIRECTION = 8, 10, 11, 12, 13, 14
-BEGIN, FIRST_ROW, ROWS, WHOLE = 15, 20, 21, 22
-WEIGHTS, BACK, TAPE, RUNNING, GRADIENTS = map(np.intp, (23, 43, 49, 71, 77))
+BEGIN, ROLE, BARRIER, FIRST_ROW, ROWS, WHOLE = 15, 20, 21, 22, 23, 24
+WEIGHTS, BACK, TAPE, RUNNING, GRADIENTS = map(np.intp, (25, 45, 51, 73, 79))
+
+# Places on a board, where the members of a pass meet: numbers that all of them see, on cache lines
+# of their own. Passes that have begun, ever; whether a member failed; workers that have done their
+# part; arrivals at the barriers of two teams; and for each worker, whether it stays for a pass.
+BEGUN, FAILED, DONE, BARRIERS, STAYING, LINE = 0, 8, 16, (32, 48), 64, 8
+BOARD = STAYING + 1024 * LINE
 
 
 class Shape(NamedTuple):
@@ -173,7 +179,7 @@ def make(spec: Spec, shape: Shape, direction: int, extent: Extent) -> Plan:
         *(cell, G, first, *map(_code, functions)),
         *(spec.input_forget, norm, spec.projection, plain),
         *(H, P, I, D, direction),
-        *(0, batch, 0, 0, 1),
+        *(0, batch, 0, 0, 1, 0, BARRIERS[0]),
         *(0, n, int(not norm)),
         *weights.places, *back.places, *tape.places, *room.places,
     ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiled import entry, jit
+from .compiled import entry, jit, view
 from .lanes import (
     HALF_BYTES,
     PANEL_BYTES,
@@ -38,7 +38,7 @@ def panel_width(a: Any) -> Any:
     return PANEL_BYTES // a.itemsize
 
 
-@jit
+@view
 def aligned(a: Any) -> Any:
     """An array from where no vector crosses a cache line."""
     return part(a, -a.ctypes.data % ALIGNED // a.itemsize, a.size)
@@ -205,7 +205,7 @@ def multiply_in_place(
 
 
 @jit
-def product_rows(
+def product_block(
     c: Any,
     c_row: int,
     columns: int,
@@ -218,18 +218,25 @@ def product_rows(
     count: int,
     begin: int,
     end: int,
+    first: int,
+    last: int,
 ) -> None:
-    """Rows begin to end - 1 of c = a w + bias, where an empty bias is zero."""
+    """Rows begin to end - 1 and panels first to last - 1 of c = a w + bias.
+
+    An empty bias is zero.
+    """
     stay_apart()
-    for r in range(begin, end):
-        row = part(c, r * c_row, r * c_row + columns)
-        if bias.size:
-            for j in range(columns):
-                row[j] = bias[j]
-        else:
-            for j in range(columns):
-                row[j] = 0
     width = panel_width(panels)
+    at, used = first * width, min(columns, last * width) - first * width
+    for r in range(begin, end):
+        row = part(c, r * c_row + at, r * c_row + at + used)
+        if bias.size:
+            of_row = part(bias, at, at + used)
+            for j in range(used):
+                row[j] = of_row[j]
+        else:
+            for j in range(used):
+                row[j] = 0
     multiply(
         c,
         begin * c_row,
@@ -242,8 +249,21 @@ def product_rows(
         a_k,
         panels,
         count,
-        np.intp(0),
-        (columns + width - 1) // width,
+        first,
+        last,
+    )
+
+
+@jit
+def product_rows(
+    c: Any, c_row: int, columns: int, bias: Any, a: Any, a_at: int, a_row: int, a_k: int,
+    panels: Any, count: int, begin: int, end: int,
+) -> None:  # fmt: skip
+    """The same with all panels."""
+    width = panel_width(panels)
+    last = (columns + width - 1) // width
+    product_block(
+        c, c_row, columns, bias, a, a_at, a_row, a_k, panels, count, begin, end, np.intp(0), last
     )
 
 

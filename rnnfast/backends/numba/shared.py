@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .compiled import jit
+from .compiled import entry, jit, view
 from .lanes import arrive, arrived, give_way, held, part
-from .plans import BEGIN
+from .plans import BARRIER, BEGIN, BEGUN, DONE, FAILED, LINE, ROLE, STAYING
 from .products import panel_width
 
 UNITS = np.intp(16)  # a member's share is a multiple of this
@@ -33,7 +33,12 @@ class Team(NamedTuple):
     units: int
     member: int
     members: int
-    counter: Any  # (1,) arrivals at the barrier
+    role: int  # how many workers the caller has; of worker k -1 - k; 0 of who is alone
+    arrivals: Any  # (1,) at the barrier, and so on: see `plans.BOARD`
+    begun: Any
+    failed: Any
+    done: Any
+    staying: Any
 
 
 class Visits(NamedTuple):
@@ -43,13 +48,70 @@ class Visits(NamedTuple):
     count: Any  # rows
 
 
-@jit
-def read_team(plan: Any, counter: Any) -> Any:
-    at = BEGIN
-    return Team(plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], held(counter))
+@view
+def read_team(plan: Any, board: Any) -> Any:
+    at, role, board = BEGIN, plan[ROLE], held(board)
+    return Team(
+        plan[at], plan[at + 1], plan[at + 2], plan[at + 3], plan[at + 4], role,
+        _place(board, plan[BARRIER]), _place(board, BEGUN), _place(board, FAILED),
+        _place(board, DONE), _place(board, STAYING + max(0, -1 - role) * LINE),
+    )  # fmt: skip
+
+
+@view
+def _place(board: Any, at: int) -> Any:
+    return part(board, at, at + 1)
 
 
 @jit
+def set_out(team: Any) -> None:
+    """Where a pass begins: workers that have stayed for it take up their parts."""
+    if team.role > 0:
+        arrive(team.begun)
+
+
+@jit
+def part_ways(team: Any) -> None:
+    """Where a pass ends: the caller waits for its workers, and they for the next."""
+    if team.role > 0:
+        _wait(team.done, team.role, team.failed)
+    elif team.role < 0:
+        before = arrived(team.begun)
+        team.staying[0] = 1
+        arrive(team.done)
+        _stay(team.begun, before, 300)
+        team.staying[0] = 0
+
+
+@entry
+def stay_for_next(board: Any, worker: int) -> None:
+    """What a worker does that was woken for a pass to come: after the one without it."""
+    begun, staying = _place(held(board), BEGUN), _place(held(board), STAYING + worker * LINE)
+    staying[0] = 1
+    _stay(begun, arrived(begun), 3000)
+    staying[0] = 0
+
+
+@jit
+def _stay(begun: Any, before: int, looks: int) -> None:
+    """Until another pass begins, but no longer than so often some 0.4 us."""
+    for _ in range(looks):
+        for _ in range(100):
+            if arrived(begun) != before:
+                return
+        give_way()
+
+
+@jit
+def _wait(count: Any, least: int, failed: Any) -> None:
+    looks = 0
+    while arrived(count) < least and not arrived(failed):
+        looks += 1
+        if looks > 2000:
+            give_way()
+
+
+@view
 def section(a: Any, plan: Any, at: int, k: int) -> Any:
     return part(a, plan[at + 2 * k], plan[at + 2 * k + 1])
 
@@ -64,12 +126,8 @@ def meet(team: Any) -> None:
 @jit
 def meet_all(team: Any) -> None:
     if team.members > 1:
-        target = (arrive(team.counter) // team.members + 1) * team.members
-        spins = 0
-        while arrived(team.counter) < target:
-            spins += 1
-            if spins > 2000:
-                give_way()
+        rounds = arrive(team.arrivals) // team.members
+        _wait(team.arrivals, (rounds + 1) * team.members, team.failed)
 
 
 @jit

@@ -14,7 +14,7 @@ from ...arrays import FLOATS
 from ...spec import Spec, Steps
 from ...weights import Weights
 from .. import Array
-from . import packing, plain, plans, step
+from . import packing, plain, plans, step, threads
 from .memory import NO_MATRIX, NO_ROW, NO_STATE, taken
 from .plans import Extent, Plan, Shape
 from .threads import NOBODY, SMALL
@@ -108,8 +108,8 @@ def takes(x: Array, layers: list[Arrays]) -> bool:
     if x.ndim != 3:
         return False
     rows: int = x.shape[0] * x.shape[1]
-    # Threads would share the packing of one step's weights no more than they do elsewhere.
-    return rows == 1 or 0 < rows * layers[0][1].size * len(layers) <= SMALL
+    work = rows * layers[0][1].size * len(layers)
+    return rows == 1 or (0 < work <= SMALL and not threads.worth(work))
 
 
 class Tape(NamedTuple):
@@ -169,7 +169,9 @@ def run(
             tape = np.empty(plan.tape, dtype)
             both = np.empty(plan.weights + (0 if kept is None else plan.back), dtype)
             panels, back = both[: plan.weights], both[plan.weights :]
-            packing.pack_forward(plan.numbers, w_ih, w_hh, *biases, NO_MATRIX[dtype], panels)
+            packing.pack_forward(
+                plan.numbers, NOBODY, w_ih, w_hh, *biases, NO_MATRIX[dtype], panels
+            )
             visits = row, size, 0 if fresh else batch
             plain.forward(plan.numbers, NOBODY, *visits, x, panels, tape, *of_layer, y)
         if kept is not None:
@@ -233,6 +235,6 @@ def _backward(
     else:
         plan, row, size = how
         room = np.empty(plan.room, dtype)
-        packing.pack_backward(plan.numbers, w_ih, w_hh, NO_MATRIX[dtype], panels)
+        packing.pack_backward(plan.numbers, NOBODY, w_ih, w_hh, NO_MATRIX[dtype], panels)
         plain.backward(plan.numbers, NOBODY, row, size, panels, tape, dy, *state, room, x, *results)
     return dx, (dw_ih, dw_hh, db_ih, db_hh)

@@ -10,14 +10,14 @@ from typing import Any
 
 from . import units
 from .cells import update, update_back
-from .compiled import entry, jit
+from .compiled import entry, jit, view
 from .lanes import held, part
 from .plans import GRU_AFTER, GRU_BEFORE
 from .products import multiply_in_place, multiply_transposed
 from .shared import ONE, ZERO, add, clear, copy
 
 
-@jit
+@view
 def _sections(cell: int, tape: Any, rows: int, H: int) -> Any:
     """The gates, then what `units.py` calls v, q or rh, h and c before the step.
 

@@ -3,6 +3,12 @@
 Numba's own parallel regions are not used: two of its three threading layers end the process where
 it has forked or where two threads call at once, each costs a second compilation, and its number
 of threads is another one than rnnfast's.
+
+Two things make a hand-over slow: to wake a thread that sleeps (0.05 to 0.2 ms), and to wait for
+the GIL, which is to sleep as well. So what `run_passes` runs hands over in compiled code. A worker
+that has done its part stays there for some 0.1 ms, without the GIL, and watches a number that the
+caller raises as its next pass begins: once it has let go of the GIL itself. The caller watches one
+that workers raise, and has the GIL again before they ask for it. See `shared.py`.
 """
 
 from __future__ import annotations
@@ -18,25 +24,29 @@ from typing import Any
 import numpy as np
 
 from .. import Array
+from .plans import BOARD, FAILED, LINE, ROLE, STAYING
+from .shared import stay_for_next
 
-NOBODY: Array = np.zeros(1, np.int64)  # the counter of a pass that no other thread takes part in
-# Multiplications that are not worth a second thread: 0.2 ms, and one takes 0.05 to 0.2 to wake.
-SMALL = 8_000_000
+# Multiplications that are worth a second thread: while it is awake, and if it has to be woken.
+LEAST, SMALL = 1_500_000, 8_000_000
+NOBODY: Array = np.zeros(BOARD, np.int64)  # the board of a pass that no other thread takes part in
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
-def wanted() -> int:
-    """What `rnnfast.set_num_threads` says, or its default where there is no native module."""
-    try:
-        from ... import _native
-    except ImportError:
-        given = os.environ.get("RNNFAST_NUM_THREADS", "")
-        if given.isdecimal() and int(given) > 0:
-            return int(given)
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
-    return int(_native.get_num_threads())
+def _default() -> int:
+    """The number of threads where there is no native module."""
+    given = os.environ.get("RNNFAST_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+try:
+    from ..._native import get_num_threads as wanted
+except ImportError:
+    wanted = _default
 
 
 def _where() -> Callable[[], int]:
@@ -51,51 +61,70 @@ def _where() -> Callable[[], int]:
 _processor = _where()
 
 
-def _leave(processor: int) -> None:
-    """Let this thread go on elsewhere: Linux likes to wake a thread beside the one that wakes it,
-    where the two then take turns for milliseconds."""
-    with suppress(OSError):  # where that is not permitted
-        allowed = os.sched_getaffinity(0)
-        others = allowed - {processor}
-        if others:
-            os.sched_setaffinity(0, others)
-            os.sched_setaffinity(0, allowed)
-
-
 class _Worker:
     """A thread that waits for a task. Two bare locks wake and answer it in a third of the time of a
     ThreadPoolExecutor (0.04 for 0.13 ms), which is what the passes of small layers take."""
 
-    def __init__(self) -> None:
+    def __init__(self, board: Array, number: int) -> None:
         self.begin, self.end = _thread.allocate_lock(), _thread.allocate_lock()
         self.begin.acquire()
         self.end.acquire()
+        self.board, self.number = board, number
+        self.staying = board[STAYING + number * LINE :][:1]  # whether it could start at once
         self.task: Task | None = None
-        self.caller = -1  # the processor of the thread that gave the task
+        self.answers = False  # whether it tells the end of the task by the lock
+        self.allowed: set[int] | None = None  # processors, while it is kept from the caller's
         self.error: BaseException | None = None
-        threading.Thread(target=self._serve, name="rnnfast-numba", daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, name="rnnfast-numba", daemon=True)
+        self._thread.start()
 
     def _serve(self) -> None:
         while True:
             self.begin.acquire()
-            assert self.task is not None
-            function, arguments = self.task
-            if self.caller >= 0 and _processor() == self.caller:
-                _leave(self.caller)
+            if self.allowed is not None:
+                with suppress(OSError):
+                    os.sched_setaffinity(0, self.allowed)
+                self.allowed = None
+            task, self.task = self.task, None
+            if task is None:
+                stay_for_next(self.board, self.number)
+                continue
+            function, arguments = task
+            answers = self.answers
             try:
                 function(*arguments)
             except BaseException as error:
                 self.error = error
-            self.task = None
-            del function, arguments
-            self.end.release()
+                self.board[FAILED] = 1  # nobody may wait for it
+            del task, function, arguments
+            if answers:
+                self.end.release()
 
-    def start(self, task: Task, caller: int) -> None:
-        self.task, self.caller = task, caller
-        self.begin.release()
+    def start(self, task: Task | None, processor: int, answers: bool) -> None:
+        """Begin a task or, without one, wake up for what may follow."""
+        if not self.staying[0]:
+            self._keep_from(processor)
+        self.task, self.answers = task, answers
+        if self.begin.locked():
+            self.begin.release()
+
+    def _keep_from(self, processor: int) -> None:
+        """Until it runs. Linux likes to wake a thread beside the one that wakes it, where the two
+        then take turns for milliseconds."""
+        if processor < 0 or self.allowed is not None or not self._thread.native_id:
+            return
+        with suppress(OSError):  # where that is not permitted
+            allowed = os.sched_getaffinity(self._thread.native_id)
+            others = allowed - {processor}
+            if others:
+                os.sched_setaffinity(self._thread.native_id, others)
+                self.allowed = allowed
 
     def finish(self) -> BaseException | None:
         self.end.acquire()
+        return self.failed()
+
+    def failed(self) -> BaseException | None:
         error, self.error = self.error, None
         return error
 
@@ -103,12 +132,29 @@ class _Worker:
 class _Pool:
     def __init__(self) -> None:
         self.busy = threading.Lock()
+        self.leave()
+
+    def leave(self) -> None:
+        """Have others in future."""
         self.workers: list[_Worker] = []
+        self.board: Array = np.zeros(BOARD, np.int64)
 
     def several(self, count: int) -> list[_Worker]:
+        if not self.workers:
+            # A worker that stays has a call's arrays until the next one, which takes others. The C
+            # library returns so much free memory to the system at each call, whose pages cost more
+            # than the packing of weights, unless it was once given back a block as large as this.
+            np.empty(1 << 24, np.uint8)
         while len(self.workers) < count:
-            self.workers.append(_Worker())
+            self.workers.append(_Worker(self.board, len(self.workers)))
         return self.workers[:count]
+
+    def are_awake(self, count: int) -> bool:
+        """Whether so many could start at once; wakes those who could not for what may follow."""
+        asleep = [worker for worker in self.several(count) if not worker.staying[0]]
+        for worker in asleep:
+            worker.start(None, _processor(), False)
+        return not asleep
 
 
 _pool = _Pool()
@@ -118,16 +164,27 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def several() -> Iterator[int]:
-    """How many tasks a call may `run` at once; 1 while another thread's call has the others."""
-    count = wanted()
+def several(work: int) -> Iterator[int]:
+    """How many tasks a call of so many multiplications may `run` at once.
+
+    1 while another thread's call has the others, and where they would have to be woken for little.
+    """
+    count = wanted() if work > LEAST else 1
     if count == 1 or not _pool.busy.acquire(blocking=False):
         yield 1
         return
     try:
-        yield count
+        yield count if work > SMALL or _pool.are_awake(count - 1) else 1
     finally:
         _pool.busy.release()
+
+
+def worth(work: int) -> bool:
+    """Whether a call that is `SMALL` may run in several threads."""
+    if work <= LEAST or wanted() == 1:
+        return False
+    with several(work) as count:
+        return count > 1
 
 
 def run(tasks: list[Task]) -> None:
@@ -138,7 +195,7 @@ def run(tasks: list[Task]) -> None:
         return
     workers, processor = _pool.several(len(tasks) - 1), _processor()
     for worker, task in zip(workers, tasks[1:], strict=True):
-        worker.start(task, processor)
+        worker.start(task, processor, True)
     function, arguments = tasks[0]
     errors: list[BaseException | None] = []
     try:
@@ -147,8 +204,40 @@ def run(tasks: list[Task]) -> None:
         try:
             errors.extend(worker.finish() for worker in workers)
         except BaseException:  # an interrupt: they may be at work still, and are left to it
-            _pool.workers = []
+            _pool.leave()
             raise
+    _raise(errors)
+
+
+def run_passes(passes: list[Task]) -> None:
+    """The same for compiled functions whose first arguments are a plan's numbers and a board.
+
+    The numbers say nothing of roles yet, and the board is the one of nobody.
+    """
+    if len(passes) == 1:
+        function, arguments = passes[0]
+        function(*arguments)
+        return
+    workers, processor, board = _pool.several(len(passes) - 1), _processor(), _pool.board
+    board[FAILED:STAYING] = 0
+    tasks: list[Task] = []
+    for k, (function, (numbers, _, *others)) in enumerate(passes):
+        own = numbers.copy()
+        own[ROLE] = -k or len(workers)
+        tasks.append((function, (own, board, *others)))
+    try:
+        for worker, task in zip(workers, tasks[1:], strict=True):
+            worker.start(task, processor, False)
+        function, arguments = tasks[0]
+        function(*arguments)
+    except BaseException:  # an interrupt, as above
+        board[FAILED] = 1
+        _pool.leave()
+        raise
+    _raise([worker.failed() for worker in workers])
+
+
+def _raise(errors: list[BaseException | None]) -> None:
     for error in errors:
         if error is not None:
             raise error
