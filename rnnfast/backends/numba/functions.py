@@ -223,13 +223,17 @@ def activate_back(
     """
     stay_apart()
     _times_slope(f, y, y_at, d, d_at, count)
-    if clip > 0:
-        ends = np.empty(2, d.dtype)
-        ends[0], ends[1] = -clip, clip
-        activate(f, 0.0, ends, np.intp(0), np.intp(2))
-        low, high = ends[0], ends[1]
+    if clip > 0 and count > 0:
         y_row = part(y, y_at, y_at + count)
         row = part(d, d_at, d_at + count)
+        first = row[0]  # whose place the ends take, one after the other
+        row[0] = -clip
+        activate(f, 0.0, d, d_at, np.intp(1))
+        low = row[0]
+        row[0] = clip
+        activate(f, 0.0, d, d_at, np.intp(1))
+        high = row[0]
+        row[0] = first
         for j in range(count):
             if y_row[j] == low or y_row[j] == high:
                 row[j] = type(low)(0)
