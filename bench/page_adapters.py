@@ -73,6 +73,11 @@ SECTIONS = {
         "slower.",
         _adapter,
     ),
+    "tensorflow": Section(
+        "rnnfast.keras beside Keras, on TensorFlow",
+        "The same, in an environment of its own.",
+        _adapter,
+    ),
     "jax": Section(
         "rnnfast.jax beside lax.scan",
         "Time of the same layer written with `lax.scan`, divided by that of `rnnfast.jax`, both "
