@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -225,7 +225,7 @@ def _ratios(parts: Parts | None, document: Document) -> str:
         "training",
     ]
     return (
-        f"{_means(rows)}\n\nTime of PyTorch divided by that of rnnfast, with "
+        f"{_means(limits, parts, rows)}\n\nTime of PyTorch divided by that of rnnfast, with "
         f"{' / '.join(map(str, sorted({row['threads'] for row in rows})))} threads; above 1 "
         "rnnfast is faster. `gru-before` and `gated` are compared with loops written by hand in "
         "PyTorch, which has no such module. **Bold** misses its target: that of forward is held to "
@@ -279,13 +279,23 @@ def _shares(limits: Limits, rows: list[Row], mode: str, bound: int) -> str:
     return " / ".join(found)
 
 
-def _means(rows: list[Row]) -> str:
-    """Geometric means over the table, like with like."""
+def _bounds_of(
+    limits: Limits, parts: Parts | None, row: Row, rival: dict[str, Any]
+) -> tuple[float, float | None]:
+    """The ratio to a rival at the limit, and that of the parts, where they were measured."""
+    seconds = row["times_ms"][rival["peer"]]["median"] / 1e3
+    together = None if parts is None else parts.seconds(row, rival)
+    return at_limit(limits, row, rival), None if together is None else seconds / together
+
+
+def _means(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
+    """Geometric means over the table, like with like, and what they would be at the bounds."""
     lines = []
     for peer, asked in (("torch", targets.TORCH_MEAN), ("onnxruntime", None)):
         for threads in sorted({row["threads"] for row in rows}):
             least = asked.get(threads, 1) if asked else targets.ONNXRUNTIME_MEAN
             by_mode: dict[str, list[float]] = {}
+            bounds_of: list[tuple[float, float | None]] = []
             for row in rows:
                 for rival in row["rivals"]:
                     found = targets.reached(row, rival)
@@ -293,6 +303,8 @@ def _means(rows: list[Row]) -> str:
                         continue
                     if found:
                         by_mode.setdefault(row["mode"], []).append(found[0])
+                    if found and threads in limits.threads():
+                        bounds_of.append(_bounds_of(limits, parts, row, rival))
             everything = [value for values in by_mode.values() for value in values]
             if everything:
                 mean = geometric_mean(everything)
@@ -300,9 +312,22 @@ def _means(rows: list[Row]) -> str:
                 cells = (_number(geometric_mean(m)) if m else "" for m in modes)
                 text = _number(mean) if mean >= least else f"**{_number(mean)}**"
                 slower = f"{sum(value < 1 for value in everything)} of {len(everything)}"
-                lines.append((peer, threads, *cells, text, least, slower))
+                of_each = zip(*bounds_of, strict=True) if bounds_of else ((), ())
+                at_bounds = (_mean_of(values) for values in of_each)
+                lines.append((peer, threads, *cells, text, least, slower, *at_bounds))
     header = ["peer", "threads", "forward", "training", "both", "target", "rnnfast slower"]
-    return f"Geometric means over the nine shapes of the table:\n\n{_table(header, lines)}"
+    header += ["at the limit", "parts"]
+    about = (
+        "Geometric means over the nine shapes of the table, and at the right what they would be "
+        "of a program at the limits, and at the parts, that the list of misses below explains:"
+    )
+    return f"{about}\n\n{_table(header, lines)}"
+
+
+def _mean_of(values: Sequence[float | None]) -> str:
+    """The geometric mean, where all are there."""
+    there = [value for value in values if value is not None]
+    return _number(geometric_mean(there)) if there and len(there) == len(values) else ""
 
 
 # What the list of misses says of one, in the order in which it asks.
@@ -327,10 +352,7 @@ def _missed(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
             ratio, least = reached
             if ratio >= least or row["threads"] not in limits.threads():
                 continue
-            seconds = row["times_ms"][rival["peer"]]["median"] / 1e3
-            most = at_limit(limits, row, rival)
-            together = None if parts is None else parts.seconds(row, rival)
-            of_parts = None if together is None else seconds / together
+            most, of_parts = _bounds_of(limits, parts, row, rival)
             spread = rival["ratios"][targets.counts(row, rival)]
             if most < least:
                 why = "machine"
@@ -363,7 +385,8 @@ def _missed(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
             "there are weights and do nothing else, called from Python in turns with it. "
             '"Share" is how much of that limit rnnfast reaches. "Parts" is the ratio of a program '
             "whose parts each take what was measured of that part alone: a product of all steps as "
-            "long as in the fastest of the three libraries (Matrix products of training), a step "
+            "long as in the fastest of the three libraries (Matrix products of training), those of "
+            "the steps of many rows at the rate of the fastest product of all, a step "
             "of one row no less than one of 16 units, where next to nothing is multiplied, three "
             "meetings of the threads a step that they divide, and a call from Python. "
         )

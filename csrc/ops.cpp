@@ -313,6 +313,22 @@ void Layer<T>::pass(const Forward<T>& p, Team team) const {
 }
 
 template <class T>
+void Layer<T>::follow(Forward<T>& p, const Forward<T>& ended) const {
+  p.gx = ended.gx;
+  if (reuse_ || (p.save && !p.save_gates)) return;  // panels that will be read again
+  p.x_panels.data = ended.x_panels.data;
+  for (int s = 0; s < cell_->stages; s++) p.h_panels[s].data = ended.h_panels[s].data;
+}
+
+template <class T>
+void Layer<T>::follow(Backward<T>& p, const Backward<T>& ended) const {
+  for (int k = 0; k < 2; k++) p.dgates[k] = ended.dgates[k];
+  p.pack = ended.pack;
+  p.x_panels.data = ended.x_panels.data;
+  for (int s = 0; s < cell_->stages; s++) p.h_panels[s].data = ended.h_panels[s].data;
+}
+
+template <class T>
 std::unique_ptr<Saved<T>> Layer<T>::end(ForwardCall<T>& call) const {
   if (reuse_) call.space.reset(spare_.exchange(call.space.release(), std::memory_order_acq_rel));
   return std::move(call.saved);
@@ -502,6 +518,7 @@ std::vector<std::unique_ptr<Saved<T>>> forward(const std::vector<const Layer<T>*
         region.each_direction(id, [&](int d, Team team) {
           Forward<T> mine = calls[k].p[d];
           mine.split = region.split(d);
+          if (d > 0 && region.in_turn()) layers[k]->follow(mine, calls[k].p[0]);
           layers[k]->pass(mine, team);
         });
       });
@@ -536,6 +553,7 @@ void backward(const std::vector<const Layer<T>*>& layers, const std::vector<cons
       region.each_direction(id, [&](int d, Team team) {
         Backward<T> mine = calls[k].directions[d].p;
         mine.split = region.split(d);
+        if (d > 0 && region.in_turn()) layers[k]->follow(mine, calls[k].directions[0].p);
         layers[k]->pass(mine, team);
       });
       if (layers[k]->directions() == 2 && arrays[k].dx) {

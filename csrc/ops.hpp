@@ -140,6 +140,10 @@ class Layer {
   void begin(BackwardCall<T>& call, const Saved<T>& saved, const BackwardArrays<T>& a,
              int threads) const;
   void pass(const Backward<T>& p, Team team) const;
+  // Lets a pass work where another direction's pass did, which has ended: its scratch and panels
+  // are in the caches.
+  void follow(Forward<T>& p, const Forward<T>& ended) const;
+  void follow(Backward<T>& p, const Backward<T>& ended) const;
 
   // sum = a + b over n numbers.
   void add(const T* a, const T* b, int64_t n, T* sum, Team team) const {

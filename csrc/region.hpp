@@ -38,6 +38,8 @@ class Region {
         all_(plan.threads()) {}
 
   int threads() const { return all_.size; }
+  // Whether one direction ends before the next one begins.
+  bool in_turn() const { return plan_.teams == 1; }
   Split split(int direction) {
     return {plan_.members, &loop_[plan_.teams == 2 ? direction : 0], &work_};
   }

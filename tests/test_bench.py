@@ -433,6 +433,10 @@ def test_parts_of_a_row() -> None:
     rate = 2 * 99e9
     wanted = 3 * of_units / 2 + 7 * 4 * 24 * 8 / 120e9 + 2 * 21 * 24 * 4 / rate + 1e-6
     assert seconds(batch) == pytest.approx(wanted)
+    # Nor are the products of steps faster than the fastest that was measured.
+    many = row_of("gru", "forward", 7, 30, 4, 8)
+    wanted = 30 * of_units / 2 + (2 * 210 * 24 * 8 + 2 * 210 * 24 * 4) / rate + 1e-6
+    assert seconds(many) == pytest.approx(wanted)
     assert seconds(row_of("gru", "forward", 7, 1, 5, 8)) is None
     assert Parts(limits.Limits([common | two]), rates).seconds(forward, {}) is None
     # The weights of a single step are read as they were in the rounds with a rival.

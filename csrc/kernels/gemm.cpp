@@ -32,8 +32,8 @@ void pack_transposed(const T* src, int64_t column, int columns, int64_t count, T
                      int64_t dst_stride) {
   constexpr int n = kLanes<T>, quad = 16 / int(sizeof(T));
   int64_t k = 0;
-  // Within 16 bytes, which takes half the instructions of the way below. The processor does not fetch
-  // the next columns by itself: each lies in a row of the user's matrix.
+  // Within 16 bytes, which takes half the instructions of the way below. The processor does not
+  // fetch the next columns by itself: each lies in a row of the user's matrix.
   if constexpr (quad > 1)
     if (columns == n)
       for (; k + quad <= count; k += quad) {

@@ -35,7 +35,7 @@ struct Kernels {
                       int64_t, bool, T*, Team);
   void (*add)(const T*, const T*, int64_t, T*, Team);
   int64_t (*tn_scratch)(const T*, int64_t, int64_t, int);
-  const FlexibleKernels<T>* flexible;            // [kFlexKinds]
+  const FlexibleKernels<T>* flexible;  // [kFlexKinds]
   // Null for dual numbers, as the cells are:
   void (*evaluate)(int, const T*, int64_t, T*);
   T (*total)(const T*, int64_t, Team);

@@ -346,12 +346,14 @@ class _Known(NamedTuple):
 class _Here(NamedTuple):
     """The passes of a call in this thread."""
 
+    known: _Known
     passes: list[list[_Pass]]  # of each layer
     alone: _Pass | None  # where there is one
     tape: int  # a size that is enough for each of the passes
 
     @classmethod
-    def of(cls, call: _Shortcut, steps: Steps) -> _Here:
+    def of(cls, call: _Shortcut, known: _Known) -> _Here:
+        steps = known.steps
         extent = _extent(steps.rows, steps.batch, False, None, 0)
         passes, tape = [], 0
         for layer in call.prepared:
@@ -360,7 +362,7 @@ class _Here(NamedTuple):
             visits = [visits_of(steps, d == 1, None)[:2] for d in range(len(layer))]
             of_each = zip(plan_of, visits, layer, strict=True)
             passes.append([_Pass(plan.numbers, *v, w.panels) for plan, v, w in of_each])
-        return cls(passes, passes[0][0] if call.count == 1 else None, tape)
+        return cls(known, passes, passes[0][0] if call.count == 1 else None, tape)
 
 
 class _Shortcut:
@@ -403,7 +405,9 @@ class _Shortcut:
         begun = 0 if state is None else known.steps.batch
         here = None
         if known.small and not threads.worth(known.work):
-            here = self.here = self.here or _Here.of(self, known.steps)
+            here = self.here
+            if here is None or here.known is not known:  # another thread's call may be of another
+                here = self.here = _Here.of(self, known)
         if here is not None and here.alone is not None:
             numbers, row, size, panels = here.alone
             h, c = running if self.has_c else (running[0], self.no_state)
@@ -424,8 +428,7 @@ class _Shortcut:
         if known is None or x.shape != known.x_shape:
             if x.ndim != 3 or x.shape[2] != self.input_size or x.shape[0] == 0:
                 return None
-            known, self.here = _Known.of(self, x.shape), None
-            self.known = known
+            known = self.known = _Known.of(self, x.shape)
         return known
 
     def start(self, known: _Known, state: Any) -> tuple[Array, ...] | None:

@@ -12,7 +12,6 @@ from .shared import (
     ONE,
     ZERO,
     K,
-    add,
     clear,
     copy,
     equal_share,
@@ -52,12 +51,15 @@ def _biases(plan: Any, b_ih: Any, b_hh: Any, to: Any) -> None:
     H, rows, split = plan[HIDDEN], plan[1] * plan[HIDDEN], plan[2] * plan[HIDDEN]
     bias = section(to, plan, WEIGHTS, K[1])
     if bias.size:
+        # Each is written once: two threads may pack the same weights at a time.
+        both = 0 if b_hh.size == 0 else split if plan[0] == GRU_AFTER else rows
         if b_ih.size:
-            copy(bias, ZERO, b_ih, ZERO, rows)
+            for j in range(both):
+                bias[j] = b_ih[j] + b_hh[j]
+            copy(bias, both, b_ih, both, rows - both)
         else:
-            clear(bias, ZERO, ZERO, ONE, ZERO, rows)
-        if b_hh.size:
-            add(bias, ZERO, b_hh, ZERO, split if plan[0] == GRU_AFTER else rows)
+            copy(bias, ZERO, b_hh, ZERO, both)
+            clear(bias, ZERO, ZERO, ONE, both, rows)
     bias = section(to, plan, WEIGHTS, K[4])
     if bias.size:
         copy(bias, ZERO, b_hh, split, H)

@@ -32,7 +32,8 @@ WEIGHTS, BACK, TAPE, RUNNING, GRADIENTS = map(np.intp, (25, 45, 51, 73, 79))
 # of their own. Passes that have begun, ever; whether a member failed; workers that have done their
 # part; arrivals at the barriers of two teams; and for each worker, whether it stays for a pass.
 BEGUN, FAILED, DONE, BARRIERS, STAYING, LINE = 0, 8, 16, (32, 48), 64, 8
-BOARD = STAYING + 1024 * LINE
+MOST = 1024  # members of a pass
+BOARD = STAYING + MOST * LINE
 
 
 class Shape(NamedTuple):

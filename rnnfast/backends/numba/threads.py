@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from .. import Array
-from .plans import BOARD, FAILED, LINE, ROLE, STAYING
+from .plans import BEGUN, BOARD, FAILED, LINE, MOST, ROLE, STAYING
 from .shared import stay_for_next
 
 # Multiplications that are worth a second thread: while it is awake, and if it has to be woken.
@@ -87,7 +87,8 @@ class _Worker:
                 self.allowed = None
             task, self.task = self.task, None
             if task is None:
-                stay_for_next(self.board, self.number)
+                with suppress(Exception):  # of its compilation: the worker goes on without
+                    stay_for_next(self.board, self.number)
                 continue
             function, arguments = task
             answers = self.answers
@@ -104,7 +105,7 @@ class _Worker:
         """Begin a task or, without one, wake up for what may follow."""
         if not self.staying[0]:
             self._keep_from(processor)
-        self.task, self.answers = task, answers
+        self.answers, self.task = answers, task
         if self.begin.locked():
             self.begin.release()
 
@@ -116,7 +117,8 @@ class _Worker:
         with suppress(OSError):  # where that is not permitted
             allowed = os.sched_getaffinity(self._thread.native_id)
             others = allowed - {processor}
-            if others:
+            if others:  # twice, for an interrupt in between and for a worker that runs by then
+                self.allowed = allowed
                 os.sched_setaffinity(self._thread.native_id, others)
                 self.allowed = allowed
 
@@ -149,9 +151,16 @@ class _Pool:
             self.workers.append(_Worker(self.board, len(self.workers)))
         return self.workers[:count]
 
-    def are_awake(self, count: int) -> bool:
-        """Whether so many could start at once; wakes those who could not for what may follow."""
-        asleep = [worker for worker in self.several(count) if not worker.staying[0]]
+    def are_ready(self, count: int, wait: bool) -> bool:
+        """Whether there are so many and, where nobody would wait for them, all are awake.
+
+        Those who are not are woken for what may follow.
+        """
+        try:
+            workers = self.several(count)
+        except RuntimeError:  # the system has no more threads
+            return False
+        asleep = [] if wait else [worker for worker in workers if not worker.staying[0]]
         for worker in asleep:
             worker.start(None, _processor(), False)
         return not asleep
@@ -169,12 +178,12 @@ def several(work: int) -> Iterator[int]:
 
     1 while another thread's call has the others, and where they would have to be woken for little.
     """
-    count = wanted() if work > LEAST else 1
+    count = min(wanted(), MOST) if work > LEAST else 1
     if count == 1 or not _pool.busy.acquire(blocking=False):
         yield 1
         return
     try:
-        yield count if work > SMALL or _pool.are_awake(count - 1) else 1
+        yield count if _pool.are_ready(count - 1, work > SMALL) else 1
     finally:
         _pool.busy.release()
 
@@ -194,8 +203,13 @@ def run(tasks: list[Task]) -> None:
         function(*arguments)
         return
     workers, processor = _pool.several(len(tasks) - 1), _processor()
-    for worker, task in zip(workers, tasks[1:], strict=True):
-        worker.start(task, processor, True)
+    try:
+        for worker, task in zip(workers, tasks[1:], strict=True):
+            worker.start(task, processor, True)
+        _pool.board[BEGUN] += 1  # for those who stay
+    except BaseException:  # an interrupt, as below
+        _pool.leave()
+        raise
     function, arguments = tasks[0]
     errors: list[BaseException | None] = []
     try:
@@ -234,7 +248,10 @@ def run_passes(passes: list[Task]) -> None:
         board[FAILED] = 1
         _pool.leave()
         raise
-    _raise([worker.failed() for worker in workers])
+    errors = [worker.failed() for worker in workers]
+    if any(errors):  # others may still be at work for this pass
+        _pool.leave()
+    _raise(errors)
 
 
 def _raise(errors: list[BaseException | None]) -> None:
