@@ -78,6 +78,13 @@ void add_biases(const T* a, const T* b, int64_t first, int64_t count, T* to) {
   for (int64_t j = first; j < first + count; j++) to[j] = (a ? a[j] : T(0)) + (b ? b[j] : T(0));
 }
 
+// Lets a pass pack its weights where those of another one are.
+template <class Pass>
+void pack_over(Pass& p, const Pass& ended, int stages) {
+  p.x_panels.data = ended.x_panels.data;
+  for (int s = 0; s < stages; s++) p.h_panels[s].data = ended.h_panels[s].data;
+}
+
 }  // namespace
 
 template <class T>
@@ -315,17 +322,15 @@ void Layer<T>::pass(const Forward<T>& p, Team team) const {
 template <class T>
 void Layer<T>::follow(Forward<T>& p, const Forward<T>& ended) const {
   p.gx = ended.gx;
-  if (reuse_ || (p.save && !p.save_gates)) return;  // panels that will be read again
-  p.x_panels.data = ended.x_panels.data;
-  for (int s = 0; s < cell_->stages; s++) p.h_panels[s].data = ended.h_panels[s].data;
+  // Not over panels that will be read again.
+  if (!reuse_ && (p.save_gates || !p.save)) pack_over(p, ended, cell_->stages);
 }
 
 template <class T>
 void Layer<T>::follow(Backward<T>& p, const Backward<T>& ended) const {
   for (int k = 0; k < 2; k++) p.dgates[k] = ended.dgates[k];
   p.pack = ended.pack;
-  p.x_panels.data = ended.x_panels.data;
-  for (int s = 0; s < cell_->stages; s++) p.h_panels[s].data = ended.h_panels[s].data;
+  pack_over(p, ended, cell_->stages);
 }
 
 template <class T>

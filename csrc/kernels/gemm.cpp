@@ -475,8 +475,8 @@ void evaluate_all(int function, const T* x, int64_t n, T* y) {
   }
 }
 
-template <class T>
-T total_of(const T* x, int64_t n, Team team) {
+float total_of(const float* x, int64_t n, Team team) {
+  using T = float;
   constexpr int kSums = 8;
   Vec<T> sums[kSums] = {};
   const int64_t end = part_begin(n, team.size, team.id + 1);
@@ -538,6 +538,5 @@ void evaluate(int function, const double* x, int64_t n, double* y) {
   evaluate_all(function, x, n, y);
 }
 float total(const float* x, int64_t n, Team team) { return total_of(x, n, team); }
-double total(const double* x, int64_t n, Team team) { return total_of(x, n, team); }
 
 }  // namespace rnnfast::RNNFAST_ISA

@@ -46,7 +46,7 @@ RNNFAST_DECLARE_GEMM(Dual)
 // y = exp (0), sigmoid (1) or tanh (2) of x, for the tests of accuracy.
 void evaluate(int function, const float* x, int64_t n, float* y);
 void evaluate(int function, const double* x, int64_t n, double* y);
+// The sum of a member's part of x, for benchmarks.
 float total(const float* x, int64_t n, Team team);
-double total(const double* x, int64_t n, Team team);
 
 }  // namespace rnnfast::RNNFAST_ISA

@@ -48,7 +48,7 @@ const InstructionSet instruction_set = {
      tn_scratch,
      flexible64,
      evaluate,
-     total},
+     nullptr},
     {kLanes<double>,
      kWidest,
      {},

@@ -35,10 +35,9 @@ struct Kernels {
                       int64_t, bool, T*, Team);
   void (*add)(const T*, const T*, int64_t, T*, Team);
   int64_t (*tn_scratch)(const T*, int64_t, int64_t, int);
-  const FlexibleKernels<T>* flexible;  // [kFlexKinds]
-  // Null for dual numbers, as the cells are:
-  void (*evaluate)(int, const T*, int64_t, T*);
-  T (*total)(const T*, int64_t, Team);
+  const FlexibleKernels<T>* flexible;            // [kFlexKinds]
+  void (*evaluate)(int, const T*, int64_t, T*);  // null for dual numbers, as the cells are
+  T (*total)(const T*, int64_t, Team);           // null but for float
 };
 
 struct InstructionSet {

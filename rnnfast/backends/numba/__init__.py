@@ -86,13 +86,8 @@ class Direction:
     def _or_empty(self, a: Array | None) -> Array:
         return self.empty if a is None else readable(a)
 
-    @property
-    def panels(self) -> Array:
-        """All that the forward pass reads."""
-        return self.packed(1)
-
     def packed(self, count: int) -> Array:
-        """The same; so many threads pack it where it is not yet."""
+        """All that the forward pass reads; so many threads pack it where it is not yet."""
         if self._panels is None:
             self._panels = self._pack(count)
         return self._panels
@@ -361,7 +356,7 @@ class _Here(NamedTuple):
             tape = max(tape, *[plan.tape for plan in plan_of])
             visits = [visits_of(steps, d == 1, None)[:2] for d in range(len(layer))]
             of_each = zip(plan_of, visits, layer, strict=True)
-            passes.append([_Pass(plan.numbers, *v, w.panels) for plan, v, w in of_each])
+            passes.append([_Pass(plan.numbers, *v, w.packed(1)) for plan, v, w in of_each])
         return cls(known, passes, passes[0][0] if call.count == 1 else None, tape)
 
 
@@ -737,7 +732,7 @@ def _forward(
             tape = np.empty(plan.tape, dtype)
             row, size, _ = visits_of(steps, d == 1, None)
             own = _of_masks(masks, d, 0, rows, empty)
-            arguments = row, size, begun, x, w.panels, own, tape, *states[d], y
+            arguments = row, size, begun, x, w.packed(count), own, tape, *states[d], y
             threads.run_passes([_forward_task(plan, plan.numbers, *arguments)])
             tapes.append(tape)
         return tapes
@@ -770,7 +765,8 @@ def _forward(
                 row = row - first
             if spec.layer_norm:  # of all that the product makes
                 gates = plan.part(tape, plans.TAPE, 0)
-                by_input, bias = (plan.part(w.panels, plans.WEIGHTS, part) for part in range(2))
+                panels = w.packed(count)
+                by_input, bias = (plan.part(panels, plans.WEIGHTS, part) for part in range(2))
                 _divided(
                     count, G * H * I * n, product,
                     (gates, G * H, G * H, bias, x.reshape(-1), first * I, I, 1, by_input, I), n,

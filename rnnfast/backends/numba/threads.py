@@ -190,7 +190,7 @@ def several(work: int) -> Iterator[int]:
 
 def worth(work: int) -> bool:
     """Whether a call that is `SMALL` may run in several threads."""
-    if work <= LEAST or wanted() == 1:
+    if work <= LEAST:  # most calls, which have no time for what follows
         return False
     with several(work) as count:
         return count > 1
