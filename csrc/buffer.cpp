@@ -51,7 +51,7 @@ MemoryBlock acquire_block(size_t bytes) {
       auto best = blocks.end();
       for (auto it = blocks.begin(); it != blocks.end(); ++it)
         if (it->bytes >= bytes && it->bytes / 2 <= bytes &&
-            (best == blocks.end() || it->bytes < best->bytes))
+            (best == blocks.end() || it->bytes <= best->bytes))
           best = it;
       if (best != blocks.end()) {
         const MemoryBlock found = *best;

@@ -87,24 +87,24 @@ void pack_over(Pass& p, const Pass& ended, int stages) {
 
 }  // namespace
 
+// Memory for panels; what was there is lost.
 template <class T>
-Panels<T> Layer<T>::panels(Buffer<T>& data, int64_t k, int64_t n, int widest,
-                           const Source<T>& source) const {
+void Layer<T>::place(Panels<T>& p, Buffer<T>& data) const {
   const int64_t lanes = kernels_->lanes;
-  data = Buffer<T>(k * ((n + lanes - 1) / lanes * lanes) * source.groups);
-  return {data.get(), k, n, widest, source, false};
+  p.data = data.grow(p.k * ((p.n + lanes - 1) / lanes * lanes) * p.source.groups);
 }
 
-// Panels for weights of the layer's precision.
+// Those that a layer for reuse keeps, in its precision.
 template <class T>
-Panels<T> Layer<T>::weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, int64_t n,
-                                  int widest, const Source<T>& source) const {
-  if (precision_ == Precision::kFull) return panels(data, k, n, widest, source);
-  const int64_t lanes = kernels_->lanes;
-  const int64_t columns = (n + lanes - 1) / lanes * lanes * source.groups;
-  low.scale = Buffer<float>(columns);
-  low.correction = Buffer<int32_t>(columns);
-  return panels(data, words_of(precision_, k), n, widest, source);
+void Layer<T>::keep(Panels<T>& p, Buffer<T>& data, LowBuffers& low) const {
+  if (precision_ != Precision::kFull) {
+    const int64_t lanes = kernels_->lanes;
+    const int64_t columns = (p.n + lanes - 1) / lanes * lanes * p.source.groups;
+    low.scale = Buffer<float>(columns);
+    low.correction = Buffer<int32_t>(columns);
+    p.k = words_of(precision_, p.k);
+  }
+  place(p, data);
 }
 
 template <class T>
@@ -122,12 +122,15 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
   for (int d = 0; d < directions(); d++) {
     const Weights<T>& w = weights_[d];
     Packed& p = packed_[d];
-    p.x = weight_panels(p.x_data, p.x_low, I, G * H, kernels_->widest,
-                        columns_of(w.w_ih, G * H, I, w.layout));
+    p.x = {nullptr, I, G * H, kernels_->widest, columns_of(w.w_ih, G * H, I, w.layout), false};
     for (int s = 0; s < cell_->stages; s++)
-      p.h[s] = weight_panels(p.h_data[s], p.h_low[s], H, H, cell_->unit_vectors[s],
-                             beside(columns_of(w.w_hh, G * H, H, w.layout), H,
-                                    cell_->stage_first[s], cell_->stage_gates[s], w.layout));
+      p.h[s] = {nullptr,
+                H,
+                H,
+                cell_->unit_vectors[s],
+                beside(columns_of(w.w_hh, G * H, H, w.layout), H, cell_->stage_first[s],
+                       cell_->stage_gates[s], w.layout),
+                false};
     const int64_t place_apart = cell_->apart >= 0 ? w.layout.place[cell_->apart] : -1;
     p.bias = Buffer<T>(G * H);
     for (int64_t gate = 0; gate < G; gate++)
@@ -139,6 +142,11 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
     }
   }
   if (!reuse_) return;
+  for (int d = 0; d < directions(); d++) {
+    Packed& p = packed_[d];
+    keep(p.x, p.x_data, p.x_low);
+    for (int s = 0; s < cell_->stages; s++) keep(p.h[s], p.h_data[s], p.h_low[s]);
+  }
   const int threads = G * H * (I + H) > 200000 ? thread_count() : 1;
   const auto pack_all = [&](int id, int size) {
     for (int d = 0; d < directions(); d++) pack(d, Team{id, size, nullptr});
@@ -177,13 +185,17 @@ void Layer<T>::prepare(Panels<T>& p, int64_t times, Team team) const {
 }
 
 template <class T>
-void Layer<T>::fill_weights(Forward<T>& f, int direction) const {
+void Layer<T>::fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own) const {
   const Packed& p = packed_[direction];
   f.input = input_;
   f.hidden = hidden_;
   f.reverse = direction == 1;
   f.x_panels = p.x;
   for (int s = 0; s < cell_->stages; s++) f.h_panels[s] = p.h[s];
+  if (!reuse_) {
+    place(f.x_panels, own.x);
+    for (int s = 0; s < cell_->stages; s++) place(f.h_panels[s], own.h[s]);
+  }
   f.place = weights_[direction].layout.place;
   f.bias = p.bias.get();
   f.bias_h = p.bias_h.get();
@@ -203,6 +215,23 @@ void Layer<T>::fill_low(LowForward& low, int direction, typename Workspace<T>::D
   low.x_scale = space.x_scale.grow(rows);
   low.h_operand = space.h_operand.grow(threads * batch * low.h_words);
   low.h_scale = space.h_scale.grow(threads * batch);
+}
+
+template <class T>
+Workload Layer<T>::work(const std::vector<int64_t>& offset, int64_t batch, int threads) const {
+  const int64_t steps = int64_t(offset.size()) - 1, G = cell_->gates, H = hidden_;
+  return {steps,
+          offset[steps],
+          offset.data(),
+          batch,
+          input_,
+          H,
+          int(G),
+          directions(),
+          kernels_->lanes,
+          cell_->stages,
+          G * H * H * int64_t(sizeof(T)) / shrunk_by(precision_),
+          meeting_ns(threads)};
 }
 
 template <class T>
@@ -236,7 +265,7 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     f.batch = B;
     f.chunk = chunk;
     f.x = a.x;
-    fill_weights(f, d);
+    fill_weights(f, d, own.panels);
     f.h_0 = a.h_0 ? a.h_0 + d * state : zeros;
     f.zero_h = !a.h_0;
     f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros;
@@ -281,18 +310,7 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     if (cell_->stages > 1 && save != Save::kAll) f.gates = own.gates.grow(S * f.between * threads);
   }
 
-  call.work = {T_,
-               N,
-               offset.data(),
-               B,
-               I,
-               H,
-               int(G),
-               D,
-               kernels_->lanes,
-               cell_->stages,
-               G * H * H * int64_t(sizeof(T)) / shrunk_by(precision_),
-               meeting_ns(threads)};
+  call.work = work(offset, B, threads);
   if (saved) {
     saved->zero_h = !a.h_0;
     saved->steps = T_;
@@ -307,14 +325,12 @@ template <class T>
 void Layer<T>::pass(const Forward<T>& p, Team team) const {
   if (reuse_) return cell_->forward(p, team);
   Forward<T> mine = p;
-  // A backward pass that makes the gates again finds the panels of this one.
-  const bool again = p.save && !p.save_gates;
   const int64_t rows = p.steps.offset[p.steps.count];
   // Threads that divide rows would each pack all of it.
   const bool once = rows <= (team.size == 1 || p.batch == 1 ? p.chunk : kFewRows);
-  prepare(mine.x_panels, again || !once ? kMany : 1, team);
+  prepare(mine.x_panels, once ? 1 : kMany, team);
   for (int s = 0; s < cell_->stages; s++)
-    prepare(mine.h_panels[s], again || p.batch > kFewRows ? kMany : p.steps.count, team);
+    prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);
   if (team.size > 1) team.barrier->wait();
   cell_->forward(mine, team);
 }
@@ -322,8 +338,7 @@ void Layer<T>::pass(const Forward<T>& p, Team team) const {
 template <class T>
 void Layer<T>::follow(Forward<T>& p, const Forward<T>& ended) const {
   p.gx = ended.gx;
-  // Not over panels that will be read again.
-  if (!reuse_ && (p.save_gates || !p.save)) pack_over(p, ended, cell_->stages);
+  if (!reuse_) pack_over(p, ended, cell_->stages);
 }
 
 template <class T>
@@ -357,18 +372,7 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
       if (w.b_hh) std::fill_n(w.b_hh, G * H, T(0));
     }
 
-  call.work = {T_,
-               N,
-               saved.offset.data(),
-               B,
-               I,
-               H,
-               int(G),
-               D,
-               kernels_->lanes,
-               cell_->stages,
-               G * H * H * int64_t(sizeof(T)),
-               meeting_ns(threads)};
+  call.work = work(saved.offset, B, threads);
   const int64_t* x_order = saved.x_order.empty() ? nullptr : saved.x_order.data();
   if (D == 2 && a.dx) call.dx_reverse = Buffer<T>((x_order ? T_ * B : N) * I);
   for (int d = 0; d < D; d++) {
@@ -392,12 +396,18 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
       b.dx_rows = own.dx_rows.get();
     }
     const Weights<T>& w = weights_[d];
-    b.x_panels = panels(own.x_data, G * H, I, kernels_->widest,
-                        below(columns_of(w.w_ih, G * H, I, w.layout), H, 0, int(G), w.layout));
-    for (int s = 0; s < cell_->stages; s++)
-      b.h_panels[s] = panels(own.h_data[s], cell_->stage_gates[s] * H, H, kernels_->widest,
-                             below(columns_of(w.w_hh, G * H, H, w.layout), H, cell_->stage_first[s],
-                                   cell_->stage_gates[s], w.layout));
+    const auto rows_of = [&](const T* weights, int64_t columns, int first, int gates) {
+      const Source<T> across = columns_of(weights, G * H, columns, w.layout);
+      return Panels<T>{
+          nullptr, gates * H, columns, kernels_->widest, below(across, H, first, gates, w.layout),
+          false};
+    };
+    b.x_panels = rows_of(w.w_ih, I, 0, int(G));
+    place(b.x_panels, own.panels.x);
+    for (int s = 0; s < cell_->stages; s++) {
+      b.h_panels[s] = rows_of(w.w_hh, H, cell_->stage_first[s], cell_->stage_gates[s]);
+      place(b.h_panels[s], own.panels.h[s]);
+    }
     b.h_0 = kept.h_0.get();
     b.c_0 = kept.c_0.get();
     b.gates = kept.gates.get();
@@ -407,7 +417,7 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
       f.steps = b.steps;
       f.batch = B;
       f.zero_h = saved.zero_h;
-      fill_weights(f, d);
+      fill_weights(f, d, own.again_panels);
       own.gx = Buffer<T>(chunk_rows * G * H);
       own.gates = Buffer<T>(chunk_rows * cell_->saved * H);
       f.gx = own.gx.get();
@@ -457,6 +467,13 @@ void Layer<T>::pass(const Backward<T>& p, Team team) const {
   for (int s = 0; s < cell_->stages; s++)
     if (s > 0 || p.steps.count > 1 || p.dh_0)
       prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);
+  Forward<T> again;
+  if (p.again) {
+    again = *p.again;
+    prepare(again.x_panels, kMany, team);
+    for (int s = 0; s < cell_->stages; s++) prepare(again.h_panels[s], kMany, team);
+    mine.again = &again;
+  }
   cell_->backward(mine, team);  // starts with a barrier
 }
 
@@ -481,11 +498,15 @@ bool chase(int members, size_t layers, Pass pass) {
   return done;
 }
 
-// How many threads to run a wavefront with, or 1 for none.
-int wave_threads(const Workload& layer, int layers, int threads) {
-  const int members = wavefront(layer, layers, threads, true);
+// How many threads to run layers as a wavefront with, or 1 for none.
+template <class T>
+int wave_threads(const std::vector<const Layer<T>*>& layers, const std::vector<int64_t>& offset,
+                 int64_t batch, int threads) {
+  if (layers.size() < 2 || threads < 2) return 1;
+  const Workload last = layers.back()->work(offset, batch, threads);
+  const int members = wavefront(last, int(layers.size()), threads, true);
   if (members < 2 || threads_ready(members)) return members;
-  return wavefront(layer, layers, threads, false);
+  return wavefront(last, int(layers.size()), threads, false);
 }
 
 // Rows that a layer of a wavefront hands on at a time.
@@ -502,33 +523,40 @@ std::vector<std::unique_ptr<Saved<T>>> forward(const std::vector<const Layer<T>*
                                                Save save) {
   const int threads = thread_count();
   const size_t count = layers.size();
-  std::vector<std::unique_ptr<Saved<T>>> saved;
-  std::vector<ForwardCall<T>> calls(count);
-  for (size_t k = 0; k < count; k++) layers[k]->begin(calls[k], batch, arrays[k], save, threads);
-
-  const Workload& last = calls.back().work;
-  const int members = wave_threads(last, int(count), threads);
-  std::vector<Progress> progress(count);
-  const auto alone = [&](size_t k, Team team) {
-    Forward<T> mine = calls[k].p[0];
-    mine.split = kAlone;
-    mine.chunk = part_of_wave(last, mine.chunk);
-    mine.ready = k > 0 ? &progress[k - 1].rows : nullptr;
-    mine.done = &progress[k].rows;
-    layers[k]->pass(mine, team);
-  };
-  if (members < 2 || !chase(members, count, alone)) {
-    for (size_t k = 0; k < count; k++)
-      run(calls[k].work, threads, [&](Region& region, int id) {
-        region.each_direction(id, [&](int d, Team team) {
-          Forward<T> mine = calls[k].p[d];
-          mine.split = region.split(d);
-          if (d > 0 && region.in_turn()) layers[k]->follow(mine, calls[k].p[0]);
-          layers[k]->pass(mine, team);
-        });
-      });
+  std::vector<std::unique_ptr<Saved<T>>> saved(count);
+  std::vector<int64_t> offset;
+  count_rows(batch, offset);
+  const int members = wave_threads(layers, offset, batch.batch, threads);
+  if (members > 1) {
+    std::vector<ForwardCall<T>> calls(count);
+    for (size_t k = 0; k < count; k++) layers[k]->begin(calls[k], batch, arrays[k], save, threads);
+    std::vector<Progress> progress(count);
+    const auto alone = [&](size_t k, Team team) {
+      Forward<T> mine = calls[k].p[0];
+      mine.split = kAlone;
+      mine.chunk = part_of_wave(calls[k].work, mine.chunk);
+      mine.ready = k > 0 ? &progress[k - 1].rows : nullptr;
+      mine.done = &progress[k].rows;
+      layers[k]->pass(mine, team);
+    };
+    const bool done = chase(members, count, alone);
+    for (size_t k = 0; k < count; k++) saved[k] = layers[k]->end(calls[k]);
+    if (done) return saved;
   }
-  for (size_t k = 0; k < count; k++) saved.push_back(layers[k]->end(calls[k]));
+  // Each layer ends before the next one begins, which so finds its scratch in the caches.
+  for (size_t k = 0; k < count; k++) {
+    ForwardCall<T> call;
+    layers[k]->begin(call, batch, arrays[k], save, threads);
+    run(call.work, threads, [&](Region& region, int id) {
+      region.each_direction(id, [&](int d, Team team) {
+        Forward<T> mine = call.p[d];
+        mine.split = region.split(d);
+        if (d > 0 && region.in_turn()) layers[k]->follow(mine, call.p[0]);
+        layers[k]->pass(mine, team);
+      });
+    });
+    saved[k] = layers[k]->end(call);
+  }
   return saved;
 }
 
@@ -537,39 +565,43 @@ void backward(const std::vector<const Layer<T>*>& layers, const std::vector<cons
               const std::vector<BackwardArrays<T>>& arrays) {
   const int threads = thread_count();
   const size_t count = layers.size();
-  std::vector<BackwardCall<T>> calls(count);
-  for (size_t k = 0; k < count; k++) layers[k]->begin(calls[k], *saved[k], arrays[k], threads);
-
-  const Workload& last = calls.back().work;
-  const int members = wave_threads(last, int(count), threads);
-  std::vector<Progress> progress(count);
-  const auto alone = [&](size_t from_top, Team team) {
-    const size_t k = count - 1 - from_top;
-    Backward<T> mine = calls[k].directions[0].p;
-    mine.split = kAlone;
-    mine.stretch = part_of_wave(last, mine.chunk);
-    mine.ready = from_top > 0 ? &progress[k + 1].rows : nullptr;
-    mine.done = &progress[k].rows;
-    layers[k]->pass(mine, team);
-  };
-  if (members >= 2 && chase(members, count, alone)) return;
-  for (size_t k = count; k-- > 0;)
-    run(calls[k].work, threads, [&](Region& region, int id) {
+  const Saved<T>& top = *saved.back();
+  const int members = wave_threads(layers, top.offset, top.batch, threads);
+  if (members > 1) {
+    std::vector<BackwardCall<T>> calls(count);
+    for (size_t k = 0; k < count; k++) layers[k]->begin(calls[k], *saved[k], arrays[k], threads);
+    std::vector<Progress> progress(count);
+    const auto alone = [&](size_t from_top, Team team) {
+      const size_t k = count - 1 - from_top;
+      Backward<T> mine = calls[k].directions[0].p;
+      mine.split = kAlone;
+      mine.stretch = part_of_wave(calls[k].work, mine.chunk);
+      mine.ready = from_top > 0 ? &progress[k + 1].rows : nullptr;
+      mine.done = &progress[k].rows;
+      layers[k]->pass(mine, team);
+    };
+    if (chase(members, count, alone)) return;
+  }
+  for (size_t k = count; k-- > 0;) {
+    const Layer<T>& layer = *layers[k];
+    const BackwardArrays<T>& a = arrays[k];
+    BackwardCall<T> call;
+    layer.begin(call, *saved[k], a, threads);
+    run(call.work, threads, [&](Region& region, int id) {
       region.each_direction(id, [&](int d, Team team) {
-        Backward<T> mine = calls[k].directions[d].p;
+        Backward<T> mine = call.directions[d].p;
         mine.split = region.split(d);
-        if (d > 0 && region.in_turn()) layers[k]->follow(mine, calls[k].directions[0].p);
-        layers[k]->pass(mine, team);
+        if (d > 0 && region.in_turn()) layer.follow(mine, call.directions[0].p);
+        layer.pass(mine, team);
       });
-      if (layers[k]->directions() == 2 && arrays[k].dx) {
+      if (layer.directions() == 2 && a.dx) {
         region.meet();
-        const BackwardArrays<T>& a = arrays[k];
-        const Workload& work = calls[k].work;
-        const int64_t rows = saved[k]->x_order.empty() ? work.rows : work.steps * work.batch;
-        layers[k]->add(a.dx, calls[k].dx_reverse.get(), rows * work.input, a.dx,
-                       region.everyone(id));
+        const int64_t rows =
+            saved[k]->x_order.empty() ? call.work.rows : call.work.steps * call.work.batch;
+        layer.add(a.dx, call.dx_reverse.get(), rows * call.work.input, a.dx, region.everyone(id));
       }
     });
+  }
 }
 
 #define RNNFAST_DEFINE_STACK(T)                                                                    \

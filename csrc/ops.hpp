@@ -78,6 +78,12 @@ struct BackwardArrays {
   T* dc_0;  // [D, B, H] or null
 };
 
+// Memory for the panels of a pass that packs its weights itself.
+template <class T>
+struct PanelBuffers {
+  Buffer<T> x, h[2];
+};
+
 // Scratch of a forward pass. A layer for reuse keeps it, so that its next call allocates nothing.
 template <class T>
 struct Workspace {
@@ -85,6 +91,7 @@ struct Workspace {
   Buffer<T> zeros;              // [B, H]
   LowForward low[2];
   struct Direction {
+    PanelBuffers<T> panels;
     Buffer<T> gx, h, c, gates;  // see Forward
     Buffer<const T*> x_rows;
     Buffer<T> h_0, c_0;                     // [B, H] where the caller's are overwritten
@@ -104,7 +111,8 @@ struct ForwardCall {
 template <class T>
 struct BackwardCall {
   struct Direction {
-    Buffer<T> x_data, h_data[2], dgates[2], direct, dc, partial, scratch, gx, gates;
+    PanelBuffers<T> panels, again_panels;
+    Buffer<T> dgates[2], direct, dc, partial, scratch, gx, gates;
     Buffer<const T*> before, x_rows;
     Buffer<T*> dx_rows;
     Forward<T> again;
@@ -122,8 +130,8 @@ template <class T>
 class Layer {
  public:
   // The arrays behind `weights` must outlive the layer: the backward pass packs them again. Where
-  // the layer is for `reuse`, its weights are packed now; else by each forward pass, in its own
-  // parallel region, which must then not run twice at once. Weights of another precision than
+  // the layer is for `reuse`, its weights are packed now; else by each pass, in its own parallel
+  // region. Weights of another precision than
   // kFull are for reuse and float alone, and have no backward pass.
   Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden, bool reuse,
         Precision precision = Precision::kFull);
@@ -131,6 +139,8 @@ class Layer {
   Layer(const Layer&) = delete;
   Layer& operator=(const Layer&) = delete;
 
+  // What the threads of a pass divide.
+  Workload work(const std::vector<int64_t>& offset, int64_t batch, int threads) const;
   // A pass is set up, run by the members of teams, one direction at a time, and ended.
   // h_n and c_n may be h_0 and c_0.
   void begin(ForwardCall<T>& call, const Batch& batch, const ForwardArrays<T>& a, Save save,
@@ -170,12 +180,10 @@ class Layer {
     LowBuffers x_low, h_low[2];
   };
   void pack(int direction, Team team) const;
-  void fill_weights(Forward<T>& f, int direction) const;
+  void fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own) const;
   void prepare(Panels<T>& p, int64_t times, Team team) const;
-  Panels<T> panels(Buffer<T>& data, int64_t k, int64_t n, int widest,
-                   const Source<T>& source) const;
-  Panels<T> weight_panels(Buffer<T>& data, LowBuffers& low, int64_t k, int64_t n, int widest,
-                          const Source<T>& source) const;
+  void place(Panels<T>& p, Buffer<T>& data) const;
+  void keep(Panels<T>& p, Buffer<T>& data, LowBuffers& low) const;
   void fill_low(LowForward& low, int direction, typename Workspace<T>::Direction& space,
                 int64_t rows, int64_t batch, int threads) const;
 

@@ -59,10 +59,13 @@ void pack_rows(const Source<T>& s, const T* from, int64_t columns, int vectors, 
                T* to, int64_t width) {
   constexpr int n = kLanes<T>;
   if (s.column == 1) {
+    constexpr int64_t ahead = 16;  // rows; a part of one is too short for the processor to go on
     for (int64_t k = 0; k < count; k++)
-      for (int u = 0; u < vectors; u++)
+      for (int u = 0; u < vectors; u++) {
+        __builtin_prefetch(from + (k + ahead) * s.row + u * n, 0, 3);
         store(to + k * width + u * n,
               load_tail(from + k * s.row + u * n, int(smaller(n, columns - u * n))));
+      }
   } else {
     for (int u = 0; u < vectors; u++)
       pack_transposed(from + u * n * s.column, s.column, int(smaller(n, columns - u * n)), count,
@@ -412,17 +415,15 @@ void transposed_times_rows(const Rows<const T>& a, int64_t m, const Rows<const T
   for (int64_t first = part_begin(a_panels, team.size, team.id); first < panel_end;
        first += kTnPanels) {
     const int64_t count = smaller(kTnPanels, panel_end - first);
-    for (int64_t i = 0; i < count; i++) {
-      const int64_t column = (first + i) * kTnRows;
-      const int64_t columns = smaller(kTnRows, m - column);
-      T* to = packed_a + i * kTnRows * rows;
-      if (columns == kTnRows) {
-        for (int64_t r = 0; r < rows; r++)
-          __builtin_memcpy(to + r * kTnRows, a.row(r) + column, sizeof(T) * kTnRows);
-      } else {
-        for (int64_t r = 0; r < rows; r++)
-          for (int64_t q = 0; q < kTnRows; q++)
-            to[r * kTnRows + q] = q < columns ? a.row(r)[column + q] : T(0);
+    for (int64_t r = 0; r < rows; r++) {
+      const T* from = a.row(r) + first * kTnRows;
+      T* to = packed_a + r * kTnRows;
+      for (int64_t i = 0; i < count; i++, from += kTnRows, to += kTnRows * rows) {
+        const int64_t columns = smaller(kTnRows, m - (first + i) * kTnRows);
+        if (columns == kTnRows)
+          __builtin_memcpy(to, from, sizeof(T) * kTnRows);
+        else
+          for (int64_t q = 0; q < kTnRows; q++) to[q] = q < columns ? from[q] : T(0);
       }
     }
     for (int64_t j = 0; j < b_blocks; j++)
