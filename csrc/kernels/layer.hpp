@@ -84,6 +84,13 @@ RNNFAST_INLINE bool across(const Tile& tile, int64_t rows) {
   return false;
 }
 
+// Whether a tile's panels hold words of fewer bits.
+template <class Tile>
+RNNFAST_INLINE bool is_low(const Tile& tile) {
+  if constexpr (Tile::kMayBeLow) return tile.low;
+  return false;
+}
+
 // Calls tile.run<kRows, kVectors>(row, unit, panel) for even tiles of rows.
 template <int kGroups, int kVectors, class Tile, class T>
 void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const T* panel,
@@ -96,7 +103,7 @@ void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const
     const int64_t row = begin + part_begin(end - begin, tiles, i);
     const int64_t rows = begin + part_begin(end - begin, tiles, i + 1) - row;
     if constexpr (Tile::kMayBeLow)
-      if (tile.low) {
+      if (is_low(tile)) {
         tile.template run_low<kVectors>(row, int(rows), unit, panel);
         continue;
       }
@@ -128,6 +135,22 @@ void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const
   }
 }
 
+// Calls tile.run_together over a share's units of one row, whose panels lie one after the other.
+template <class T, int kGroups, class Tile>
+RNNFAST_INLINE void over_units(const Tile& tile, const Share& share, const Panels<T>& panels,
+                               int64_t depth, int64_t row, bool backwards) {
+  const int64_t blocks = share.block_end - share.block_begin;
+  for (int64_t done = 0, together; done < blocks; done += together) {
+    together = lesser(blocks - done, 2);
+    const int64_t vector = backwards ? share.block_end - done - together : share.block_begin + done;
+    const T* panel = panels.data + vector * kGroups * kLanes<T> * depth;
+    if (together == 2)
+      tile.template run_together<2>(row, vector * kLanes<T>, panel, depth, backwards);
+    else
+      tile.template run_together<1>(row, vector * kLanes<T>, panel, depth, backwards);
+  }
+}
+
 // Calls tile.run over a share, within rows [begin, end). Column blocks are visited in turn from
 // either side, so that those used last are found in the cache.
 template <class T, int kGroups, class Tile>
@@ -136,6 +159,9 @@ RNNFAST_INLINE void over_tiles(const Tile& tile, const Share& share, const Panel
   begin = begin > share.row_begin ? begin : share.row_begin;
   end = lesser(end, share.row_end);
   if (begin >= end) return;
+  if constexpr (Tile::kMayBeTogether && unit_vectors(kGroups) == 1)
+    if (end - begin == 1 && !panels.one_by_one && !is_low(tile))
+      return over_units<T, kGroups>(tile, share, panels, depth, begin, backwards);
   const int64_t vectors = parts(panels.n, kLanes<T>);
   for (int64_t j = share.block_begin; j < share.block_end; j++) {
     const int64_t i = backwards ? share.block_end - 1 - (j - share.block_begin) : j;
@@ -184,6 +210,7 @@ template <class Cell, class T, int kStage>
 struct ForwardTile {
   static constexpr bool kMayBeLow = sizeof(T) == sizeof(float);
   static constexpr bool kMayLieAcross = true;
+  static constexpr bool kMayBeTogether = true;
   int64_t hidden, y_stride;
   const T* gx;       // [n, G, H] of this step, the gates at their places
   const int* place;  // [G]
@@ -235,6 +262,29 @@ struct ForwardTile {
       for (int v = 0; v < gates_here * kVectors; v++)
         store(&sums[(m * gates_here * kVectors + v) * n], acc[m][v]);
     finish<kVectors>(row, kRows, unit, sums);
+  }
+
+  // One row, a block of one vector of units after the other. After the products each waits for one
+  // function after another, which they do side by side.
+  template <int kVectors>
+  void run_together(int64_t row, int64_t unit, const T* panels, int64_t depth,
+                    bool backwards) const {
+    constexpr int n = kLanes<T>;
+    constexpr int gates_here = Cell::stage_gates(kStage);
+    T sums[gates_here * kVectors * n] __attribute__((aligned(64)));
+    for (int i = 0; i < kVectors; i++) {
+      const int u = backwards ? kVectors - 1 - i : i;
+      const T* panel = panels + u * gates_here * n * depth;
+      Vec<T> acc[1][gates_here];
+#pragma GCC unroll 4
+      for (int g = 0; g < gates_here; g++) acc[0][g] = start(row, g, unit + u * n);
+      if (operand)
+        multiply<T, 1, gates_here>(
+            acc, [&](int, int64_t k) { return operand[row * operand_stride + k]; }, panel, hidden);
+#pragma GCC unroll 4
+      for (int g = 0; g < gates_here; g++) store(&sums[(g * kVectors + u) * n], acc[0][g]);
+    }
+    finish<kVectors>(row, 1, unit, sums);
   }
 
   template <int kVectors>
@@ -519,6 +569,7 @@ template <class Cell, class T, int kStage>
 struct BackwardTile {
   static constexpr bool kMayBeLow = false;
   static constexpr bool kMayLieAcross = false;
+  static constexpr bool kMayBeTogether = false;
   int64_t hidden, y_stride;
   const T* operand;  // [n, W, H] gradients of pre-activations, or null where there is no product
   int64_t k_begin, k_end;  // the part of the product that is taken now
