@@ -234,7 +234,7 @@ void FlexibleLayer<T>::backward(const FlexibleSaved<T>& saved,
     p.dh = s.dh.grow(chunk * P);
     p.sum = s.sum.grow(B * std::max(H, P));
     p.pack = s.pack.grow(
-        kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max({I, H, P}), chunk));
+        kernels_->tn_scratch(static_cast<const T*>(nullptr), std::max({I, H, P}), chunk, threads));
     p.dh_0 = a.dh_0 + d * B * P;
     copy_or_clear(a.dh_n ? a.dh_n + d * B * P : nullptr, B * P, p.dh_0);
     if (cell_->has_c) {

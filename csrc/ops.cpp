@@ -445,8 +445,8 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     own.before = Buffer<const T*>(N);
     b.before = own.before.get();
     const int64_t columns = w.layout.transposed ? G * H : std::max(I, H);
-    own.scratch =
-        Buffer<T>(kernels_->tn_scratch(static_cast<const T*>(nullptr), columns, chunk_rows));
+    own.scratch = Buffer<T>(
+        kernels_->tn_scratch(static_cast<const T*>(nullptr), columns, chunk_rows, threads));
     b.pack = own.scratch.get();
     b.dx = d == 0 ? a.dx : call.dx_reverse.get();
     b.layout = w.layout;
@@ -622,7 +622,7 @@ void multiply(const T* a, const T* b, int64_t m, int64_t n, int64_t k, bool tran
   for (int threads : {thread_count(), 1}) {
     Barrier barrier(threads);
     const int64_t chunk = std::min(k, kBackwardChunk);
-    Buffer<T> scratch(transposed ? kernel.tn_scratch(a, n, chunk) : k * padded(n));
+    Buffer<T> scratch(transposed ? kernel.tn_scratch(a, n, chunk, threads) : k * padded(n));
     const Panels<T> panels{scratch.get(), k, n, kernel.widest, {b, n, 1}, false};
     auto member = [&](int id) {
       const Team team{id, threads, &barrier};

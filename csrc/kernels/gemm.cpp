@@ -455,21 +455,30 @@ void transposed_times_rows(const Rows<const T>& a, int64_t m, const Rows<const T
   }
   if (team.size > 1) team.barrier->wait();
 
+  // Small tiles take too little time for rows that lie pages apart: those are copied together.
+  const bool apart = kRegisters < 32 && m * int64_t(sizeof(T)) >= 4096;
+  T* together = packed + blocks * width * rows + team.id * kTnNear * kTnRows * rows;
   const int64_t end = part_begin(tn_tiles(m), team.size, team.id + 1);
-  for (int64_t begin = part_begin(tn_tiles(m), team.size, team.id); begin < end; begin += kTnNear)
+  for (int64_t begin = part_begin(tn_tiles(m), team.size, team.id); begin < end; begin += kTnNear) {
+    const int64_t last = smaller(begin + kTnNear, end);
+    const int64_t first = tn_tile_begin(m, begin), columns = tn_tile_begin(m, last) - first;
+    if (apart)
+      for (int64_t r = 0; r < rows; r++)
+        __builtin_memcpy(together + r * columns, a.row(r) + first, size_t(columns) * sizeof(T));
     for (int64_t j = 0; j < blocks; j++)
-      for (int64_t i = begin; i < smaller(begin + kTnNear, end); i++) {
-        const int64_t first = tn_tile_begin(m, i);
-        const TnTask<T> task{a,
-                             first,
+      for (int64_t i = begin; i < last; i++) {
+        const int64_t column = tn_tile_begin(m, i);
+        const TnTask<T> task{apart ? Rows<const T>{together, columns} : a,
+                             apart ? column - first : column,
                              packed + j * width * rows,
                              rows,
-                             c + first * c_stride + j * width,
+                             c + column * c_stride + j * width,
                              c_stride,
                              n_columns - j * width,
                              accumulate};
-        tn_tile(task, tn_tile_begin(m, i + 1) - first);
+        tn_tile(task, tn_tile_begin(m, i + 1) - column);
       }
+  }
   if (team.size > 1) team.barrier->wait();
 }
 
@@ -559,9 +568,9 @@ float total_of(const float* x, int64_t n, Team team) {
   void add(const T* a, const T* b, int64_t n, T* sum, Team team) {                                 \
     sum_of_two(a, b, n, sum, team);                                                                \
   }                                                                                                \
-  int64_t tn_scratch(const T*, int64_t n, int64_t rows) {                                          \
+  int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                             \
     const int64_t width = kTnVectors * kLanes<T>;                                                  \
-    return parts(n, width) * width * rows;                                                         \
+    return (parts(n, width) * width + (kRegisters < 32 ? members * kTnNear * kTnRows : 0)) * rows; \
   }
 
 RNNFAST_DEFINE_GEMM(float)

@@ -36,7 +36,7 @@ constexpr int kWidest = 4;  // vectors of a column block in plain panels
   /* sums = a + b over n numbers */                                                                \
   void add(const T* a, const T* b, int64_t n, T* sum, Team team);                                  \
   /* Numbers of scratch that multiply_tn needs for a b of n columns and a chunk of `rows`. */      \
-  int64_t tn_scratch(const T* tag, int64_t n, int64_t rows);
+  int64_t tn_scratch(const T* tag, int64_t n, int64_t rows, int members);
 
 RNNFAST_DECLARE_GEMM(float)
 RNNFAST_DECLARE_GEMM(double)

@@ -34,7 +34,7 @@ struct Kernels {
   void (*multiply_tn)(const Rows<const T>&, int64_t, const Rows<const T>&, int64_t, int64_t, T*,
                       int64_t, bool, T*, Team);
   void (*add)(const T*, const T*, int64_t, T*, Team);
-  int64_t (*tn_scratch)(const T*, int64_t, int64_t);
+  int64_t (*tn_scratch)(const T*, int64_t, int64_t, int);
   const FlexibleKernels<T>* flexible;            // [kFlexKinds]
   void (*evaluate)(int, const T*, int64_t, T*);  // null for dual numbers, as the cells are
   T (*total)(const T*, int64_t, Team);           // null but for float
