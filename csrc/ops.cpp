@@ -468,11 +468,11 @@ void Layer<T>::pass(const Backward<T>& p, Team team) const {
     if (s > 0 || p.steps.count > 1 || p.dh_0)
       prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);
   Forward<T> again;
-  if (p.again) {
+  if (p.again && !reuse_) {
     again = *p.again;
+    mine.again = &again;
     prepare(again.x_panels, kMany, team);
     for (int s = 0; s < cell_->stages; s++) prepare(again.h_panels[s], kMany, team);
-    mine.again = &again;
   }
   cell_->backward(mine, team);  // starts with a barrier
 }
@@ -525,7 +525,7 @@ std::vector<std::unique_ptr<Saved<T>>> forward(const std::vector<const Layer<T>*
   const size_t count = layers.size();
   std::vector<std::unique_ptr<Saved<T>>> saved(count);
   std::vector<int64_t> offset;
-  count_rows(batch, offset);
+  if (count > 1) count_rows(batch, offset);  // a stream of one layer allocates nothing for it
   const int members = wave_threads(layers, offset, batch.batch, threads);
   if (members > 1) {
     std::vector<ForwardCall<T>> calls(count);

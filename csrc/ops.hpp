@@ -131,8 +131,8 @@ class Layer {
  public:
   // The arrays behind `weights` must outlive the layer: the backward pass packs them again. Where
   // the layer is for `reuse`, its weights are packed now; else by each pass, in its own parallel
-  // region. Weights of another precision than
-  // kFull are for reuse and float alone, and have no backward pass.
+  // region. Weights of another precision than kFull are for reuse and float alone, and have no
+  // backward pass.
   Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, int64_t hidden, bool reuse,
         Precision precision = Precision::kFull);
   ~Layer() { delete spare_.load(); }

@@ -332,9 +332,8 @@ void rows_times_panels(const Rows<const T>& a, int64_t rows, const Panels<T>& p,
 
 constexpr int kTnRows = kRegisters == 32 ? 14 : 6;  // at most
 constexpr int kTnVectors = 2;
-constexpr int64_t kTnFew = 2;  // rows that are not worth packing
-constexpr int64_t kTnNear =
-    kRegisters == 32 ? 9 : 20;  // tiles whose columns of a stay in the cache
+constexpr int64_t kTnFew = 2;                           // rows that are not worth packing
+constexpr int64_t kTnNear = kRegisters == 32 ? 9 : 20;  // tiles whose a stays in the cache
 
 // Tiles of 2, 4 and so on of a's columns, as even as they can be, and one of the odd column. With
 // 14 and a rest, a product of 32 by 32 by 100 took 1.3 times as long.
