@@ -334,6 +334,7 @@ constexpr int kTnRows = kRegisters == 32 ? 14 : 6;  // at most
 constexpr int kTnVectors = 2;
 constexpr int64_t kTnFew = 2;                           // rows that are not worth packing
 constexpr int64_t kTnNear = kRegisters == 32 ? 9 : 20;  // tiles whose a stays in the cache
+constexpr int64_t kTnApart = 2048;                      // bytes from row to row of a
 
 // Tiles of 2, 4 and so on of a's columns, as even as they can be, and one of the odd column. With
 // 14 and a rest, a product of 32 by 32 by 100 took 1.3 times as long.
@@ -355,11 +356,14 @@ struct TnTask {
   bool accumulate;
 };
 
-// A number of a is used as often as there are vectors of b, so that it is read where it lies: a
-// third-level cache is near enough, and to pack it took up to a fifth of the time.
 template <class T, int kRows>
 __attribute__((noinline)) void tn_tile(const TnTask<T>& task) {
   constexpr int n = kLanes<T>;
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 8
+    for (int v = 0; v < kTnVectors; v++)
+      __builtin_prefetch(task.c + m * task.c_stride + v * n, 1, 3);
   Vec<T> acc[kRows][kTnVectors] = {};
   if (const int64_t first = task.first; task.a.each) {
     const T* const* each = task.a.each;
@@ -454,8 +458,9 @@ void transposed_times_rows(const Rows<const T>& a, int64_t m, const Rows<const T
   }
   if (team.size > 1) team.barrier->wait();
 
-  // Small tiles take too little time for rows that lie pages apart: those are copied together.
-  const bool apart = kRegisters < 32 && m * int64_t(sizeof(T)) >= 4096;
+  // Rows that lie far apart are copied together, unless one block of b alone would use them: no
+  // processor fetches them ahead, and in a cache they may all fall into the same few places.
+  const bool apart = m * int64_t(sizeof(T)) >= kTnApart && blocks > 1;
   T* together = packed + blocks * width * rows + team.id * kTnNear * kTnRows * rows;
   const int64_t end = part_begin(tn_tiles(m), team.size, team.id + 1);
   for (int64_t begin = part_begin(tn_tiles(m), team.size, team.id); begin < end; begin += kTnNear) {
@@ -569,7 +574,7 @@ float total_of(const float* x, int64_t n, Team team) {
   }                                                                                                \
   int64_t tn_scratch(const T*, int64_t n, int64_t rows, int members) {                             \
     const int64_t width = kTnVectors * kLanes<T>;                                                  \
-    return (parts(n, width) * width + (kRegisters < 32 ? members * kTnNear * kTnRows : 0)) * rows; \
+    return (parts(n, width) * width + members * kTnNear * kTnRows) * rows;                         \
   }
 
 RNNFAST_DEFINE_GEMM(float)
