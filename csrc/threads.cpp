@@ -27,6 +27,14 @@
 namespace rnnfast {
 namespace {
 
+// Whether a call runs that has woken workers for the calls after it.
+std::atomic<bool> calls_to_come{false};
+
+int64_t nanoseconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
 inline void relax() {
 #if defined(__SSE2__)
   _mm_pause();
@@ -36,9 +44,11 @@ inline void relax() {
 }
 
 constexpr int kSpinsBeforeYield = 1000;
-constexpr int kSpinsBeforeSleep = 4000;
-constexpr int64_t kLately = 50'000;           // nanoseconds: about as long as a worker spins
-constexpr int64_t kMeasuredFor = 50'000'000;  // nanoseconds; a measurement takes 3 to 30 thousand
+constexpr int kSpinsOfWorker = 64;  // between two looks at the clock
+// Nanoseconds. A pause takes 10 to 50, depending on the processor.
+constexpr int64_t kSpinFor = 100'000;         // a worker, before it sleeps
+constexpr int64_t kSpinInCall = 2'000'000;    // a worker in a call that has woken it
+constexpr int64_t kMeasuredFor = 50'000'000;  // a measurement takes 3 to 30 thousand
 
 // Spins, and yields the processor when it takes long.
 template <class Condition>
@@ -170,13 +180,20 @@ class Pool {
       condition.notify_one();
     }
 
-    // Waits for the region after `seen`: spins, then sleeps, then spins again after a nudge.
+    // Waits for the region after `seen`: spins, then sleeps, then spins again after a nudge. It
+    // spins until the call that gave the nudge has ended and for a while: where that took longer
+    // than a worker spins, each call would find it asleep, and nudge it again.
     void wait_after(uint32_t seen) {
       const auto called = [&] { return regions.load() != seen; };
       for (;;) {
-        for (int spins = 0; spins < kSpinsBeforeSleep; spins++) {
-          if (called()) return;
-          relax();
+        const int64_t start = nanoseconds();
+        for (int64_t now = start, end = start + kSpinFor; now < end; now = nanoseconds()) {
+          for (int spins = 0; spins < kSpinsOfWorker; spins++) {
+            if (called()) return;
+            relax();
+          }
+          if (calls_to_come.load(std::memory_order_relaxed))
+            end = std::min(now + kSpinFor, start + kSpinInCall);
         }
         std::unique_lock<std::mutex> lock(mutex);
         const uint32_t nudged = nudges.load();
@@ -228,11 +245,6 @@ std::atomic<int> threads{0};
 std::atomic<int64_t> last_call{0};  // nanoseconds
 std::atomic<int64_t> last_measured{0};
 std::atomic<double> measured{40};  // nanoseconds of a meeting
-
-int64_t nanoseconds() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
-}
 
 Pool& the_pool() {
   Pool* found = pool.load(std::memory_order_acquire);
@@ -302,10 +314,17 @@ bool threads_ready(int n) {
   if (n < 2) return false;
   Pool* found = pool.load(std::memory_order_acquire);
   if (found && found->awake(n)) return true;
-  if (nanoseconds() - last_call.load(std::memory_order_relaxed) < kLately) the_pool().nudge(n);
+  if (nanoseconds() - last_call.load(std::memory_order_relaxed) < kSpinFor) {
+    calls_to_come.store(true, std::memory_order_relaxed);
+    the_pool().nudge(n);
+  }
   return false;
 }
-void note_call() { last_call.store(nanoseconds(), std::memory_order_relaxed); }
+void note_call() {
+  last_call.store(nanoseconds(), std::memory_order_relaxed);
+  if (calls_to_come.load(std::memory_order_relaxed))
+    calls_to_come.store(false, std::memory_order_relaxed);
+}
 
 double measure_meeting_ns(int n, int meetings) {
   struct Trial {
