@@ -6,7 +6,7 @@ import argparse
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,26 @@ class _TorchQuantized(Torch):
         return quantized[0], []
 
 
+class _TorchBfloat16(Torch):
+    """The module in bfloat16, from and to float32, as rnnfast's calls are."""
+
+    name = "torch-bfloat16"
+
+    def layers(self, problem: Problem) -> tuple[Callable[[Any], Any], list[Any]]:
+        import torch
+
+        module = self.module(problem)[0].bfloat16()
+        states = [torch.from_numpy(array).bfloat16() for array in problem.states or ()]
+        state = tuple(states) if len(states) > 1 else states[0] if states else None
+
+        def apply(x: Any) -> Any:
+            y, state_n = module(x.bfloat16(), state)
+            lstm = isinstance(state_n, tuple)
+            return y.float(), tuple(s.float() for s in state_n) if lstm else state_n.float()
+
+        return apply, []
+
+
 class _OnnxQuantized(OnnxRuntime):
     """ONNX Runtime's DynamicQuantizeLSTM with a scale for each row of the weights."""
 
@@ -92,6 +112,7 @@ FLOAT32 = "rnnfast-float32"
 OURS: tuple[Peer, ...] = tuple(map(_Packed, ("float32", "bfloat16", "int8")))
 THEIRS: tuple[Peer, ...] = (
     Torch(),
+    _TorchBfloat16(),
     *map(_TorchQuantized, ("float16", "int8")),
     OnnxRuntime(),
     _OnnxQuantized(),

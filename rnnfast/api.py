@@ -109,7 +109,7 @@ def pack(
         are stored in 16 or 8 bits (int8 with one scale for each of their rows, symmetric), which
         is faster where memory is the limit, and less exact. The native backend rounds what they
         are multiplied with in the same way, row by row: x and h to int8 (where a row that is not
-        finite gives NaN), and to bfloat16 on processors with AVX512-BF16. docs/performance.md has
+        finite gives NaN), and to bfloat16 where it uses AVX512-BF16 or AMX. docs/performance.md has
         errors and speeds.
     reset_after, nonlinearity
         The variant of the cell, as `rnnfast.gru` and `rnnfast.rnn` take it.

@@ -98,7 +98,9 @@ void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const
   if constexpr (Tile::kMayLieAcross)
     if (across(tile, end - begin)) return tile.template run_across<kVectors>(begin, unit);
   constexpr int most = max_rows(kGroups * kVectors);
-  const int64_t tiles = parts(end - begin, most);
+  int64_t tiles = parts(end - begin, most);
+  if constexpr (Tile::kMayBeLow)
+    if (is_low(tile)) tiles = parts(end - begin, tile.low->kernels->most_rows(kGroups * kVectors));
   for (int64_t i = 0; i < tiles; i++) {
     const int64_t row = begin + part_begin(end - begin, tiles, i);
     const int64_t rows = begin + part_begin(end - begin, tiles, i + 1) - row;
@@ -304,7 +306,7 @@ struct ForwardTile {
   void run_low(int64_t row, int rows, int64_t unit, const T* panel) const {
     constexpr int n = kLanes<T>;
     constexpr int vectors = Cell::stage_gates(kStage) * kVectors;
-    T sums[max_rows(vectors) * vectors * n] __attribute__((aligned(64)));
+    T sums[kMostLowRows * vectors * n] __attribute__((aligned(64)));
     for (int m = 0; m < rows; m++)
       for (int g = 0; g < Cell::stage_gates(kStage); g++)
         for (int u = 0; u < kVectors; u++)

@@ -243,7 +243,227 @@ void multiply_vectors(const LowTile& t) {
   }
 }
 
+#if defined(__AMX_TILE__)
+// The matrix unit: up to 16 rows of 16 words times 16 words of 16 columns at a time.
+constexpr int kDeep = 16;  // words
+// Up to how many rows vectors multiply as fast, to the same bits: of int8, and of bfloat16 where
+// there are few words.
+constexpr int kFewOfInt8 = 4, kFewOfBfloat16 = 2, kFewWords = 2 * kDeep;
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Where a product starts and ends: numbers of 32 bits, rows `stride` apart; 0 for one row for all.
+struct Start {
+  const int32_t* at;
+  int64_t stride;
+};
+
+// Tiles have numbers in the source: 0 to 3 hold sums, 4 to 7 operands and columns.
+#define RNNFAST_TILE_PRODUCT(sums, operand, columns) \
+  if constexpr (kPrecision == Precision::kInt8)      \
+    _tile_dpbusd(sums, operand, columns);            \
+  else                                               \
+    _tile_dpbf16ps(sums, operand, columns);
+
+// Up to 16 rows by kVectors vectors: to = from + the products of words [begin, end), which are
+// fewer than 16 or a multiple.
+template <Precision kPrecision, int kVectors>
+void multiply_words(const LowTile& t, int64_t begin, int64_t end, Start from, int32_t* to) {
+  TileShapes shapes;
+  const int deep = int(lesser(end - begin, kDeep));
+  for (int i = 0; i < 8; i++) {
+    shapes.row_bytes[i] = uint16_t(i == 4 ? 4 * deep : 64);
+    shapes.rows[i] = uint8_t(i < 5 ? t.rows : deep);
+  }
+  _tile_loadconfig(&shapes);
+  _tile_loadd(0, from.at, from.stride);
+  if constexpr (kVectors > 1) _tile_loadd(1, from.at + kWords, from.stride);
+  if constexpr (kVectors > 2) _tile_loadd(2, from.at + 2 * kWords, from.stride);
+  if constexpr (kVectors > 3) _tile_loadd(3, from.at + 3 * kWords, from.stride);
+  for (int64_t k = begin; k < end; k += kDeep) {
+    const uint32_t* panel = t.panel + k * kVectors * kWords;
+    _tile_loadd(4, t.operand + k, t.operand_words * 4);
+    _tile_loadd(5, panel, kVectors * 64);
+    RNNFAST_TILE_PRODUCT(0, 4, 5)
+    if constexpr (kVectors > 1) {
+      _tile_loadd(6, panel + kWords, kVectors * 64);
+      RNNFAST_TILE_PRODUCT(1, 4, 6)
+    }
+    if constexpr (kVectors > 2) {
+      _tile_loadd(7, panel + 2 * kWords, kVectors * 64);
+      RNNFAST_TILE_PRODUCT(2, 4, 7)
+    }
+    if constexpr (kVectors > 3) {
+      _tile_loadd(5, panel + 3 * kWords, kVectors * 64);
+      RNNFAST_TILE_PRODUCT(3, 4, 5)
+    }
+  }
+  _tile_stored(0, to, kVectors * 64);
+  if constexpr (kVectors > 1) _tile_stored(1, to + kWords, kVectors * 64);
+  if constexpr (kVectors > 2) _tile_stored(2, to + 2 * kWords, kVectors * 64);
+  if constexpr (kVectors > 3) _tile_stored(3, to + 3 * kWords, kVectors * 64);
+}
+
+// The same for 17 to 32 rows, two vectors at a time, so that columns are read once for all rows.
+template <Precision kPrecision, int kVectors>
+void multiply_words_of_many(const LowTile& t, int64_t begin, int64_t end, Start from, int32_t* to) {
+  TileShapes shapes;
+  const int deep = int(lesser(end - begin, kDeep)), rows = t.rows - 16;
+  for (int i = 0; i < 8; i++) {
+    shapes.row_bytes[i] = uint16_t(i == 4 || i == 5 ? 4 * deep : 64);
+    shapes.rows[i] = uint8_t(i > 5 ? deep : i % 2 ? rows : 16);  // odd ones: from row 16 on
+  }
+  _tile_loadconfig(&shapes);
+  for (int v = 0; v < kVectors; v += 2) {
+    const bool pair = v + 1 < kVectors;
+    const int32_t* first = from.at + v * kWords;
+    int32_t* at = to + v * kWords;
+    _tile_loadd(0, first, from.stride);
+    _tile_loadd(1, first + from.stride * 4, from.stride);
+    if (pair) {
+      _tile_loadd(2, first + kWords, from.stride);
+      _tile_loadd(3, first + kWords + from.stride * 4, from.stride);
+    }
+    for (int64_t k = begin; k < end; k += kDeep) {
+      const uint32_t* panel = t.panel + k * kVectors * kWords + v * kWords;
+      _tile_loadd(4, t.operand + k, t.operand_words * 4);
+      _tile_loadd(6, panel, kVectors * 64);
+      RNNFAST_TILE_PRODUCT(0, 4, 6)
+      _tile_loadd(5, t.operand + 16 * t.operand_words + k, t.operand_words * 4);
+      RNNFAST_TILE_PRODUCT(1, 5, 6)
+      if (pair) {
+        _tile_loadd(7, panel + kWords, kVectors * 64);
+        RNNFAST_TILE_PRODUCT(2, 4, 7)
+        RNNFAST_TILE_PRODUCT(3, 5, 7)
+      }
+    }
+    _tile_stored(0, at, kVectors * 64);
+    _tile_stored(1, at + 16 * kVectors * kWords, kVectors * 64);
+    if (pair) {
+      _tile_stored(2, at + kWords, kVectors * 64);
+      _tile_stored(3, at + kWords + 16 * kVectors * kWords, kVectors * 64);
+    }
+  }
+}
+
+template <Precision kPrecision, int kVectors>
+void multiply_in_matrix_unit(const LowTile& t) {
+  constexpr bool int8 = kPrecision == Precision::kInt8;
+  constexpr int64_t stride = kVectors * 64;
+  int32_t totals[int8 ? kMostLowRows * kVectors * kWords : 1] __attribute__((aligned(64)));
+  int32_t* to = int8 ? totals : reinterpret_cast<int32_t*>(t.sums);
+  // All rows of int8 start with the one of corrections.
+  Start from = int8 ? Start{t.columns.correction, 0} : Start{to, stride};
+  const int64_t whole = t.depth / kDeep * kDeep;
+  const auto add = [&](int64_t begin, int64_t end) {
+    if (begin == end) return;
+    if (t.rows > 16)
+      multiply_words_of_many<kPrecision, kVectors>(t, begin, end, from, to);
+    else
+      multiply_words<kPrecision, kVectors>(t, begin, end, from, to);
+    from = {to, stride};
+  };
+  add(whole, t.depth);
+  add(0, whole);
+  _tile_release();
+  if constexpr (int8)
+    for (int m = 0; m < t.rows; m++)
+      for (int v = 0; v < kVectors; v++) {
+        float* at = t.sums + (m * kVectors + v) * kWords;
+        Words total;
+        __builtin_memcpy(&total, totals + (m * kVectors + v) * kWords, sizeof total);
+        const Floats scale = load(t.columns.scale + v * kWords) * t.operand_scale[m];
+        store(at, fma(__builtin_convertvector(total, Floats), scale, load(at)));
+      }
+}
+
+template <Precision kPrecision>
+void multiply_in_matrix_unit(const LowTile& t) {
+  switch (t.vectors) {
+    case 1: return multiply_in_matrix_unit<kPrecision, 1>(t);
+    case 2: return multiply_in_matrix_unit<kPrecision, 2>(t);
+    case 3: return multiply_in_matrix_unit<kPrecision, 3>(t);
+    case 4: return multiply_in_matrix_unit<kPrecision, 4>(t);
+  }
+}
+
+// The same sums in vectors: the even and the odd products of some words, each one chain.
+template <int kRows, int kVectors>
+void multiply_as_matrix_unit(const LowTile& t) {
+  Floats acc[kRows][kVectors];
+#pragma GCC unroll 2
+  for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) acc[m][v] = load(t.sums + (m * kVectors + v) * kWords);
+  const auto add_words = [&](int64_t begin, int64_t end) {
+    Floats even[kRows][kVectors] = {}, odd[kRows][kVectors] = {};
+    for (int64_t k = begin; k < end; k++) {
+      Floats a_even[kRows], a_odd[kRows];
+#pragma GCC unroll 2
+      for (int m = 0; m < kRows; m++) {
+        const Words a = broadcast_word(t.operand[m * t.operand_words + k]);
+        a_even[m] = (Floats)(a << 16);
+        a_odd[m] = (Floats)(a & int32_t(0xffff0000u));
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) {
+        const Words w = load_words(t.panel + (k * kVectors + v) * kWords);
+        const Floats w_even = (Floats)(w << 16), w_odd = (Floats)(w & int32_t(0xffff0000u));
+#pragma GCC unroll 2
+        for (int m = 0; m < kRows; m++) {
+          even[m][v] = fma(a_even[m], w_even, even[m][v]);
+          odd[m][v] = fma(a_odd[m], w_odd, odd[m][v]);
+        }
+      }
+    }
+#pragma GCC unroll 2
+    for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; v++) acc[m][v] += even[m][v] + odd[m][v];
+  };
+  const int64_t whole = t.depth / kDeep * kDeep;
+  if (whole < t.depth) add_words(whole, t.depth);
+  for (int64_t k = 0; k < whole; k += kDeep) add_words(k, k + kDeep);
+#pragma GCC unroll 2
+  for (int m = 0; m < kRows; m++)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; v++) store(t.sums + (m * kVectors + v) * kWords, acc[m][v]);
+}
+
+template <int kVectors>
+void multiply_few(const LowTile& t) {
+  if (t.rows == 1)
+    multiply_as_matrix_unit<1, kVectors>(t);
+  else
+    multiply_as_matrix_unit<2, kVectors>(t);
+}
+
+void multiply_few(const LowTile& t) {
+  switch (t.vectors) {
+    case 1: return multiply_few<1>(t);
+    case 2: return multiply_few<2>(t);
+    case 3: return multiply_few<3>(t);
+    case 4: return multiply_few<4>(t);
+  }
+}
+
+int64_t most_rows(int) { return kMostLowRows; }
+#else
+int64_t most_rows(int vectors) { return max_rows(vectors); }
+#endif
+
 void multiply(Precision precision, const LowTile& t) {
+#if defined(__AMX_TILE__)
+  if (!is_int8(precision))
+    return t.rows > kFewOfBfloat16 || t.depth > kFewWords
+               ? multiply_in_matrix_unit<Precision::kBfloat16>(t)
+               : multiply_few(t);
+  if (t.rows > kFewOfInt8) return multiply_in_matrix_unit<Precision::kInt8>(t);
+#endif
   if (is_int8(precision))
     multiply_vectors<Precision::kInt8>(t);
   else
@@ -311,7 +531,7 @@ void multiply_panels(Precision precision, const uint32_t* operand, const float* 
   const int64_t blocks = parts(vectors, p.widest);
   const Share share = product_share(0, rows, blocks, team);
   const int64_t row_begin = share.row_begin, row_end = share.row_end;
-  float sums[kMaxRows * 4 * kWords] __attribute__((aligned(64)));
+  float sums[kMostLowRows * 4 * kWords] __attribute__((aligned(64)));
   for (int64_t i = share.block_begin; i < share.block_end; i++) {
     const Block block = block_of(vectors, p.widest, i);
     const int64_t column = block.vector * kWords;
@@ -322,7 +542,7 @@ void multiply_panels(Precision precision, const uint32_t* operand, const float* 
     tile.vectors = block.vectors;
     tile.columns = {columns.scale + column, columns.correction + column};
     tile.sums = sums;
-    const int64_t tiles = parts(row_end - row_begin, max_rows(block.vectors));
+    const int64_t tiles = parts(row_end - row_begin, most_rows(block.vectors));
     for (int64_t t = 0; t < tiles; t++) {
       const int64_t row = row_begin + part_begin(row_end - row_begin, tiles, t);
       tile.rows = int(row_begin + part_begin(row_end - row_begin, tiles, t + 1) - row);
@@ -344,6 +564,6 @@ void multiply_panels(Precision precision, const uint32_t* operand, const float* 
 
 }  // namespace
 
-const LowKernels low_kernels = {operand_words, convert, multiply, pack, multiply_panels};
+const LowKernels low_kernels = {operand_words, convert, most_rows, multiply, pack, multiply_panels};
 
 }  // namespace rnnfast::RNNFAST_ISA

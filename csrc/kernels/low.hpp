@@ -5,8 +5,8 @@
 // numbers, padded with zeros.
 //
 // bfloat16: weights are rounded to nearest, ties to even. With AVX512-BF16 the operand (x or h) is
-// rounded so too, and two products at a time are added in float32; without it, each weight is
-// widened and the operand is taken as it is.
+// rounded so too, and two products at a time are added in float32, with AMX the even and the odd
+// ones of 16 words; without either, each weight is widened and the operand is taken as it is.
 // int8: w = scale * q with q from -127 to 127 and one scale for each row of w_ih or w_hh, the
 // largest |w| / 127. A row of the operand is written so as well, on the way, and the sums are exact
 // in 32 bits. So all instruction sets compute the same.
@@ -37,11 +37,14 @@ struct LowTile {
   float* sums;         // [rows, vectors * lanes]
 };
 
+constexpr int kMostLowRows = 32;
+
 struct LowKernels {
   // Numbers of 32 bits that a converted row of k numbers takes.
   int64_t (*operand_words)(Precision, int64_t k);
   void (*convert)(Precision, const Rows<const float>& rows, int64_t count, int64_t k,
                   uint32_t* operand, float* scale);
+  int64_t (*most_rows)(int vectors);  // of a tile, up to kMostLowRows
   void (*multiply)(Precision, const LowTile&);
   // As pack_panels in gemm.hpp, for a source whose rows are contiguous: weights [columns, k].
   void (*pack)(Precision, const Panels<float>& words, const LowColumns&, Team);
