@@ -1,4 +1,4 @@
-"""Write docs/performance.md and its pictures from the newest results of every subject."""
+"""Write a page of docs and its pictures from the newest results of every subject."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LABELS = (
     *("limits", "bench", "scaling", "latency", "products", "precision", "memory"),
     *page_adapters.SECTIONS,
 )
-NOTES = "performance_notes.md"
+NAME = "performance"
 _TORCH = ("torch", "torch-loop")
 _OURS = {"forward": "rnnfast-packed", "training": "rnnfast"}  # the time that limits are held to
 
@@ -37,8 +37,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m bench page", description=__doc__)
     parser.add_argument("--results", type=Path, default=report.RESULTS, metavar="FOLDER")
     parser.add_argument("--docs", type=Path, default=report.ROOT / "docs", metavar="FOLDER")
+    parser.add_argument("--processor", metavar="PART", help="of the name; by default any")
+    parser.add_argument(
+        "--name", default=NAME, help="of the page, its folder of pictures and its NAME_notes.md"
+    )
     options = parser.parse_args(argv)
-    found = {label: report.newest(label, options.results) for label in LABELS}
+    found = {label: report.newest(label, options.results, options.processor) for label in LABELS}
     documents = {label: document for label, document in found.items() if document}
     if not documents:
         print(f"page: no results in {options.results}; run: python -m bench", file=sys.stderr)
@@ -46,10 +50,11 @@ def main(argv: list[str]) -> int:
     if "limits" in documents:  # newer, perhaps, than those that the others were saved with
         for document in documents.values():
             document["limits"] = documents["limits"]["rows"]
-    drawn = draw(documents, options.docs / pictures.FOLDER.name)
-    notes = options.docs / NOTES
-    text = page(documents, drawn, notes.read_text(encoding="utf-8") if notes.exists() else "")
-    path = options.docs / "performance.md"
+    drawn = draw(documents, options.docs / options.name)
+    notes = options.docs / f"{options.name}_notes.md"
+    written = notes.read_text(encoding="utf-8") if notes.exists() else ""
+    text = page(documents, drawn, written, options.name)
+    path = options.docs / f"{options.name}.md"
     path.write_text(text, encoding="utf-8")
     print(f"wrote {path}")
     return 0
@@ -73,11 +78,11 @@ def draw(documents: dict[str, Document], folder: Path) -> list[str]:
     return names
 
 
-def page(documents: dict[str, Document], drawn: Iterable[str], notes: str) -> str:
+def page(documents: dict[str, Document], drawn: Iterable[str], notes: str, name: str = NAME) -> str:
     """The whole text. A section whose subject was not measured says so."""
     drawn = list(drawn)
     parts = [
-        "<!-- Made by python -m bench page. The notes come from performance_notes.md. -->",
+        f"<!-- Made by python -m bench page. The notes come from {name}_notes.md. -->",
         "# Performance",
         "How fast rnnfast is beside PyTorch, ONNX Runtime and what the machine can do. float32 "
         "everywhere; all results are checked against the NumPy reference in float64 before "
@@ -108,12 +113,12 @@ def page(documents: dict[str, Document], drawn: Iterable[str], notes: str) -> st
         if label not in documents:
             parts.append("Not measured yet.")
             continue
-        for name in drawn:
-            if wanted and name.startswith(wanted):
-                parts.append(f"![{name}]({pictures.FOLDER.name}/{name}.svg)")
+        for picture in drawn:
+            if wanted and picture.startswith(wanted):
+                parts.append(f"![{picture}]({name}/{picture}.svg)")
         parts.append(write(documents[label]))
         if write is beside and notes:
-            parts += [f"<!-- begin {NOTES} -->", notes.strip(), f"<!-- end {NOTES} -->"]
+            parts += [f"<!-- begin {name}_notes.md -->", notes.strip(), "<!-- end of notes -->"]
     return "\n\n".join(parts) + "\n"
 
 

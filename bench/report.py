@@ -154,16 +154,24 @@ def size(count: float) -> str:
     return f"{count / 1024**power:.4g} {units[power]}"
 
 
-def newest(label: str, folder: Path = RESULTS) -> dict[str, Any] | None:
-    """The document that was saved last under this label, if there is one."""
-    paths = sorted(folder.glob(f"*-{label}.json"))
-    return json.loads(paths[-1].read_text(encoding="utf-8")) if paths else None
+def newest(
+    label: str, folder: Path = RESULTS, processor: str | None = None
+) -> dict[str, Any] | None:
+    """The document that was saved last under this label, if there is one.
+
+    With `processor` of those whose processor has this in its name.
+    """
+    for path in sorted(folder.glob(f"*-{label}.json"), reverse=True):
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if processor is None or processor in document["cpu"]:
+            return document
+    return None
 
 
 def limits(folder: Path = RESULTS) -> list[Row]:
     """The rows of `python -m bench limits` that were saved last, if on a processor of this name."""
-    saved = newest("limits", folder)
-    return saved["rows"] if saved and saved["cpu"] == cpu() else []
+    saved = newest("limits", folder, cpu())
+    return saved["rows"] if saved else []
 
 
 def document(rows: list[Row], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@
 #include <stdexcept>
 #include <utility>
 
-#if defined(__linux__)
+#if defined(RNNFAST_HAS_AMX)
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -31,15 +32,25 @@ RNNFAST_LOW_SETS(RNNFAST_DECLARE)
 
 namespace {
 
-#if defined(__x86_64__) && defined(__linux__)
-// Linux keeps the 8 KB of AMX's registers only for processes that have asked for it.
+#if defined(RNNFAST_HAS_AMX)
+// Of Linux' arch_prctl.
+constexpr int kSupported = 0x1021, kRequestPermission = 0x1023, kTileData = 18;
+
+bool has_amx() {
+  unsigned a, b, c, d;
+  constexpr unsigned bfloat16 = 1u << 22, tiles = 1u << 24, int8 = 1u << 25,
+                     all = bfloat16 | tiles | int8;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & all) != all) return false;
+  uint64_t supported = 0;
+  return syscall(SYS_arch_prctl, kSupported, &supported) == 0 && supported >> kTileData & 1;
+}
+
+// Linux gives the 8 KB of AMX's registers only to processes that have asked for them, and from then
+// on refuses them stacks for signals that are too small for that. So only who needs them asks.
 bool may_use_amx() {
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;
   static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   return granted;
 }
-#else
-bool may_use_amx() { return false; }
 #endif
 
 bool processor_has(const char* name) {
@@ -54,10 +65,9 @@ bool processor_has(const char* name) {
     return processor_has("avx512") && __builtin_cpu_supports("avx512vnni");
   if (!std::strcmp(name, "avx512bf16"))
     return processor_has("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-  if (!std::strcmp(name, "avx512amx"))
-    return processor_has("avx512bf16") && __builtin_cpu_supports("amx-tile") &&
-           __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("amx-int8") &&
-           may_use_amx();
+#if defined(RNNFAST_HAS_AMX)
+  if (!std::strcmp(name, "avx512amx")) return processor_has("avx512bf16") && has_amx();
+#endif
 #endif
   return !std::strcmp(name, "baseline") || !std::strcmp(name, "neon");
 }
@@ -107,5 +117,16 @@ const InstructionSet& active_set() {
 }
 
 void use_set(const std::string& name) { active.store(find(name)); }
+
+const LowKernels& low_kernels() {
+  const InstructionSet& set = active_set();
+#if defined(RNNFAST_HAS_AMX)
+  if (!std::strcmp(set.name, "avx512amx") && !may_use_amx()) {
+    const auto sets = available_sets();
+    return *sets[sets.size() - 2]->low;
+  }
+#endif
+  return *set.low;
+}
 
 }  // namespace rnnfast

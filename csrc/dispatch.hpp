@@ -16,4 +16,8 @@ std::vector<const InstructionSet*> available_sets();
 const InstructionSet& active_set();
 void use_set(const std::string& name);
 
+// The products of 16 and 8 bits of the set in use. Where AMX is refused at their first use, those
+// of the next set below.
+const LowKernels& low_kernels();
+
 }  // namespace rnnfast

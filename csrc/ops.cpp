@@ -117,7 +117,7 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
       hidden_(hidden),
       reuse_(reuse),
       precision_(precision),
-      low_(active_set().low) {
+      low_(precision == Precision::kFull ? nullptr : &low_kernels()) {
   const int64_t I = input_, H = hidden_, G = cell_->gates;
   for (int d = 0; d < directions(); d++) {
     const Weights<T>& w = weights_[d];

@@ -349,7 +349,7 @@ def written_page(results: Path) -> str:
     pytest.importorskip("matplotlib")
     docs = results / "docs"
     docs.mkdir()
-    (docs / page.NOTES).write_text("A note | verbatim.\n")
+    (docs / f"{page.NAME}_notes.md").write_text("A note | verbatim.\n")
     assert page.main(["--results", str(results), "--docs", str(docs)]) == 0
     text = (docs / "performance.md").read_text()
     pictures = {line.partition("(")[2].rstrip(")") for line in text.splitlines() if "![" in line}
@@ -578,10 +578,16 @@ def test_sizes_for_people_and_the_newest_document(tmp_path: Path) -> None:
         "5120 GiB",
     ]
     assert report.newest("limits", tmp_path) is None
-    for date in ("2026-01-02", "2026-01-01"):
-        (tmp_path / f"{date}-limits.json").write_text(json.dumps({"date": date}))
-    (tmp_path / "2026-01-03-bench.json").write_text("{}")
-    assert report.newest("limits", tmp_path) == {"date": "2026-01-02"}
+    for date, cpu in (
+        ("2026-01-02", "One 7"),
+        ("2026-01-01", "Other 7"),
+        ("2026-01-03", "Other 8"),
+    ):
+        (tmp_path / f"{date}-limits.json").write_text(json.dumps({"date": date, "cpu": cpu}))
+    (tmp_path / "2026-01-04-bench.json").write_text("{}")
+    assert report.newest("limits", tmp_path) == {"date": "2026-01-03", "cpu": "Other 8"}
+    found = [report.newest("limits", tmp_path, part) for part in ("One", "Other 7", "7", "None")]
+    assert [d and d["date"] for d in found] == ["2026-01-02", "2026-01-01", "2026-01-02", None]
 
 
 def test_everything_runs_every_subject_then_the_page(

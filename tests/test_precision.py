@@ -110,9 +110,12 @@ def test_bfloat16_where_the_processor_has_none(spec: Spec, target: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("B", "I", "H"), [(7, 30, 150), (45, 64, 40)])
+@pytest.mark.parametrize(
+    ("B", "I", "H"),
+    [(7, 30, 150), (45, 64, 40), *((B, 33, 17) for B in (3, 16, 17, 32, 33))],
+)
 def test_same_bits(B: int, I: int, H: int, precision: str, spec: Spec, isa: str) -> None:  # noqa: E741
-    """For every number of threads, for a row alone, and for one step at a time."""
+    """For every number of threads, a row alone, one step at a time, and a stream of chunks."""
     before = rnnfast.get_num_threads()
     p = problem(Case(spec, T=4, B=B, I=I, H=H, L=2, dtype="float32"))
     packed = pack(p, precision, "native")
@@ -133,6 +136,10 @@ def test_same_bits(B: int, I: int, H: int, precision: str, spec: Spec, isa: str)
     for t in range(4):
         y, state = function(spec)(p.x[t : t + 1], packed, state)
         assert_same_bits({"y": y[0]}, {"y": wanted["y"][t]})
+    stream = rnnfast.Stream(packed, **variant(spec), backend="native")
+    stream.state = p.state
+    chunks = [stream(x).copy() for x in np.split(p.x, [3])]
+    assert_same_bits({"y": np.concatenate(chunks)}, {"y": wanted["y"]})
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

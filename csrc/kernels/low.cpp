@@ -254,6 +254,12 @@ struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
+
+  void use() {
+    // GCC's intrinsics do not tell it what they read: all of this, and what tiles are loaded from.
+    asm volatile("" : "+m"(*this) : : "memory");
+    _tile_loadconfig(this);
+  }
 };
 
 // Where a product starts and ends: numbers of 32 bits, rows `stride` apart; 0 for one row for all.
@@ -279,7 +285,7 @@ void multiply_words(const LowTile& t, int64_t begin, int64_t end, Start from, in
     shapes.row_bytes[i] = uint16_t(i == 4 ? 4 * deep : 64);
     shapes.rows[i] = uint8_t(i < 5 ? t.rows : deep);
   }
-  _tile_loadconfig(&shapes);
+  shapes.use();
   _tile_loadd(0, from.at, from.stride);
   if constexpr (kVectors > 1) _tile_loadd(1, from.at + kWords, from.stride);
   if constexpr (kVectors > 2) _tile_loadd(2, from.at + 2 * kWords, from.stride);
@@ -317,7 +323,7 @@ void multiply_words_of_many(const LowTile& t, int64_t begin, int64_t end, Start 
     shapes.row_bytes[i] = uint16_t(i == 4 || i == 5 ? 4 * deep : 64);
     shapes.rows[i] = uint8_t(i > 5 ? deep : i % 2 ? rows : 16);  // odd ones: from row 16 on
   }
-  _tile_loadconfig(&shapes);
+  shapes.use();
   for (int v = 0; v < kVectors; v += 2) {
     const bool pair = v + 1 < kVectors;
     const int32_t* first = from.at + v * kWords;
