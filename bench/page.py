@@ -37,12 +37,15 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m bench page", description=__doc__)
     parser.add_argument("--results", type=Path, default=report.RESULTS, metavar="FOLDER")
     parser.add_argument("--docs", type=Path, default=report.ROOT / "docs", metavar="FOLDER")
-    parser.add_argument("--processor", metavar="PART", help="of the name; by default any")
+    parser.add_argument("--processor", default="", metavar="PART", help="of the name")
     parser.add_argument(
         "--name", default=NAME, help="of the page, its folder of pictures and its NAME_notes.md"
     )
     options = parser.parse_args(argv)
-    found = {label: report.newest(label, options.results, options.processor) for label in LABELS}
+    found = {
+        label: report.newest(label, options.results, lambda cpu: options.processor in cpu)
+        for label in LABELS
+    }
     documents = {label: document for label, document in found.items() if document}
     if not documents:
         print(f"page: no results in {options.results}; run: python -m bench", file=sys.stderr)

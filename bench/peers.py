@@ -183,9 +183,15 @@ class Torch(_Torch):
         import torch
 
         module, parameters = self.module(problem)
-        states = [torch.from_numpy(array) for array in problem.states or ()]
-        state = tuple(states) if len(states) > 1 else states[0] if states else None
+        state = self.state(problem, torch.float32)
         return (lambda x: module(x, state)), parameters
+
+    def state(self, problem: Problem, dtype: Any) -> Any:
+        """That the module starts with, or None."""
+        import torch
+
+        states = [torch.from_numpy(array).to(dtype) for array in problem.states or ()]
+        return tuple(states) if len(states) > 1 else states[0] if states else None
 
     def module(self, problem: Problem) -> tuple[Any, list[Any]]:
         import torch

@@ -70,8 +70,7 @@ class _TorchBfloat16(Torch):
         import torch
 
         module = self.module(problem)[0].bfloat16()
-        states = [torch.from_numpy(array).bfloat16() for array in problem.states or ()]
-        state = tuple(states) if len(states) > 1 else states[0] if states else None
+        state = self.state(problem, torch.bfloat16)
 
         def apply(x: Any) -> Any:
             y, state_n = module(x.bfloat16(), state)

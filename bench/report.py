@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -155,22 +155,22 @@ def size(count: float) -> str:
 
 
 def newest(
-    label: str, folder: Path = RESULTS, processor: str | None = None
+    label: str, folder: Path = RESULTS, fits: Callable[[str], bool] | None = None
 ) -> dict[str, Any] | None:
     """The document that was saved last under this label, if there is one.
 
-    With `processor` of those whose processor has this in its name.
+    `fits` says of the name of a processor whether its documents count.
     """
     for path in sorted(folder.glob(f"*-{label}.json"), reverse=True):
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if processor is None or processor in document["cpu"]:
+        if fits is None or fits(document["cpu"]):
             return document
     return None
 
 
 def limits(folder: Path = RESULTS) -> list[Row]:
-    """The rows of `python -m bench limits` that were saved last, if on a processor of this name."""
-    saved = newest("limits", folder, cpu())
+    """The rows of `python -m bench limits` that were saved last on a processor of this name."""
+    saved = newest("limits", folder, cpu().__eq__)
     return saved["rows"] if saved else []
 
 

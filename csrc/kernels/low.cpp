@@ -233,13 +233,14 @@ void multiply_rows(const LowTile& t) {
   }
 }
 
-template <Precision kPrecision>
-void multiply_vectors(const LowTile& t) {
-  switch (t.vectors) {
-    case 1: multiply_rows<kPrecision, 1>(t); break;
-    case 2: multiply_rows<kPrecision, 2>(t); break;
-    case 3: multiply_rows<kPrecision, 3>(t); break;
-    case 4: multiply_rows<kPrecision, 4>(t); break;
+// body(the number of vectors of a block, as a constant).
+template <class Body>
+RNNFAST_INLINE void for_vectors(int vectors, Body body) {
+  switch (vectors) {
+    case 1: return body(std::integral_constant<int, 1>());
+    case 2: return body(std::integral_constant<int, 2>());
+    case 3: return body(std::integral_constant<int, 3>());
+    case 4: return body(std::integral_constant<int, 4>());
   }
 }
 
@@ -262,7 +263,7 @@ struct alignas(64) TileShapes {
   }
 };
 
-// Where a product starts and ends: numbers of 32 bits, rows `stride` apart; 0 for one row for all.
+// What sums start with: numbers of 32 bits, rows `stride` bytes apart; 0 for one row for all.
 struct Start {
   const int32_t* at;
   int64_t stride;
@@ -387,16 +388,6 @@ void multiply_in_matrix_unit(const LowTile& t) {
       }
 }
 
-template <Precision kPrecision>
-void multiply_in_matrix_unit(const LowTile& t) {
-  switch (t.vectors) {
-    case 1: return multiply_in_matrix_unit<kPrecision, 1>(t);
-    case 2: return multiply_in_matrix_unit<kPrecision, 2>(t);
-    case 3: return multiply_in_matrix_unit<kPrecision, 3>(t);
-    case 4: return multiply_in_matrix_unit<kPrecision, 4>(t);
-  }
-}
-
 // The same sums in vectors: the even and the odd products of some words, each one chain.
 template <int kRows, int kVectors>
 void multiply_as_matrix_unit(const LowTile& t) {
@@ -440,40 +431,28 @@ void multiply_as_matrix_unit(const LowTile& t) {
     for (int v = 0; v < kVectors; v++) store(t.sums + (m * kVectors + v) * kWords, acc[m][v]);
 }
 
-template <int kVectors>
-void multiply_few(const LowTile& t) {
-  if (t.rows == 1)
-    multiply_as_matrix_unit<1, kVectors>(t);
-  else
-    multiply_as_matrix_unit<2, kVectors>(t);
-}
-
-void multiply_few(const LowTile& t) {
-  switch (t.vectors) {
-    case 1: return multiply_few<1>(t);
-    case 2: return multiply_few<2>(t);
-    case 3: return multiply_few<3>(t);
-    case 4: return multiply_few<4>(t);
-  }
-}
-
 int64_t most_rows(int) { return kMostLowRows; }
 #else
 int64_t most_rows(int vectors) { return max_rows(vectors); }
 #endif
 
 void multiply(Precision precision, const LowTile& t) {
+  for_vectors(t.vectors, [&](auto vectors) {
 #if defined(__AMX_TILE__)
-  if (!is_int8(precision))
-    return t.rows > kFewOfBfloat16 || t.depth > kFewWords
-               ? multiply_in_matrix_unit<Precision::kBfloat16>(t)
-               : multiply_few(t);
-  if (t.rows > kFewOfInt8) return multiply_in_matrix_unit<Precision::kInt8>(t);
+    if (is_int8(precision)) {
+      if (t.rows > kFewOfInt8) return multiply_in_matrix_unit<Precision::kInt8, vectors>(t);
+    } else if (t.rows > kFewOfBfloat16 || t.depth > kFewWords) {
+      return multiply_in_matrix_unit<Precision::kBfloat16, vectors>(t);
+    } else {
+      return t.rows == 1 ? multiply_as_matrix_unit<1, vectors>(t)
+                         : multiply_as_matrix_unit<2, vectors>(t);
+    }
 #endif
-  if (is_int8(precision))
-    multiply_vectors<Precision::kInt8>(t);
-  else
-    multiply_vectors<Precision::kBfloat16>(t);
+    if (is_int8(precision))
+      multiply_rows<Precision::kInt8, vectors>(t);
+    else
+      multiply_rows<Precision::kBfloat16, vectors>(t);
+  });
 }
 
 // -------------------------------------------------------------------- packing and products
