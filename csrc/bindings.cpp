@@ -1,11 +1,11 @@
 // The Python module.
+#include <cstdlib>
 #include <numeric>
 
 #include "ffi.hpp"
 #include "python_flexible.hpp"
-#include "shortcut.hpp"
 #include "threads.hpp"
-#include "watch.hpp"
+#include "trainer.hpp"
 
 namespace rnnfast {
 namespace {
@@ -108,19 +108,29 @@ PYBIND11_MODULE(_native, m) {
   register_stack<float, FlexibleLayer<float>, PyFlexible<float>>(m, "FlexibleStackF32");
   register_stack<double, FlexibleLayer<double>, PyFlexible<double>>(m, "FlexibleStackF64");
   register_flexible<Dual>(m, "FlexibleDual", "FlexibleSavedDual");
+  m.def("default_backend", [] {
+    const char* const name = std::getenv("RNNFAST_BACKEND");
+    return name && *name ? name : "auto";
+  });
   m.def("exchanges", [](const py::type& type) {
     return exchange_of(reinterpret_cast<PyTypeObject*>(type.ptr())) != nullptr;
   });
   py::class_<Watch>(m, "Watch")
       .def(py::init<const py::list&, const py::list&, const py::tuple&>())
       .def("same", &Watch::same);
+  py::class_<Trainer>(m, "Trainer")
+      .def(py::init<const std::string&, const py::list&, const py::list&, const py::tuple&>())
+      .def("call", &Trainer::call);
+  m.def("make_token", &make_token);
+  m.def("owned_by", &owned_by);
+  m.def("tokens", [] { return owned_by_tokens().size(); });
   const auto define = [&m](const char* name, auto run_float, auto run_double) {
     m.def(name,
           [=](const std::string& cell, const py::object& x, const py::object& weights,
               const py::object& state, const py::object& lengths, const std::vector<int>& places) {
             const CellKind kind = cell_kind(cell);
-            if (is_of<float>(x)) return run_float(kind, x, weights, state, lengths, places);
-            if (is_of<double>(x)) return run_double(kind, x, weights, state, lengths, places);
+            if (address<float>(x)) return run_float(kind, x, weights, state, lengths, places);
+            if (address<double>(x)) return run_double(kind, x, weights, state, lengths, places);
             return py::object(py::none());
           });
   };

@@ -15,7 +15,7 @@ namespace dl {
 
 constexpr uint32_t kMajor = 1, kMinor = 3;  // of the version below; a major one is another ABI
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2;
+constexpr uint8_t kUnsigned = 1, kFloat = 2;
 
 struct Version {
   uint32_t major, minor;

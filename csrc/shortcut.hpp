@@ -295,11 +295,11 @@ std::vector<const Layer<T>*> borrowed(const std::vector<std::unique_ptr<Layer<T>
   return stack;
 }
 
-// Whether x is an array or a tensor of this dtype that may be read as it is.
+// Where x is, if it is an array or a tensor of this dtype that may be read as it is, or null.
 template <class T>
-bool is_of(const py::object& x) {
+const T* address(const py::object& x) {
   View<T> view;
-  return like<T>(x, [&](const auto& by) { return by.view(x, view); });
+  return like<T>(x, [&](const auto& by) { return by.view(x, view); }) ? view.data : nullptr;
 }
 
 // As PyStack::forward, for such weights.
@@ -324,6 +324,7 @@ class PyTape {
     tape->layers_ = layers_of<T>(cell, weights, places);
     if (tape->layers_.empty()) return py::none();
     tape->x_ = x;
+    tape->x_at_ = address<T>(x);
     // The arrays, not the list, which the caller may change.
     tape->weights_ = PyList_CheckExact(weights.ptr()) ? py::tuple(weights) : weights;
     const py::object done =
@@ -338,6 +339,8 @@ class PyTape {
   // None where they are not wanted. All are tensors where x was one.
   py::object backward(const py::object& dy, const py::object& dstate_n, bool checked, bool wants_dx,
                       bool wants_dh) const {
+    // A tensor can be given other memory, and its own be gone.
+    if (address<T>(x_) != x_at_) return py::none();
     return like<T>(
         x_, [&](const auto& by) { return back(by, dy, dstate_n, checked, wants_dx, wants_dh); });
   }
@@ -390,6 +393,7 @@ class PyTape {
 
   std::vector<std::unique_ptr<Layer<T>>> layers_;
   py::object x_, weights_;  // kept alive for their pointers
+  const T* x_at_ = nullptr;
   Kept<T> kept_;
 };
 

@@ -21,7 +21,7 @@ from torch_pairs import NAMES, close, flat, pair, same_training, trained
 
 import rnnfast
 import rnnfast.torch
-from rnnfast.torch import calls, ops
+from rnnfast.torch import ops, tapes
 
 # PyTorch 2.4 says these of its own code.
 pytestmark = [
@@ -384,18 +384,18 @@ def test_outputs_may_be_overwritten(name: str) -> None:
 def test_what_a_step_keeps_is_let_go() -> None:
     _, ours = pair("LSTM", 3, 5)
     gc.collect()
-    before = len(calls._tapes)
+    before = tapes.living()
     gc.disable()
     try:
         x = sample(4, 2, 3).requires_grad_()
         y, _ = ours(x)
-        assert len(calls._tapes) == before + 1
+        assert tapes.living() == before + 1
         y.sum().backward()
-        assert len(calls._tapes) == before
+        assert tapes.living() == before
         kept = ours(x)[0]
-        assert len(calls._tapes) == before + 1
+        assert tapes.living() == before + 1
         del kept
-        assert len(calls._tapes) == before
+        assert tapes.living() == before
     finally:
         gc.enable()
 
@@ -428,12 +428,12 @@ def test_checkpoint(reentrant: bool, compiled: bool) -> None:
 
 def test_checkpoint_keeps_no_tape() -> None:
     _, ours = pair("LSTM", 3, 5)
-    before = len(calls._tapes)
+    before = tapes.living()
     x = sample(4, 2, 3).requires_grad_()
     y, _ = checkpoint(ours, x, use_reentrant=False)
-    assert len(calls._tapes) == before
+    assert tapes.living() == before
     y.sum().backward()
-    assert len(calls._tapes) == before
+    assert tapes.living() == before
 
 
 def test_saved_tensors_that_are_copied() -> None:

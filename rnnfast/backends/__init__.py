@@ -168,6 +168,16 @@ def supporting(spec: Spec) -> tuple[str, ...]:
     )
 
 
+def _from_environment() -> str:
+    return os.environ.get("RNNFAST_BACKEND") or "auto"
+
+
+try:  # os.environ raises and catches two errors for what is not set, in every call
+    from .._native import default_backend as _default
+except ImportError:
+    _default = _from_environment
+
+
 def get(name: str, spec: Spec, on_device: bool = False) -> Backend:
     """The backend called `name`, or the one that "auto" stands for, for this cell.
 
@@ -176,7 +186,7 @@ def get(name: str, spec: Spec, on_device: bool = False) -> Backend:
     if not isinstance(name, str):
         raise TypeError(f"backend: expected a str, got {describe(name)}")
     if name == "auto":
-        name = os.environ.get("RNNFAST_BACKEND") or "auto"
+        name = _default()
     return _resolve(name, spec, on_device)
 
 

@@ -166,3 +166,25 @@ class Native:
 
 
 BACKEND = Native()
+
+
+def trainer(
+    spec: Spec, weights: list[Weights], tensors: list[Any], types: tuple[type, ...]
+) -> Any | None:
+    """`Native.call_vjp` for tensors whose weights stay in their memory, or None for other cells.
+
+    Its ``call(tensors, x, state)`` gives y, the state, and a tensor that owns the tape, or None
+    where the weights are elsewhere by now, or an argument has to be checked or copied first.
+
+    Parameters
+    ----------
+    weights
+        The arrays, one `Weights` for each layer.
+    tensors, types
+        Those that have the memory of these arrays, and the types that they and the arguments may
+        have: first a type of tensors that tells where their memory is.
+    """
+    return _native.Trainer(_kernel(spec), weights, tensors, types) if spec.plain else None
+
+
+Watch = _native.Watch  # whether tensors still hold the same numbers

@@ -28,8 +28,20 @@ def train(
     x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor], given: Given
 ) -> Results:
     """y, h_n and c_n with gradients."""
+    return recorded(calls.run_and_keep(x, h_0, c_0, *given), x, h_0, c_0, weights, given)
+
+
+def recorded(
+    done: calls.Kept,
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    given: Given,
+) -> Results:
+    """The results of `calls.run_and_keep` with gradients."""
     apply: Callable[..., Results] = _Run.apply
-    return apply(x, h_0, c_0, given, *weights)
+    return apply(x, h_0, c_0, done, given, *weights)
 
 
 def transformed(
@@ -85,13 +97,22 @@ def refuse(ctx: Any, *cotangents: Any) -> Any:
 
 
 class _Run(torch.autograd.Function):
-    """`calls.run_and_keep` with its derivative."""
+    """`calls.run_and_keep`, which has run, with its derivative.
+
+    It has run before, because what is done in here takes longer.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, given: Given, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        h_0: Tensor | None,
+        c_0: Tensor | None,
+        done: calls.Kept,
+        given: Given,
+        *weights: Tensor,
     ) -> Results:
-        y, h_n, c_n, tape = calls.run_and_keep(x, h_0, c_0, *given)
+        y, h_n, c_n, tape = done
         # x and the weights too: the tape reads them, and a lost one is made again.
         ctx.save_for_backward(tape, x, h_0, c_0, *weights)
         ctx.given = given
@@ -107,7 +128,7 @@ class _Run(torch.autograd.Function):
         dx, dh_0, dc_0, *dweights = gradients(
             *first, weights, lengths, seed, call, ctx.needs_input_grad[0]
         )
-        return dx, dh_0, dc_0, None, *dweights
+        return dx, dh_0, dc_0, None, None, *dweights
 
 
 class _Transformed(torch.autograd.Function):
@@ -238,7 +259,7 @@ def needs_gradients(*tensors: Tensor | None) -> bool:
 def is_traced(x: Tensor) -> bool:
     """Whether a compiler records what is done, or x has no memory that may be read."""
     return (
-        torch.compiler.is_compiling()
+        _is_compiling()
         or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
         or x.is_meta
     )
@@ -249,5 +270,6 @@ def is_plain(x: Tensor) -> bool:
     return not (is_traced(x) or is_transformed())
 
 
+_is_compiling = torch.compiler.is_compiling
 # Whether torch.func transforms what is done. Not public, but what autograd.Function itself asks.
 is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active

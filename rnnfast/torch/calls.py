@@ -25,7 +25,7 @@ places
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -39,18 +39,13 @@ import rnnfast
 from ..api import Backward, short_vjp, spec_of
 from ..backends import ShortTape
 from ..spec import CELLS, Spec, Steps
-from ..weights import InOrder, Weights
-
-try:
-    from .. import _native
-except ImportError:  # the other backends do without
-    _native = None  # type: ignore[assignment]
-
-# Since PyTorch 2.10 its tensors tell C++ where their memory is, in far less time than Python.
-TELLS = _native is not None and _native.exchanges(Tensor)
+from ..weights import InOrder
+from . import tapes
+from .tapes import TELLS
 
 Lengths: TypeAlias = "Tensor | Steps | None"
 Results: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"  # y, h_n, and c_n where there is one
+Kept: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, Tensor]"  # and a tape
 
 _TRAINING_ONLY = ("save", "checkpoint", "truncate")  # keywords of the _vjp functions
 
@@ -145,38 +140,40 @@ def run_and_keep(
     lengths: Lengths,
     seed: Tensor | None,
     call: Call,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+) -> Kept:
     """y, h_n, c_n and a tape, from which `gradients` goes back."""
-    if lengths is None and seed is None:
-        done = _run_and_keep_short(x, h_0, c_0, weights, call)
+    spec = spec_of_call(call) if lengths is None and seed is None else None
+    if spec is not None:
+
+        def run(of_x: Any, state_0: Any) -> Any:
+            found = short_vjp(spec, of_x, weights, state_0)
+            return None if found is None else (*found[:2], tapes.record(found[2]))
+
+        done = run_and_keep_short(x, h_0, c_0, call, run)
         if done is not None:
             return done
     y, state_n, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
-    return (*results(call, y, state_n), _record(backward))
+    return (*results(call, y, state_n), tapes.record(backward))
 
 
-def _run_and_keep_short(
-    x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Any, call: Call
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
-    """The same by tensors that C++ reads and makes, or None where it does not take these."""
-    spec = _spec(call.cell, call.options) if TELLS else None
-    if spec is None or type(call.batch_first) is not bool:
-        return None
+def run_and_keep_short(
+    x: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    call: Call,
+    run: Callable[[Any, Any], tuple[Tensor, Any, Tensor] | None],
+) -> Kept | None:
+    """The same by what takes tensors that C++ reads and makes, or None where it does not.
+
+    `run` takes x and a state, and returns y, the state, and a tape.
+    """
     swap = call.batch_first and x.dim() == 3
-    # Detached, it keeps its memory whatever becomes of x before the way back.
-    of_x = _readable(x.detach(), swap)
-    initial = _readable_state(call, h_0, c_0)
-    done = short_vjp(spec, of_x, weights, initial)
+    done = run(_readable(x, swap), _readable_state(call, h_0, c_0))
     if done is None:
         return None
     y, state_n, tape = done
-    h_n, c_n = state_n if spec.info.has_c else (state_n, None)
-    return y.transpose(0, 1) if swap else y, h_n, c_n, _record(tape)
-
-
-def watch(weights: Sequence[Tensor], samples: list[NDArray[Any]]) -> Any:
-    """What tells whether weights are still what they are now, as `Held` says."""
-    return _native.Watch(list(weights), samples, (Tensor, torch.nn.Parameter))
+    h_n, c_n = state_n if CELLS[call.cell].has_c else (state_n, None)
+    return y.transpose(0, 1) if swap else y, h_n, c_n, tape
 
 
 def _readable(tensor: Tensor | None, swap: bool = False) -> Tensor | None:
@@ -185,13 +182,21 @@ def _readable(tensor: Tensor | None, swap: bool = False) -> Tensor | None:
         return None
     if swap:
         tensor = tensor.transpose(0, 1)
-    return tensor.resolve_neg().contiguous()
+    # Two questions cost less than the two operators that would answer them.
+    if tensor.is_contiguous() and not tensor.is_neg():
+        return tensor
+    return tensor.detach().resolve_neg().contiguous()
 
 
 def _readable_state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:
-    if not CELLS[call.cell].has_c:
-        return _readable(h)
-    return None if h is None and c is None else (_readable(h), _readable(c))
+    if h is None and c is None:
+        return None
+    return (_readable(h), _readable(c)) if CELLS[call.cell].has_c else _readable(h)
+
+
+def spec_of_call(call: Call) -> Spec | None:
+    """Of a call that `run_and_keep_short` can be asked for; None for any other."""
+    return _spec(call.cell, call.options) if TELLS and type(call.batch_first) is bool else None
 
 
 @lru_cache
@@ -226,7 +231,7 @@ def gradients(
     have none. Where the tape is lost, or nothing was kept, the forward pass is run again.
     """
     of_state = h_0 is not None or c_0 is not None
-    kept = _kept(tape)
+    kept = tapes.recorded(tape)
     if kept is not None and not isinstance(kept, Backward):
         swap = call.batch_first and dy is not None and dy.dim() == 3
         given = _readable_state(call, dh_n, dc_n)
@@ -236,7 +241,7 @@ def gradients(
             if call.batch_first and x.dim() == 3 and dx is not None:
                 dx = dx.transpose(0, 1)
             states = _both(call, h_0, c_0, dinitial)
-            return [dx, *states, *call.flatten([Weights(*w) for w in layers], len(weights))]
+            return [dx, *states, *(d for layer in layers for d in layer if d is not None)]
     backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
     of_dx, dweights, dinitial = backward(
         _array(dy), state(call, dh_n, dc_n), dx=of_x, dstate_0=of_state
@@ -349,35 +354,6 @@ def results(call: Call, y: NDArray[Any], state_n: Any) -> Results:
     return torch.from_numpy(y), torch.from_numpy(state_n), None
 
 
-# A tape travels as a tensor, so that whoever holds what autograd saved, be it the graph, a
-# compiled function, or torch.utils.checkpoint, decides how long it lives. The tensor's one byte
-# means nothing: its memory belongs to an array with whose end the function `backward` is let go,
-# and which is found by address. A copy of the tensor, which save_on_cpu makes, is not found.
-
-_tapes: dict[int, Backward | ShortTape] = {}
-
-
-class _Tape(np.ndarray[Any, np.dtype[np.uint8]]):
-    address: int | None = None
-
-    def __del__(self) -> None:
-        if self.address is not None:
-            _tapes.pop(self.address, None)
-
-
-def _record(backward: Backward | ShortTape) -> Tensor:
-    memory = _Tape(1, np.uint8)
-    memory[0] = 0
-    tape = torch.from_numpy(memory)
-    memory.address = tape.data_ptr()
-    _tapes[memory.address] = backward
-    return tape
-
-
-def _kept(tape: Tensor) -> Backward | ShortTape | None:
-    return _tapes.get(tape.data_ptr()) if tape.numel() else None
-
-
 def _backward(
     tape: Tensor,
     x: Tensor,
@@ -388,7 +364,7 @@ def _backward(
     seed: Tensor | None,
     call: Call,
 ) -> Backward:
-    kept = _kept(tape)
+    kept = tapes.recorded(tape)
     if isinstance(kept, Backward):
         return kept
     structure = call.structure([array(w) for w in weights])

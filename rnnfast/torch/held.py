@@ -9,15 +9,23 @@ from typing import Any
 
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import Parameter
 
 import rnnfast
 
 from .. import arrays
+from ..backends import get
 from ..spec import CELLS
 from ..weights import Checked
-from . import calls
+from . import autograd, calls
+from .autograd import Given
 from .calls import Call
+from .tapes import TELLS
 
+if TELLS:
+    from ..backends import native as kernels
+
+_TYPES = (Tensor, Parameter)
 _SAMPLES = 31  # of each large array
 
 
@@ -35,6 +43,11 @@ class Held:
         # Memory in another layout is copied where it is checked, so in every call.
         apart = all(map(arrays.is_contiguous, held))
         self.weights = Checked(self.structure, CELLS[call.cell]) if apart else self.structure
+        self._given = Given(self.weights, None, None, call)
+        self._trainer: Any = None
+        self._spec = spec = calls.spec_of_call(call)
+        if spec is not None and type(self.weights) is Checked and self.weights.single:
+            self._trainer = kernels.trainer(spec, self.weights.single, list(weights), _TYPES)
         self._addresses = _addresses(weights)
         self._arrays = held
         self._samples: list[NDArray[Any]] | None = None
@@ -59,6 +72,20 @@ class Held:
         if swap and done is not None:
             return done[0].transpose(0, 1), done[1]
         return done
+
+    def train(
+        self, x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: list[Tensor]
+    ) -> tuple[Tensor, Any] | None:
+        """y and the state with gradients, or None where there is more to be done first."""
+        trainer, spec = self._trainer, self._spec
+        if trainer is None or spec is None or get("auto", spec) is not kernels.BACKEND:
+            return None
+        call = self.call
+        done = calls.run_and_keep_short(x, h_0, c_0, call, lambda *at: trainer.call(weights, *at))
+        if done is None:
+            return None
+        y, h_n, c_n = autograd.recorded(done, x, h_0, c_0, weights, self._given)
+        return y, h_n if c_n is None else (h_n, c_n)
 
     def packed(self, weights: Sequence[Tensor]) -> rnnfast.Packed | None:
         """The weights packed, or None where they are new: those that always change never are.
@@ -85,9 +112,9 @@ class Held:
     def _watch(self, weights: Sequence[Tensor]) -> Any:
         """What tells the same as `_values` in one call, or None where it has to be told so."""
         samples = self._samples
-        if not calls.TELLS or samples is None or any(s.ndim != 1 for s in samples):
+        if not TELLS or samples is None or any(s.ndim != 1 for s in samples):
             return None
-        return calls.watch(weights, samples)
+        return kernels.Watch(list(weights), samples, _TYPES)
 
     def _values(self, weights: Sequence[Tensor]) -> Any:
         """What tells whether the values of weights have changed, or None where nothing does."""

@@ -69,9 +69,11 @@ class _Recurrent(torch.nn.RNNBase):
             held is not None
             and not (self.dropout > 0 and self.training)
             and autograd.is_plain(x)
-            and not autograd.needs_gradients(x, *state, *weights)
         ):
-            done = held.run(x, hx, weights)
+            if autograd.needs_gradients(x, *state, *weights):
+                done = held.train(x, *state, weights)
+            else:
+                done = held.run(x, hx, weights)
             if done is not None:
                 return done
         if torch.is_autocast_enabled("cpu"):

@@ -1,0 +1,65 @@
+"""Tapes as tensors.
+
+A tape travels as a tensor, so that whoever holds what autograd saved, be it the graph, a compiled
+function, or torch.utils.checkpoint, decides how long it lives. The tensor's one byte means nothing:
+the tape is found by its address, and let go with its memory. A copy of the tensor, which
+save_on_cpu makes, has another address.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..api import Backward
+from ..backends import ShortTape
+
+try:
+    from .. import _native as native
+except ImportError:  # the other backends do without
+    native = None  # type: ignore[assignment]
+
+# Since PyTorch 2.10 its tensors tell C++ where their memory is, in far less time than Python.
+TELLS = native is not None and native.exchanges(Tensor)
+
+Tape: TypeAlias = Backward | ShortTape
+
+
+def record(tape: Tape) -> Tensor:
+    """A tensor that owns a tape."""
+    if TELLS:
+        token: Tensor = native.make_token(Tensor, tape)
+        return token
+    memory = _Memory(1, np.uint8)
+    memory[0] = 0
+    token = torch.from_numpy(memory)
+    memory.address = token.data_ptr()
+    _owned[memory.address] = tape
+    return token
+
+
+def recorded(token: Tensor) -> Tape | None:
+    """The tape that a tensor owns, if it does."""
+    if TELLS:
+        tape: Tape | None = native.owned_by(token)
+        return tape
+    return _owned.get(token.data_ptr()) if token.numel() else None
+
+
+def living() -> int:
+    """How many tapes there are, for tests."""
+    return int(native.tokens()) if TELLS else len(_owned)
+
+
+_owned: dict[int, Tape] = {}
+
+
+class _Memory(np.ndarray[Any, np.dtype[np.uint8]]):
+    address: int | None = None
+
+    def __del__(self) -> None:
+        if self.address is not None:
+            _owned.pop(self.address, None)
