@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "ffi.hpp"
+#include "openmp.hpp"
 #include "python_flexible.hpp"
 #include "threads.hpp"
 #include "trainer.hpp"
@@ -145,6 +146,13 @@ PYBIND11_MODULE(_native, m) {
   });
   m.def("get_isa", [] { return std::string(active_set().name); });
   m.def("set_isa", &use_set);
+  m.def("use_openmp", [](uintptr_t parallel, uintptr_t thread_num, uintptr_t num_threads,
+                         uintptr_t max_threads, uintptr_t in_parallel) {
+    const auto number = [](uintptr_t at) { return reinterpret_cast<int (*)()>(at); };
+    use_openmp({reinterpret_cast<decltype(OpenMp::parallel)>(parallel), number(thread_num),
+                number(num_threads), number(max_threads), number(in_parallel)});
+  });
+  m.def("openmp_has", &openmp_has);
   m.def("meeting_ns", &meeting_of_all_ns);
   m.def("total", &total, py::arg().noconvert());
   m.def("evaluate", &evaluate<float>, py::arg().noconvert(), py::arg().noconvert());

@@ -24,6 +24,8 @@
 #include <unistd.h>
 #endif
 
+#include "openmp.hpp"
+
 namespace rnnfast {
 namespace {
 
@@ -46,9 +48,10 @@ inline void relax() {
 constexpr int kSpinsBeforeYield = 1000;
 constexpr int kSpinsOfWorker = 64;  // between two looks at the clock
 // Nanoseconds. A pause takes 10 to 50, depending on the processor.
-constexpr int64_t kSpinFor = 100'000;         // a worker, before it sleeps
-constexpr int64_t kSpinInCall = 2'000'000;    // a worker in a call that has woken it
-constexpr int64_t kMeasuredFor = 50'000'000;  // a measurement takes 3 to 30 thousand
+constexpr int64_t kSpinFor = 100'000;           // a worker, before it sleeps
+constexpr int64_t kSpinInCall = 2'000'000;      // a worker in a call that has woken it
+constexpr int64_t kOpenMpSpinsFor = 1'000'000;  // at least: libgomp spins 300 thousand pauses
+constexpr int64_t kMeasuredFor = 50'000'000;    // a measurement takes 3 to 30 thousand
 
 // Spins, and yields the processor when it takes long.
 template <class Condition>
@@ -305,16 +308,34 @@ int thread_count() { return threads.load(std::memory_order_relaxed); }
 void set_thread_count(int n) { threads.store(n, std::memory_order_relaxed); }
 
 bool run_parallel(int n, void (*body)(void*, int), void* context) {
-  if (n > 1) return the_pool().run(n, body, context);
-  flushed(body, context, 0);
-  return true;
+  if (n < 2) {
+    flushed(body, context, 0);
+    return true;
+  }
+  if (!openmp_has(n)) return the_pool().run(n, body, context);
+  struct Flushed {
+    void (*body)(void*, int);
+    void* context;
+  } inner{body, context};
+  const auto member = [](void* of, int id) {
+    const Flushed& f = *static_cast<Flushed*>(of);
+    flushed(f.body, f.context, id);
+  };
+  return run_openmp(n, member, &inner);
+}
+
+// Whether n - 1 others spin, as far as is known.
+static bool others_awake(int n) {
+  if (openmp_has(n))
+    return nanoseconds() - last_call.load(std::memory_order_relaxed) < kOpenMpSpinsFor;
+  const Pool* found = pool.load(std::memory_order_acquire);
+  return found && found->awake(n);
 }
 
 bool threads_ready(int n) {
   if (n < 2) return false;
-  Pool* found = pool.load(std::memory_order_acquire);
-  if (found && found->awake(n)) return true;
-  if (nanoseconds() - last_call.load(std::memory_order_relaxed) < kSpinFor) {
+  if (others_awake(n)) return true;
+  if (!openmp_has(n) && nanoseconds() - last_call.load(std::memory_order_relaxed) < kSpinFor) {
     calls_to_come.store(true, std::memory_order_relaxed);
     the_pool().nudge(n);
   }
@@ -346,8 +367,7 @@ double measure_meeting_ns(int n, int meetings) {
 double meeting_ns(int n) {
   const int64_t call = last_call.load(std::memory_order_relaxed);
   const int64_t before = last_measured.load(std::memory_order_relaxed);
-  Pool* found = pool.load(std::memory_order_acquire);
-  if (n > 1 && call - before > kMeasuredFor && found && found->awake(n)) {
+  if (n > 1 && call - before > kMeasuredFor && others_awake(n)) {
     double best = std::numeric_limits<double>::infinity();
     for (int k = 0; k < 5; k++)  // some are interrupted
       best = std::min(best, measure_meeting_ns(n, 16));

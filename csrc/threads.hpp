@@ -1,4 +1,5 @@
 // Threads: one parallel region at a time on a small pool of our own, and the barrier inside it.
+// Beside a library that works on OpenMP's threads, on those (see openmp.hpp).
 //
 // Why not OpenMP: a process that has used libgomp hangs in a forked child that uses it again, each
 // framework brings its own copy, and its workers keep spinning beside ours. It was also slower:

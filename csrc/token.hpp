@@ -37,7 +37,7 @@ py::object make_token(const py::type& type, const py::object& object) {
   auto token = std::make_unique<Token>();
   token->managed.version = {dl::kMajor, dl::kMinor};
   token->managed.deleter = &Token::drop;
-  token->managed.tensor = {&token->byte, dl::kCpu,       0, 1, dl::kUnsigned, 8, 1,
+  token->managed.tensor = {&token->byte,  dl::kCpu,       0, 1, dl::kUnsigned, 8, 1,
                            &token->shape, &token->stride, 0};
   owned_by_tokens().emplace(&token->byte, object.inc_ref().ptr());
   void* tensor = nullptr;

@@ -381,6 +381,19 @@ def test_outputs_may_be_overwritten(name: str) -> None:
     close(torch.autograd.grad(y.mul_(2).sum(), x), torch.autograd.grad(2 * theirs(x)[0].sum(), x))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_input_that_gets_other_memory(name: str) -> None:
+    """Through ``.data``, which autograd does not see: gradients are those of what is there now."""
+    theirs, ours = pair(name, 3, 5)
+    ours(sample(4, 2, 3))
+    now = sample(4, 2, 3)
+    x = sample(4, 2, 3).requires_grad_()
+    y, _ = ours(x)
+    x.data = now.clone()
+    gradients = torch.autograd.grad(y.sum(), ours.parameters())
+    close(gradients, torch.autograd.grad(theirs(now)[0].sum(), theirs.parameters()))
+
+
 def test_what_a_step_keeps_is_let_go() -> None:
     _, ours = pair("LSTM", 3, 5)
     gc.collect()

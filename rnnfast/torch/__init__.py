@@ -8,5 +8,8 @@ docs/torch.md tells how to use them.
 from .functional import gru, lstm, rnn
 from .modules import GRU, LSTM, RNN
 from .swap import replace_
+from .threads import share
 
 __all__ = ["GRU", "LSTM", "RNN", "gru", "lstm", "replace_", "rnn"]
+
+share()

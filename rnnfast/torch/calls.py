@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -37,11 +36,9 @@ from torch import Tensor
 import rnnfast
 
 from ..api import Backward, short_vjp, spec_of
-from ..backends import ShortTape
 from ..spec import CELLS, Spec, Steps
 from ..weights import InOrder
 from . import tapes
-from .tapes import TELLS
 
 Lengths: TypeAlias = "Tensor | Steps | None"
 Results: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"  # y, h_n, and c_n where there is one
@@ -196,7 +193,9 @@ def _readable_state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:
 
 def spec_of_call(call: Call) -> Spec | None:
     """Of a call that `run_and_keep_short` can be asked for; None for any other."""
-    return _spec(call.cell, call.options) if TELLS and type(call.batch_first) is bool else None
+    return (
+        _spec(call.cell, call.options) if tapes.TELLS and type(call.batch_first) is bool else None
+    )
 
 
 @lru_cache

@@ -17,12 +17,11 @@ from .. import arrays
 from ..backends import get
 from ..spec import CELLS
 from ..weights import Checked
-from . import autograd, calls
+from . import autograd, calls, tapes
 from .autograd import Given
 from .calls import Call
-from .tapes import TELLS
 
-if TELLS:
+if tapes.TELLS:
     from ..backends import native as kernels
 
 _TYPES = (Tensor, Parameter)
@@ -112,7 +111,7 @@ class Held:
     def _watch(self, weights: Sequence[Tensor]) -> Any:
         """What tells the same as `_values` in one call, or None where it has to be told so."""
         samples = self._samples
-        if not TELLS or samples is None or any(s.ndim != 1 for s in samples):
+        if not tapes.TELLS or samples is None or any(s.ndim != 1 for s in samples):
             return None
         return kernels.Watch(list(weights), samples, _TYPES)
 

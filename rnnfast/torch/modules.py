@@ -65,11 +65,7 @@ class _Recurrent(torch.nn.RNNBase):
         weights = self._weights()
         x, state = input, self._split(hx)
         held = self._held
-        if (
-            held is not None
-            and not (self.dropout > 0 and self.training)
-            and autograd.is_plain(x)
-        ):
+        if held is not None and not (self.dropout > 0 and self.training) and autograd.is_plain(x):
             if autograd.needs_gradients(x, *state, *weights):
                 done = held.train(x, *state, weights)
             else:

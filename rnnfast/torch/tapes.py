@@ -18,9 +18,11 @@ from ..api import Backward
 from ..backends import ShortTape
 
 try:
-    from .. import _native as native
+    from .. import _native
 except ImportError:  # the other backends do without
-    native = None  # type: ignore[assignment]
+    _native = None  # type: ignore[assignment]
+
+native: Any = _native
 
 # Since PyTorch 2.10 its tensors tell C++ where their memory is, in far less time than Python.
 TELLS = native is not None and native.exchanges(Tensor)
