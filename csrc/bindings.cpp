@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "ffi.hpp"
+#include "flat_pass.hpp"
 #include "openmp.hpp"
 #include "python_flexible.hpp"
 #include "threads.hpp"
@@ -146,6 +147,10 @@ PYBIND11_MODULE(_native, m) {
   });
   m.def("get_isa", [] { return std::string(active_set().name); });
   m.def("set_isa", &use_set);
+  m.def("flat_pass", [] { return reinterpret_cast<uintptr_t>(&run_flat_pass); });
+  m.def("saved_gates", [](const std::string& cell) {
+    return kernels<float>(active_set()).cells[cell_kind(cell)]->saved;
+  });
   m.def("use_openmp", [](uintptr_t parallel, uintptr_t thread_num, uintptr_t num_threads,
                          uintptr_t max_threads, uintptr_t in_parallel) {
     const auto number = [](uintptr_t at) { return reinterpret_cast<int (*)()>(at); };

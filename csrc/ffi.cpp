@@ -1,249 +1,30 @@
-// XLA's buffers to pointers, and rows of different lengths packed; nothing else.
-//
-// Both handlers take a fixed list of buffers, row-major, with an empty one for each that is not
-// there. L layers, D directions; the other letters as in params.hpp, but N = T*B, of which lengths
-// may leave the last rows of what is saved unused.
-//
-//   rnnfast_forward    x [T, B, I], h_0 and c_0 [L*D, B, H], lengths [B], weights: w_ih, w_hh, b_ih
-//                      and b_hh of every direction of every layer in order
-//                   -> y [T, B, D*H], h_n and c_n [L*D, B, H], saved
-//   rnnfast_backward   the arguments of the forward pass, saved, dy, dh_n, dc_n
-//                   -> dx, dh_0, dc_0, the gradients of the weights
-//   transposed         w_ih is [I, G*H] and w_hh [H, G*H], and so are their gradients
-//   places             [G] of the gates in weights and their gradients, or none for our order
-//   dx, dh_0           empty where they are not wanted, and so are the gradients of w_ih and w_hh
-//   saved              between [L-1, N, D*H]: the y of every layer but the last; gates
-//                      [L*D, N, S, H], h and c [L*D, N, H], as in Saved. Empty where the forward
-//                      pass saves nothing, gates also where it saves for "recompute".
+// The passes of plain layers for XLA: rnnfast_forward and rnnfast_backward, see flat_pass.hpp.
 #include "ffi.hpp"
 
-#include "dispatch.hpp"
 #include "ffi_buffers.hpp"
-#include "python_layer.hpp"
-#include "threads.hpp"
+
+namespace py = pybind11;
 
 namespace rnnfast {
 namespace {
 
-Save save_of(std::string_view name) {
-  return Save(one_of(std::string(name), {"", "all", "recompute"}, "save"));
-}
-
-// What both passes begin with: sizes, layers, and the inputs of the forward pass, packed.
-template <class T>
-struct Call {
-  int64_t T_, B, I, H, G, S, L, D, N, state;
-  bool has_c;
-  const T *x, *h_0, *c_0;
-  std::optional<Ragged> ragged;
-  std::vector<std::unique_ptr<Layer<T>>> owned;
-  std::vector<const Layer<T>*> layers;
-  std::vector<Buffer<T>> packed;
-
-  // With `packed_weights` the weights are packed now, as a backward pass that computes gates needs.
-  Call(Buffers& buffers, std::string_view cell, int64_t count, int64_t directions, bool transposed,
-       ffi::Span<const int64_t> places, bool packed_weights)
-      : L(count), D(directions) {
-    const CellKind which = cell_kind(std::string(cell));
-    const CellKernels<T>& kernel = *kernels<T>(active_set()).cells[which];
-    const auto of_x = buffers.peek(0).dimensions(), of_w = buffers.peek(5).dimensions();
-    if (of_x.size() != 3 || of_w.size() != 2 || L < 1 || D < 1 || D > 2)
-      throw std::invalid_argument("rnnfast: unexpected rank of a buffer");
-    T_ = of_x[0], B = of_x[1], I = of_x[2], H = of_w[transposed ? 0 : 1];
-    G = kernel.gates, S = kernel.saved, has_c = kernel.has_c;
-    N = T_ * B, state = B * H;
-    const Layout layout = layout_of(transposed, places.begin(), int64_t(places.size()), G);
-    x = buffers.input<T>(N * I);
-    h_0 = buffers.input<T>(L * D * state);
-    c_0 = buffers.input<T>(L * D * state);
-    if (buffers.peek(0).element_type() == ffi::DataType::S32)
-      pack_by(buffers.input<int32_t>(B));
-    else
-      pack_by(buffers.input<int64_t>(B));
-    for (int64_t k = 0; k < L; k++) {
-      const int64_t features = k > 0 ? D * H : I;
-      std::vector<Weights<T>> weights;
-      for (int64_t d = 0; d < D; d++) {
-        Weights<T> w{};
-        w.w_ih = buffers.input<T>(G * H * features);
-        w.w_hh = buffers.input<T>(G * H * H);
-        w.b_ih = buffers.input<T>(G * H);
-        w.b_hh = buffers.input<T>(G * H);
-        w.layout = layout;
-        if (!w.w_ih || !w.w_hh) throw std::invalid_argument("rnnfast: empty weights");
-        weights.push_back(w);
-      }
-      owned.emplace_back(new Layer<T>(which, std::move(weights), features, H, packed_weights));
-      layers.push_back(owned.back().get());
-    }
+template <bool kBackward>
+ffi::Error run_pass(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
+                    int64_t layers, int64_t directions, bool transposed,
+                    ffi::Span<const int64_t> places, std::string_view save) {
+  try {
+    const std::vector<FlatBuffer> inputs = inputs_of(from), outputs = outputs_of(to);
+    const std::string of_cell(cell), to_save(save);
+    const FlatPass pass{
+        kBackward,      of_cell.c_str(),        layers,          directions,    transposed,
+        places.begin(), int64_t(places.size()), to_save.c_str(), inputs.data(), inputs.size(),
+        outputs.data(), outputs.size()};
+    char message[256];
+    if (!run_flat_pass(pass, message, sizeof message)) return ffi::Error::InvalidArgument(message);
+    return ffi::Error::Success();
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(error.what());
   }
-
-  Batch batch() const { return ragged ? ragged->batch() : Batch{T_, B, nullptr}; }
-
-  // Inputs in the order of the packed batch.
-  const T* pack_rows(const T* padded, int64_t width) {
-    if (!ragged || !padded) return padded;
-    packed.push_back(ragged->pack(padded, width));
-    return packed.back().get();
-  }
-  const T* sort(const T* states) {
-    if (!ragged || !states) return states;
-    packed.push_back(ragged->sort(states, L * D, H));
-    return packed.back().get();
-  }
-
- private:
-  template <class Int>
-  void pack_by(const Int* lengths) {
-    if (lengths) ragged.emplace(lengths, T_, B);
-    x = pack_rows(x, I);
-    h_0 = sort(h_0);
-    c_0 = sort(c_0);
-  }
-};
-
-template <class T>
-void forward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t directions,
-             bool transposed, ffi::Span<const int64_t> places, Save save) {
-  Call<T> call(buffers, cell, layers, directions, transposed, places, false);
-  const int64_t L = call.L, D = call.D, H = call.H, N = call.N, state = call.state;
-  const bool ragged = bool(call.ragged);
-  const Output<T> y(buffers.needed<T>(N * D * H), ragged, N * D * H);
-  const Output<T> h_n(buffers.needed<T>(L * D * state), ragged, L * D * state);
-  const Output<T> c_n(buffers.needed<T>(call.has_c ? L * D * state : 0), ragged && call.has_c,
-                      L * D * state);
-  T* between = buffers.output<T>((L - 1) * N * D * H);
-  T* gates = buffers.output<T>(L * D * N * call.S * H);
-  T* h = buffers.output<T>(L * D * N * H);
-  T* c = buffers.output<T>(L * D * N * H);
-  buffers.end();
-  Buffer<T> scratch(between ? 0 : (L - 1) * N * D * H);
-  if (!between) between = scratch.get();
-
-  std::vector<ForwardArrays<T>> arrays;
-  for (int64_t k = 0; k < L; k++) {
-    const int64_t at = k * D * state;
-    ForwardArrays<T> a{k > 0 ? arrays.back().y : call.x,
-                       call.h_0 ? call.h_0 + at : nullptr,
-                       call.c_0 ? call.c_0 + at : nullptr,
-                       k + 1 < L ? between + k * N * D * H : y.get(),
-                       h_n.get() + at,
-                       call.has_c ? c_n.get() + at : nullptr};
-    for (int64_t d = 0; d < D && h; d++) {
-      const int64_t first = (k * D + d) * N * H;
-      a.keep[d] = {gates ? gates + first * call.S : nullptr, h + first, c ? c + first : nullptr};
-    }
-    arrays.push_back(a);
-  }
-  rnnfast::forward(call.layers, call.batch(), arrays, save);
-
-  if (ragged) {
-    call.ragged->pad(y.get(), D * H, y.to);
-    call.ragged->unsort(h_n.get(), L * D, H, h_n.to);
-    if (call.has_c) call.ragged->unsort(c_n.get(), L * D, H, c_n.to);
-  }
-}
-
-template <class T>
-void backward(Buffers& buffers, std::string_view cell, int64_t layers, int64_t directions,
-              bool transposed, ffi::Span<const int64_t> places, Save save) {
-  Call<T> call(buffers, cell, layers, directions, transposed, places, save == Save::kRecompute);
-  const int64_t L = call.L, D = call.D, H = call.H, N = call.N, state = call.state;
-  const T* between = buffers.input<T>((L - 1) * N * D * H);
-  const T* gates = buffers.input<T>(L * D * N * call.S * H);
-  const T* h = buffers.input<T>(L * D * N * H);
-  const T* c = buffers.input<T>(L * D * N * H);
-  const T* dy = call.pack_rows(buffers.input<T>(N * D * H), D * H);
-  const T* dh_n = call.sort(buffers.input<T>(L * D * state));
-  const T* dc_n = call.sort(buffers.input<T>(L * D * state));
-  const bool ragged = bool(call.ragged);
-  const auto wanted = [&](int64_t size) {
-    T* to = buffers.output<T>(size);
-    return Output<T>(to, to && ragged, size);
-  };
-  const Output<T> dx = wanted(N * call.I), dh_0 = wanted(L * D * state);
-  const Output<T> dc_0(buffers.needed<T>(call.has_c ? L * D * state : 0), ragged && call.has_c,
-                       L * D * state);
-
-  const Batch batch = call.batch();
-  const Buffer<T> zeros(state);
-  std::fill_n(zeros.get(), state, T(0));
-  const auto lend = [](const T* from, int64_t size) {
-    return Buffer<T>(const_cast<T*>(from), from ? size : 0);
-  };
-  std::vector<Saved<T>> saved(L);
-  std::vector<const Saved<T>*> every;
-  std::vector<BackwardArrays<T>> arrays;
-  std::vector<Buffer<T>> handed_down;
-  for (int64_t k = 0; k < L; k++) {
-    Saved<T>& s = saved[k];
-    s.steps = batch.steps;
-    s.batch = batch.batch;
-    s.offset.push_back(0);
-    for (int64_t t = 0; t < batch.steps; t++)
-      s.offset.push_back(s.offset.back() + (batch.sizes ? batch.sizes[t] : batch.batch));
-    s.x = k > 0 ? between + (k - 1) * N * D * H : call.x;
-    s.zero_h = !call.h_0;
-    for (int64_t d = 0; d < D; d++) {
-      const int64_t at = k * D + d, first = at * N * H;
-      s.directions[d].h_0 = lend(call.h_0 ? call.h_0 + at * state : zeros.get(), state);
-      s.directions[d].c_0 = lend(call.c_0 ? call.c_0 + at * state : zeros.get(), state);
-      if (gates) s.directions[d].gates = lend(gates + first * call.S, N * call.S * H);
-      s.directions[d].h = lend(h ? h + first : nullptr, N * H);
-      if (c) s.directions[d].c = lend(c + first, N * H);
-    }
-    every.push_back(&s);
-
-    const int64_t at = k * D * state, features = call.layers[k]->input();
-    BackwardArrays<T> a{};
-    a.dy = dy;
-    a.dh_n = dh_n ? dh_n + at : nullptr;
-    a.dc_n = dc_n ? dc_n + at : nullptr;
-    a.dx = dx.get();
-    if (k > 0) {
-      handed_down.emplace_back(N * D * H);
-      a.dx = handed_down.back().get();
-      arrays.back().dy = a.dx;
-    }
-    a.dh_0 = dh_0.get() ? dh_0.get() + at : nullptr;
-    a.dc_0 = call.has_c ? dc_0.get() + at : nullptr;
-    for (int64_t d = 0; d < D; d++) {
-      auto& w = a.dweights[d];
-      w.w_ih = buffers.output<T>(call.G * H * features);
-      w.w_hh = buffers.output<T>(call.G * H * H);
-      w.b_ih = buffers.output<T>(call.G * H);
-      w.b_hh = buffers.output<T>(call.G * H);
-    }
-    arrays.push_back(a);
-  }
-  buffers.end();
-  if (N > 0 && (!h || (call.has_c && !c) || (L > 1 && !between)))
-    throw std::invalid_argument("rnnfast: nothing was saved");
-  rnnfast::backward(call.layers, every, arrays);
-
-  if (ragged) {
-    if (dx.to) call.ragged->pad(dx.get(), call.I, dx.to);
-    if (dh_0.to) call.ragged->unsort(dh_0.get(), L * D, H, dh_0.to);
-    if (call.has_c) call.ragged->unsort(dc_0.get(), L * D, H, dc_0.to);
-  }
-}
-
-ffi::Error run_forward(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
-                       int64_t layers, int64_t directions, bool transposed,
-                       ffi::Span<const int64_t> places, std::string_view save) {
-  Buffers buffers(from, to);
-  return guarded(buffers, [&](auto zero) {
-    forward<decltype(zero)>(buffers, cell, layers, directions, transposed, places, save_of(save));
-  });
-}
-
-ffi::Error run_backward(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
-                        int64_t layers, int64_t directions, bool transposed,
-                        ffi::Span<const int64_t> places, std::string_view save) {
-  Buffers buffers(from, to);
-  return guarded(buffers, [&](auto zero) {
-    backward<decltype(zero)>(buffers, cell, layers, directions, transposed, places, save_of(save));
-  });
 }
 
 auto binding() {
@@ -261,8 +42,8 @@ auto binding() {
 }  // namespace
 
 void register_ffi(py::module_& m) {
-  XLA_FFI_DEFINE_HANDLER(on_forward, run_forward, binding());
-  XLA_FFI_DEFINE_HANDLER(on_backward, run_backward, binding());
+  XLA_FFI_DEFINE_HANDLER(on_forward, run_pass<false>, binding());
+  XLA_FFI_DEFINE_HANDLER(on_backward, run_pass<true>, binding());
   py::dict handlers;
   handlers["rnnfast_forward"] = py::capsule(reinterpret_cast<void*>(on_forward));
   handlers["rnnfast_backward"] = py::capsule(reinterpret_cast<void*>(on_backward));
@@ -270,9 +51,6 @@ void register_ffi(py::module_& m) {
   add_dual_handlers(handlers);
   m.attr("ffi_handlers") = handlers;
   m.attr("ffi_version") = py::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR);
-  m.def("ffi_saved_gates", [](const std::string& cell) {
-    return kernels<float>(active_set()).cells[cell_kind(cell)]->saved;
-  });
   m.def("ffi_flexible_slots", &flexible_slots);
 }
 

@@ -7,9 +7,8 @@
 
 namespace rnnfast {
 
-// Adds to the module `ffi_handlers`, capsules by name, `ffi_version`, of XLA's headers,
-// `ffi_saved_gates`, which gives S of a plain cell, and `ffi_flexible_slots`, that of one with
-// options.
+// Adds to the module `ffi_handlers`, capsules by name, `ffi_version`, of XLA's headers, and
+// `ffi_flexible_slots`, which gives S of a cell with options.
 void register_ffi(pybind11::module_& m);
 
 // In ffi_flexible.cpp and ffi_dual.cpp.

@@ -1,4 +1,4 @@
-// Derivatives along a direction for XLA, by dual numbers; the notes of ffi.cpp hold here too.
+// Derivatives along a direction for XLA, by dual numbers; the notes of flat_pass.hpp hold here too.
 //
 //   rnnfast_tangent   operands, tangents -> the tangents of y, h_n and c_n
 //   rnnfast_second    operands, tangents, dy, dh_n, dc_n
@@ -32,16 +32,17 @@ struct DualCall {
       : L(count), D(directions), buffers(buffers), tangents_(buffers) {
     const FlexibleKind which = flexible_kind(cell);
     const FlexibleKernels<Dual>& kernel = kernels<Dual>(active_set()).flexible[which];
-    const auto of_x = buffers.peek(0).dimensions(), of_w = buffers.peek(8).dimensions();
-    if (of_x.size() != 3 || of_w.size() != 2 || L < 1 || D < 1 || D > 2)
+    const FlatBuffer &of_x = buffers.peek(0), &of_w = buffers.peek(8);
+    if (of_x.rank != 3 || of_w.rank != 2 || L < 1 || D < 1 || D > 2)
       throw std::invalid_argument("rnnfast: unexpected rank of a buffer");
     G = kernel.gates, has_c = kernel.has_c;
-    T_ = of_x[0], B = of_x[1], I = of_x[2], H = of_w[0] / G, P = of_w[1], N = T_ * B;
+    T_ = of_x.dims[0], B = of_x.dims[1], I = of_x.dims[2], H = of_w.dims[0] / G, P = of_w.dims[1],
+    N = T_ * B;
     tangents_.skip(7 + kWeightFields * L * D);
     x = next(N * I);
     h_0 = next(L * D * B * P);
     c_0 = next(L * D * B * H);
-    if (buffers.peek(0).element_type() == ffi::DataType::S32)
+    if (buffers.peek(0).kind == NumberKind::kS32)
       pack_by(buffers.input<int32_t>(B));
     else
       pack_by(buffers.input<int64_t>(B));
@@ -117,7 +118,7 @@ struct DualCall {
   }
   void read_keep(int64_t width, const Dual* StateMasks<Dual>::* mask,
                  int64_t StateMasks<Dual>::* stride) {
-    const bool one_row = int64_t(buffers.peek(0).element_count()) == L * D * width;
+    const bool one_row = int64_t(buffers.peek(0).count()) == L * D * width;
     const int64_t rows = one_row ? 1 : N;
     const T* all = buffers.input<T>(L * D * rows * width);
     for (int64_t k = 0; k < L * D && all; k++) {
@@ -243,8 +244,7 @@ void dual_passes(Buffers& buffers, std::string_view cell, ffi::Span<const double
 template <bool kSecond>
 ffi::Error run_dual(ffi::RemainingArgs from, ffi::RemainingRets to, std::string_view cell,
                     ffi::Span<const double> options, int64_t layers, int64_t directions) {
-  Buffers buffers(from, to);
-  return guarded(buffers, [&](auto zero) {
+  return guarded(from, to, [&](Buffers& buffers, auto zero) {
     dual_passes<decltype(zero)>(buffers, cell, options, layers, directions, kSecond);
   });
 }

@@ -1,4 +1,4 @@
-// Layers of cells with options for XLA, one at a time; the notes of ffi.cpp hold here too.
+// Layers of cells with options for XLA, one at a time; the notes of flat_pass.hpp hold here too.
 //
 //   rnnfast_flexible_forward    x [T, B, I], h_0 [D, B, P], c_0 [D, B, H], lengths [B], masks,
 //                               weights: every field of FlexibleWeights of every direction
@@ -31,15 +31,16 @@ struct FlexibleCall {
       : D(directions) {
     const FlexibleKind which = flexible_kind(cell);
     const FlexibleKernels<T>& kernel = kernels<T>(active_set()).flexible[which];
-    const auto of_x = buffers.peek(0).dimensions(), of_w = buffers.peek(8).dimensions();
-    if (of_x.size() != 3 || of_w.size() != 2 || D < 1 || D > 2)
+    const FlatBuffer &of_x = buffers.peek(0), &of_w = buffers.peek(8);
+    if (of_x.rank != 3 || of_w.rank != 2 || D < 1 || D > 2)
       throw std::invalid_argument("rnnfast: unexpected rank of a buffer");
     G = kernel.gates, has_c = kernel.has_c;
-    T_ = of_x[0], B = of_x[1], I = of_x[2], H = of_w[0] / G, P = of_w[1], N = T_ * B;
+    T_ = of_x.dims[0], B = of_x.dims[1], I = of_x.dims[2], H = of_w.dims[0] / G, P = of_w.dims[1],
+    N = T_ * B;
     x = buffers.input<T>(N * I);
     h_0 = buffers.input<T>(D * B * P);
     c_0 = buffers.input<T>(D * B * H);
-    if (buffers.peek(0).element_type() == ffi::DataType::S32)
+    if (buffers.peek(0).kind == NumberKind::kS32)
       pack_by(buffers.input<int32_t>(B));
     else
       pack_by(buffers.input<int64_t>(B));
@@ -97,7 +98,7 @@ struct FlexibleCall {
   }
   // A mask of every row, or one row for all; how many rows of it there are for each direction.
   const T* keep(Buffers& buffers, int64_t width, int64_t* rows) {
-    const int64_t count = int64_t(buffers.peek(0).element_count());
+    const int64_t count = int64_t(buffers.peek(0).count());
     *rows = count == D * width ? 1 : N;
     const T* all = buffers.input<T>(D * *rows * width);
     if (!ragged || !all || *rows == 1) return all;
@@ -215,8 +216,7 @@ void flexible_backward(Buffers& buffers, std::string_view cell, ffi::Span<const 
 ffi::Error run_flexible_forward(ffi::RemainingArgs from, ffi::RemainingRets to,
                                 std::string_view cell, ffi::Span<const double> options,
                                 int64_t directions, std::string_view save) {
-  Buffers buffers(from, to);
-  return guarded(buffers, [&](auto zero) {
+  return guarded(from, to, [&](Buffers& buffers, auto zero) {
     flexible_forward<decltype(zero)>(buffers, cell, options, directions, !save.empty());
   });
 }
@@ -224,8 +224,7 @@ ffi::Error run_flexible_forward(ffi::RemainingArgs from, ffi::RemainingRets to,
 ffi::Error run_flexible_backward(ffi::RemainingArgs from, ffi::RemainingRets to,
                                  std::string_view cell, ffi::Span<const double> options,
                                  int64_t directions, std::string_view) {
-  Buffers buffers(from, to);
-  return guarded(buffers, [&](auto zero) {
+  return guarded(from, to, [&](Buffers& buffers, auto zero) {
     flexible_backward<decltype(zero)>(buffers, cell, options, directions);
   });
 }

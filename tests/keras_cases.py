@@ -12,7 +12,10 @@ layers too.)
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
+import types
 from typing import Any
 
 import keras
@@ -307,6 +310,9 @@ def test_a_graph_of_tensorflow_runs_a_layer_once(
 ) -> None:
     """Forward and backward are two callbacks; what one keeps for the other is gone after it."""
     from rnnfast.keras import tensorflow as adapter
+    from rnnfast.keras import tensorflow_ops
+
+    monkeypatch.setattr(tensorflow_ops, "_OPERATORS", None)
 
     name = rnnfast.keras.layers.__dict__[cell].rnnfast_cell
     functions = {key: getattr(rnnfast, key) for key in (name, f"{name}_vjp")}
@@ -331,6 +337,109 @@ def test_a_graph_of_tensorflow_runs_a_layer_once(
     model.layers[0](x, training=True)  # whose gradients nobody asks for
     assert calls == {name: 1, f"{name}_vjp": 4}
     assert not adapter._tapes
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="operators are TensorFlow's")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("case", ["plain", "masked", "both ways", "no bias", "states", "no rows"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_operators_have_the_bits_of_callbacks(
+    cell: str, case: str, dtype: str, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results and gradients, in a graph and eagerly; a batch of any size in one graph."""
+    import tensorflow as tf
+
+    from rnnfast.keras import tensorflow_ops
+
+    if tensorflow_ops._OPERATORS is None:
+        if "tensorflow" in os.environ.get("RNNFAST_REQUIRE_KERAS", ""):
+            pytest.fail("rnnfast was built without its operators for TensorFlow")
+        pytest.skip("rnnfast was built without its operators for TensorFlow")
+    keras.utils.set_random_seed(3)
+    how = {"return_sequences": True, "return_state": True, "dtype": dtype}
+    layer = getattr(rnnfast.keras, cell)(6, use_bias=case != "no bias", **how)
+    if case == "both ways":
+        layer = rnnfast.keras.Bidirectional(layer, dtype=dtype)
+    rows = 0 if case == "no rows" else 5
+    x = tf.constant(np.random.default_rng(0).standard_normal((rows, 7, 4)), dtype)
+    more: dict[str, Any] = {"training": training}
+    if case == "masked":
+        more["mask"] = tf.constant(np.arange(7) < np.array([7, 1, 3, 0, 7])[:, None])
+    if case == "states":
+        count = 2 if cell == "LSTM" else 1
+        more["initial_state"] = [tf.fill((rows, 6), tf.cast(0.5, dtype))] * count
+    layer(x)
+    variables = [v.value for v in layer.trainable_variables]
+
+    def results(x: Any) -> Any:
+        states = more.get("initial_state", [])
+        with tf.GradientTape() as tape:
+            tape.watch([x, *states])
+            found = layer(x, **more)
+            total = sum(tf.reduce_sum(f**2) for f in found)
+        return [*found, *tape.gradient(total, [x, *variables, *states])]
+
+    graph = tf.function(results, input_signature=[tf.TensorSpec((None, 7, 4), dtype)])
+    used: list[str] = []
+    forward = tensorflow_ops._OPERATORS.rnnfast_forward
+    spy = types.SimpleNamespace(
+        rnnfast_forward=lambda *a, **k: used.append("") or forward(*a, **k),
+        rnnfast_backward=tensorflow_ops._OPERATORS.rnnfast_backward,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(tensorflow_ops, "_OPERATORS", spy)
+        by_operators, in_graph = results(x), graph(x)
+    assert used
+    monkeypatch.setattr(tensorflow_ops, "_OPERATORS", None)
+    by_callbacks = results(x)
+    for a, b, c in zip(by_operators, in_graph, by_callbacks, strict=True):
+        assert a.numpy().tobytes() == b.numpy().tobytes() == c.numpy().tobytes()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="operators are TensorFlow's")
+def test_a_saved_model_holds_operators(tmp_path: Any) -> None:
+    import tensorflow as tf
+
+    from rnnfast.keras import tensorflow_ops
+
+    if tensorflow_ops._OPERATORS is None:
+        pytest.skip("rnnfast was built without its operators for TensorFlow")
+    both = rnnfast.keras.Bidirectional(rnnfast.keras.LSTM(6, return_sequences=True))
+    model = keras.Sequential([keras.Input((7, 4)), both, rnnfast.keras.GRU(5)])
+    model.export(tmp_path, verbose=False)
+    for rows in (1, 3):
+        x = np.random.default_rng(rows).standard_normal((rows, 7, 4)).astype(np.float32)
+        served = tf.saved_model.load(tmp_path).serve(x).numpy()
+        assert served.tobytes() == np.asarray(model.predict_on_batch(x)).tobytes()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="operators are TensorFlow's")
+def test_an_operator_tells_what_is_wrong() -> None:
+    """What Keras checks is checked once more, above the kernels' pointers."""
+    import tensorflow as tf
+
+    from rnnfast.keras import tensorflow_ops
+
+    if tensorflow_ops._OPERATORS is None:
+        pytest.skip("rnnfast was built without its operators for TensorFlow")
+    nothing, x = tf.zeros([0]), tf.zeros((3, 2, 4))
+    weights = [tf.zeros((4, 24)), tf.zeros((6, 24)), nothing, nothing]
+    how = {"cell": "lstm", "directions": 1, "units": 6, "slots": 4, "places": []}
+    run = functools.partial(
+        tensorflow_ops._OPERATORS.rnnfast_forward, has_c=True, keep=False, **how
+    )
+    ends = tf.constant([3, 1])
+    run(x, nothing, nothing, ends, weights)
+    for wrong, message in (
+        ((x, tf.zeros((1, 2, 5)), nothing, ends, weights), "size of a buffer"),
+        ((x, nothing, nothing, tf.constant([4, 1]), weights), "from 0 to T = 3, got 4"),
+        ((tf.zeros((3, 2)), nothing, nothing, ends, weights), "unexpected inputs"),
+        ((x, nothing, nothing, ends, [*weights, nothing]), "unexpected inputs"),
+        ((x, nothing, nothing, ends, [*weights[:1], nothing, *weights[2:]]), "rank of a buffer"),
+    ):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            run(*wrong)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the kernels are compiled on torch and jax")

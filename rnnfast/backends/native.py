@@ -33,7 +33,8 @@ _FIELDS = 10  # of Weights, that the kernels know
 _FUNCTIONS = list(ACTIVATIONS)
 
 
-def _kernel(spec: Spec) -> str:
+def kernel_name(spec: Spec) -> str:
+    """What the native module calls a plain cell."""
     if spec.cell == "gru":
         return "gru_after" if spec.reset_after else "gru_before"
     return f"rnn_{spec.nonlinearity}" if spec.cell == "rnn" else spec.cell
@@ -54,7 +55,7 @@ def flexible_kernel(spec: Spec) -> tuple[str, tuple[Any, ...]]:
         spec.input_forget,
         spec.truncate or 0,
     )
-    return "rnn" if spec.cell == "rnn" else _kernel(spec), options
+    return "rnn" if spec.cell == "rnn" else kernel_name(spec), options
 
 
 def _flexible(spec: Spec, layer: Layer) -> Any:
@@ -92,7 +93,7 @@ class Native:
                 )
             return _flexible(spec, layer)
         kind = _native.LayerF32 if dtype == np.float32 else _native.LayerF64
-        return kind(_kernel(spec), [w[:4] for w in layer], reuse, precision or "")
+        return kind(kernel_name(spec), [w[:4] for w in layer], reuse, precision or "")
 
     def shortcut(self, spec: Spec, prepared: list[Any]) -> Shortcut | None:
         return _STACKS[type(prepared[0])](tuple(prepared)).forward
@@ -102,14 +103,14 @@ class Native:
     ) -> tuple[Any, Any] | None:
         if not spec.plain:
             return None
-        return _native.call(_kernel(spec), x, weights, state, lengths, places)
+        return _native.call(kernel_name(spec), x, weights, state, lengths, places)
 
     def call_vjp(
         self, spec: Spec, x: Any, weights: Any, state: Any, lengths: Any, places: tuple[int, ...]
     ) -> tuple[Any, Any, ShortTape] | None:
         if not spec.plain:
             return None
-        return _native.call_vjp(_kernel(spec), x, weights, state, lengths, places)
+        return _native.call_vjp(kernel_name(spec), x, weights, state, lengths, places)
 
     def forward(
         self,
@@ -184,7 +185,7 @@ def trainer(
         Those that have the memory of these arrays, and the types that they and the arguments may
         have: first a type of tensors that tells where their memory is.
     """
-    return _native.Trainer(_kernel(spec), weights, tensors, types) if spec.plain else None
+    return _native.Trainer(kernel_name(spec), weights, tensors, types) if spec.plain else None
 
 
 Watch = _native.Watch  # whether tensors still hold the same numbers

@@ -12,7 +12,7 @@ import numpy as np
 from .. import checks
 from ..api import Packed, _Call, spec_of
 from ..arrays import describe
-from ..backends.native import _kernel, flexible_kernel
+from ..backends.native import flexible_kernel, kernel_name
 from ..errors import UnsupportedError
 from ..weights import InOrder, Weights, is_entry, rearranged
 from . import derivatives, stack
@@ -90,7 +90,7 @@ def run(
             shape = rows.shape[1:] if noise.variational else rows.shape
             rows = _drop(jax.random.fold_in(between, first), drop, shape, rows)
         plan = stack.Plan(
-            _kernel(spec) if spec.plain else None,
+            kernel_name(spec) if spec.plain else None,
             kernel,
             numbers,
             gates,

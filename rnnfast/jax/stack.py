@@ -111,7 +111,7 @@ class _Sizes:
         rows = steps * batch
         of_c = (count, rows, hidden) if plan.has_c else (0,)
         if plan.plain is not None:
-            gates = _native.ffi_saved_gates(plan.plain)
+            gates = _native.saved_gates(plan.plain)
             self.saved: tuple[Shape, ...] = (
                 (plan.layers - 1, rows, plan.directions * hidden),
                 (count, rows, gates, hidden) if plan.save == "all" else (0,),

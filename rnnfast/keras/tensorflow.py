@@ -1,7 +1,8 @@
-"""lstm, gru and rnn on TensorFlow's tensors: callbacks from its graph into Python.
+"""lstm, gru and rnn on TensorFlow's tensors.
 
-TensorFlow reaches the kernels through `tf.numpy_function`, which XLA cannot compile and a
-SavedModel cannot hold.
+Plain cells are operators where these were built, see tensorflow_ops.py. Elsewhere TensorFlow
+reaches the kernels through `tf.numpy_function`: callbacks into Python, which a SavedModel cannot
+hold. XLA compiles neither.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 
 import rnnfast
 
-from ..api import Backward
-from ..spec import CELLS
+from ..api import Backward, spec_of
+from ..spec import CELLS, Spec
 from ..weights import InOrder, Weights
+from . import tensorflow_ops
 
 Array = NDArray[Any]
 
@@ -171,6 +173,9 @@ def _run(
     if isinstance(weights, InOrder):
         weights, places = weights.weights, weights.places
     entries = weights if isinstance(weights[0], Weights) else weights[0]
+    spec = _plain(cell, options) if rng is None else None
+    if spec is not None and x.dtype in (tf.float32, tf.float64) and tensorflow_ops.has(spec):
+        return tensorflow_ops.run(spec, x, entries, places, states, lengths, keep)
     biased = tuple(w.b_ih is not None for w in entries)
     # Of variables too, which tf.custom_gradient would take for its own.
     given = [tf.convert_to_tensor(a) for w in entries for a in w[:3] if a is not None]
@@ -195,6 +200,13 @@ def _run(
 
     found: list[Any] = tf.custom_gradient(differentiable)(x, *given, *states)
     return found
+
+
+def _plain(cell: str, options: dict[str, Any]) -> Spec | None:
+    """The cell of a call whose options are only its variant."""
+    if not options.keys() <= {"batch_first", "reset_after", "nonlinearity"}:
+        return None
+    return spec_of(cell, options.get("reset_after", True), options.get("nonlinearity", "tanh"))
 
 
 def _python(
