@@ -519,6 +519,26 @@ def test_the_way_back_needs_no_weights_of_the_caller() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
+def test_weights_of_another_type() -> None:
+    class Own(torch.nn.Parameter):
+        pass
+
+    torch.manual_seed(5)
+    module, twin = rnnfast.torch.GRU(3, 4).double(), torch.nn.GRU(3, 4).double()
+    twin.load_state_dict(module.state_dict())
+    module.weight_hh_l0 = Own(module.weight_hh_l0.detach())
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    for _ in range(3):  # packed at the second time, the short way at the third
+        for mode in (torch.enable_grad, torch.no_grad):
+            with mode():
+                close(module(x)[0], twin(x)[0])
+        gradients = torch.autograd.grad(module(x)[0].sum(), module.parameters())
+        close(gradients, torch.autograd.grad(twin(x)[0].sum(), twin.parameters()))
+        with torch.no_grad():
+            for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True):
+                ours.add_(0.125), theirs.add_(0.125)
+
+
 @pytest.mark.skipif(not tapes.TELLS, reason="this PyTorch does not tell C++ of its tensors")
 def test_twice_through_the_short_way() -> None:
     """Second derivatives, after a forward pass that kept what only a first one needs."""

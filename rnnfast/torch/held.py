@@ -45,8 +45,11 @@ class Held:
         self._given = Given(self.weights, None, None, call)
         self._trainer: Any = None
         self._spec = spec = calls.spec_of_call(call)
-        if spec is not None and type(self.weights) is Checked and self.weights.single:
-            self._trainer = kernels.trainer(spec, self.weights.single, list(weights), _TYPES)
+        # Subclasses of tensors may mean something else by their memory.
+        self._tell = tapes.TELLS and all(type(w) in _TYPES for w in weights)
+        single = self.weights.single if type(self.weights) is Checked else None
+        if self._tell and spec is not None and single:
+            self._trainer = kernels.trainer(spec, single, list(weights), _TYPES)
         self._addresses = _addresses(weights)
         self._arrays = held
         self._samples: list[NDArray[Any]] | None = None
@@ -111,7 +114,7 @@ class Held:
     def _watch(self, weights: Sequence[Tensor]) -> Any:
         """What tells the same as `_values` in one call, or None where it has to be told so."""
         samples = self._samples
-        if not tapes.TELLS or samples is None or any(s.ndim != 1 for s in samples):
+        if not self._tell or samples is None or any(s.ndim != 1 for s in samples):
             return None
         return kernels.Watch(list(weights), samples, _TYPES)
 
