@@ -519,14 +519,21 @@ def test_the_way_back_needs_no_weights_of_the_caller() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
-def test_weights_of_another_type() -> None:
-    class Own(torch.nn.Parameter):
-        pass
+class Own(torch.nn.Parameter):
+    pass
 
+
+def negated(weight: Any) -> Any:
+    """The same numbers, whose memory holds their negatives."""
+    return torch.nn.Parameter(torch.conj(torch.complex(weight, -weight)).imag)
+
+
+@pytest.mark.parametrize("other", [Own, negated])
+def test_weights_of_another_kind(other: Any) -> None:
     torch.manual_seed(5)
     module, twin = rnnfast.torch.GRU(3, 4).double(), torch.nn.GRU(3, 4).double()
     twin.load_state_dict(module.state_dict())
-    module.weight_hh_l0 = Own(module.weight_hh_l0.detach())
+    module.weight_hh_l0 = other(module.weight_hh_l0.detach())
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     for _ in range(3):  # packed at the second time, the short way at the third
         for mode in (torch.enable_grad, torch.no_grad):

@@ -45,8 +45,10 @@ class Held:
         self._given = Given(self.weights, None, None, call)
         self._trainer: Any = None
         self._spec = spec = calls.spec_of_call(call)
+        # Arrays of negated views, as the imaginary part of a conjugate is, are copies.
+        self._share = not any(w.is_neg() for w in weights)
         # Subclasses of tensors may mean something else by their memory.
-        self._tell = tapes.TELLS and all(type(w) in _TYPES for w in weights)
+        self._tell = tapes.TELLS and self._share and all(type(w) in _TYPES for w in weights)
         single = self.weights.single if type(self.weights) is Checked else None
         if self._tell and spec is not None and single:
             self._trainer = kernels.trainer(spec, single, list(weights), _TYPES)
@@ -60,7 +62,7 @@ class Held:
 
     def fits(self, weights: Sequence[Tensor]) -> bool:
         """Whether these tensors still have the memory that is held."""
-        return _addresses(weights) == self._addresses
+        return self._share and _addresses(weights) == self._addresses
 
     def run(self, x: Tensor, hx: Any, weights: list[Tensor]) -> tuple[Tensor, Any] | None:
         """y and the state by the packed weights, or None where there is more to be done first."""
