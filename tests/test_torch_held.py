@@ -519,6 +519,29 @@ def test_the_way_back_needs_no_weights_of_the_caller() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_packed_and_padded_in_turns(name: str, training: bool) -> None:
+    """Rows that are packed have no batch axis; what a layer holds of them is for all calls."""
+    torch.manual_seed(6)
+    module = getattr(rnnfast.torch, name)(4, 6, batch_first=True).double()
+    twin = getattr(torch.nn, name)(4, 6, batch_first=True).double()
+    twin.load_state_dict(module.state_dict())
+    rows = torch.nn.utils.rnn.pack_sequence([torch.randn(n, 4).double() for n in (3, 2)])
+    x = torch.randn(5, 5, 4, dtype=torch.float64)  # read along either axis it has the same shape
+    with torch.set_grad_enabled(training):
+        for _ in range(3):
+            close(module(rows)[0].data, twin(rows)[0].data)
+        for _ in range(3):
+            close(module(x)[0], twin(x)[0])
+        if training:
+            gradients = torch.autograd.grad(module(x)[0].square().sum(), module.parameters())
+            wanted = torch.autograd.grad(twin(x)[0].square().sum(), twin.parameters())
+            close(gradients, wanted)
+        module.batch_first = twin.batch_first = False
+        close(module(x)[0], twin(x)[0])
+
+
 class Own(torch.nn.Parameter):
     pass
 

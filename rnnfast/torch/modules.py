@@ -123,7 +123,7 @@ class _Recurrent(torch.nn.RNNBase):
             return ops.general(x, h_0, c_0, weights, lengths, seed, call)
         held = self._held
         if held is None or not held.fits(weights):
-            held = self.__dict__["_held"] = Held(weights, self._call(batch_first, False))
+            held = self.__dict__["_held"] = Held(weights, self._call(self.batch_first, False))
         call = held.call
         if seed is not None or call.batch_first is not batch_first:
             call = self._call(batch_first, seed is not None)
