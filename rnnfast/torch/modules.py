@@ -65,7 +65,12 @@ class _Recurrent(torch.nn.RNNBase):
         weights = self._weights()
         x, state = input, self._split(hx)
         held = self._held
-        if held is not None and not (self.dropout > 0 and self.training) and autograd.is_plain(x):
+        if (
+            held is not None
+            and held.call.batch_first is self.batch_first
+            and not (self.dropout > 0 and self.training)
+            and autograd.is_plain(x)
+        ):
             if autograd.needs_gradients(x, *state, *weights):
                 done = held.train(x, *state, weights)
             else:
@@ -122,7 +127,8 @@ class _Recurrent(torch.nn.RNNBase):
             call = self._call(batch_first, seed is not None)
             return ops.general(x, h_0, c_0, weights, lengths, seed, call)
         held = self._held
-        if held is None or not held.fits(weights):
+        stale = held is None or held.call.batch_first is not self.batch_first
+        if held is None or stale or not held.fits(weights):
             held = self.__dict__["_held"] = Held(weights, self._call(self.batch_first, False))
         call = held.call
         if seed is not None or call.batch_first is not batch_first:
