@@ -102,6 +102,8 @@ void forward(Buffers& buffers, const FlatPass& pass) {
   T* h = buffers.output<T>(L * D * N * H);
   T* c = buffers.output<T>(L * D * N * H);
   buffers.end();
+  if (save_of(pass.save) == Save::kAll && h && call.S > 0 && !gates)
+    throw std::invalid_argument("rnnfast: an output is missing");
   Buffer<T> scratch(between ? 0 : (L - 1) * N * D * H);
   if (!between) between = scratch.get();
 

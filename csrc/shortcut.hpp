@@ -340,7 +340,10 @@ class PyTape {
   py::object backward(const py::object& dy, const py::object& dstate_n, bool checked, bool wants_dx,
                       bool wants_dh) const {
     // A tensor can be given other memory, and its own be gone.
-    if (address<T>(x_) != x_at_) return py::none();
+    View<T> now;
+    const bool read = like<T>(x_, [&](const auto& by) { return by.view(x_, now); });
+    if (!read || now.data != x_at_ || now.size() != kept_.steps * kept_.batch * layers_[0]->input())
+      return py::none();
     return like<T>(
         x_, [&](const auto& by) { return back(by, dy, dstate_n, checked, wants_dx, wants_dh); });
   }

@@ -62,6 +62,9 @@ void* create(TF_OpKernelConstruction* construction) {
   number("slots", &made->slots);
   flag("has_c", &made->has_c);
   flag("keep", &made->keep);
+  if (TF_GetCode(status.get()) == TF_OK &&
+      (made->directions < 1 || made->directions > 2 || made->units < 1 || made->slots < 0))
+    TF_SetStatus(status.get(), TF_INVALID_ARGUMENT, "rnnfast: unexpected attributes");
   if (TF_GetCode(status.get()) == TF_OK) return made.release();
   TF_OpKernelConstruction_Failure(construction, status.get());
   return nullptr;
@@ -98,6 +101,7 @@ class Call {
 
   // The next output, of x's dtype.
   void allocate(Dims dims) {
+    if (failed()) return;  // the next one would clear the status
     const TF_DataType type = TF_TensorType(tensors_.front().get());
     size_t bytes = TF_DataTypeSize(type);
     for (const int64_t n : dims) bytes *= size_t(n);

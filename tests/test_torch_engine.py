@@ -381,14 +381,38 @@ def test_outputs_may_be_overwritten(name: str) -> None:
     close(torch.autograd.grad(y.mul_(2).sum(), x), torch.autograd.grad(2 * theirs(x)[0].sum(), x))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_an_input_that_gets_other_memory(name: str) -> None:
+def test_a_traced_layer_computes(name: str, grad: bool) -> None:
+    """What torch.jit.trace records is a call, not the results that one call had."""
+    theirs, ours = pair(name, 3, 5)
+    with torch.set_grad_enabled(grad):
+        for _ in range(3):  # it holds its weights, and without gradients packs them
+            ours(sample(4, 2, 3))
+        traced = torch.jit.trace(ours, sample(4, 2, 3))
+        x = sample(4, 2, 3)
+        close(flat(traced(x)), flat(theirs(x)))
+    if grad:
+        gradients = torch.autograd.grad(traced(x)[0].sum(), ours.parameters())
+        close(gradients, torch.autograd.grad(theirs(x)[0].sum(), theirs.parameters()))
+
+
+@pytest.mark.parametrize("smaller", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_input_that_gets_other_memory(name: str, smaller: bool) -> None:
     """Through ``.data``, which autograd does not see: gradients are those of what is there now."""
     theirs, ours = pair(name, 3, 5)
     ours(sample(4, 2, 3))
     now = sample(4, 2, 3)
     x = sample(4, 2, 3).requires_grad_()
     y, _ = ours(x)
+    if smaller:  # at the same address
+        x.data = x.data[:1]
+        with pytest.raises(Exception, match="expected"):
+            torch.autograd.grad(y.sum(), ours.parameters())
+        return
     x.data = now.clone()
     gradients = torch.autograd.grad(y.sum(), ours.parameters())
     close(gradients, torch.autograd.grad(theirs(now)[0].sum(), theirs.parameters()))

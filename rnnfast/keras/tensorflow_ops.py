@@ -7,24 +7,39 @@ csrc/tensorflow_ops.cpp has the operators. They are there where rnnfast was buil
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from .. import _native
 from ..backends import get
-from ..backends.native import kernel_name
 from ..spec import Spec
 from ..weights import Weights
 
+try:
+    from .. import _native
+    from ..backends.native import kernel_name
+except ImportError:  # the other backends do without
+    _native = None  # type: ignore[assignment]
+
 
 def _load() -> Any:
+    if _native is None:
+        return None
     path = Path(_native.__file__).with_name("_tensorflow_ops.so")
     if not path.exists():
         return None
-    operators = tf.load_op_library(str(path))
+    try:
+        operators = tf.load_op_library(str(path))
+    except (tf.errors.OpError, OSError) as error:
+        warnings.warn(
+            f"rnnfast's operators were built for another TensorFlow, so it calls back into Python: "
+            f"{error}; install rnnfast again with RNNFAST_TENSORFLOW=ON",
+            stacklevel=2,
+        )
+        return None
     connect = ctypes.CDLL(str(path)).rnnfast_connect
     connect.argtypes, connect.restype = [ctypes.c_void_p], None
     connect(_native.flat_pass())

@@ -260,6 +260,7 @@ def is_traced(x: Tensor) -> bool:
     """Whether a compiler records what is done, or x has no memory that may be read."""
     return (
         _is_compiling()
+        or _is_tracing()  # torch.jit.trace
         or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
         or x.is_meta
     )
@@ -271,5 +272,6 @@ def is_plain(x: Tensor) -> bool:
 
 
 _is_compiling = torch.compiler.is_compiling
+_is_tracing: Callable[[], bool] = torch._C._is_tracing
 # Whether torch.func transforms what is done. Not public, but what autograd.Function itself asks.
 is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active

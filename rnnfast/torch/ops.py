@@ -201,8 +201,10 @@ def general(
         raise rnnfast.UnsupportedError(
             "bn_mean, bn_var: a compiled call cannot write running statistics; call it uncompiled"
         )
-    # An exported program is for inference: it keeps nothing, and its gradients run it again.
-    keep = needs_gradients(x, h_0, c_0, *weights) and not _is_exporting()
+    # A program of torch.export or torch.jit.trace is for inference: it keeps nothing, and its
+    # gradients run it again.
+    whole = _is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    keep = needs_gradients(x, h_0, c_0, *weights) and not whole
     y, h_n, c_n, _ = run_op(x, h_0, c_0, weights, lengths, seed, *call, keep)
     return y, h_n, c_n
 
