@@ -3,13 +3,19 @@
 #include <pthread.h>
 
 #include <atomic>
-#include <mutex>
 
 namespace rnnfast {
 namespace {
 
 std::atomic<const OpenMp*> in_use{nullptr};
 std::atomic<bool> busy{false};
+
+// A child of fork has the runtime's memory and none of its threads, whichever library had used it.
+std::atomic<bool> forked{false};
+const int registered = pthread_atfork(nullptr, nullptr, [] {
+  forked.store(true);
+  in_use.store(nullptr);
+});
 
 struct Call {
   const OpenMp& openmp;
@@ -31,9 +37,7 @@ void member(void* context) {
 }  // namespace
 
 void use_openmp(const OpenMp& functions) {
-  static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(nullptr, nullptr, [] { in_use.store(nullptr); }); });
-  in_use.store(new OpenMp(functions));  // for as long as the process lives
+  if (!forked.load()) in_use.store(new OpenMp(functions));  // for as long as the process lives
 }
 
 bool openmp_has(int n) {

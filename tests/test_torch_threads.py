@@ -60,6 +60,14 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0
 assert results(2) == alone and _native.openmp_has(2)
 """,
+    "a child that shares first": """
+from rnnfast.torch import threads
+child = os.fork()
+if child == 0:
+    threads.share()
+    os._exit(int(_native.openmp_has(2) or results(2) != alone))
+assert os.waitpid(child, 0)[1] == 0
+""",
     "several callers": """
 import concurrent.futures
 rnnfast.set_num_threads(2)
@@ -87,7 +95,7 @@ def test_a_limit_that_openmp_does_not_tell() -> None:
 
 
 def test_inside_a_region_of_openmp() -> None:
-    """A call from within finds no threads, and works alone."""
+    """A call from within works on threads of rnnfast's own."""
     script = """
 import ctypes, pathlib
 library = ctypes.CDLL(str(pathlib.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))

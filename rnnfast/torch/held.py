@@ -50,6 +50,8 @@ class Held:
         # Subclasses of tensors may mean something else by their memory.
         self._tell = tapes.TELLS and self._share and all(type(w) in _TYPES for w in weights)
         single = self.weights.single if type(self.weights) is Checked else None
+        if single and any(a is not None for w in single for a in w[4:]):
+            single = None  # a projection takes the long way
         if self._tell and spec is not None and single:
             self._trainer = kernels.trainer(spec, single, list(weights), _TYPES)
         self._addresses = _addresses(weights)
