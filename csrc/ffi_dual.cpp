@@ -17,11 +17,10 @@ namespace {
 
 // The operands as dual numbers, packed.
 template <class T>
-struct DualCall {
+struct DualCall : PackedInputs<Dual> {
   int64_t T_, B, I, H, P, G, L, D, N;
   bool has_c;
   const Dual *x, *h_0, *c_0;
-  std::optional<Ragged> ragged;
   std::vector<StateMasks<Dual>> masks;         // [L*D]
   std::vector<FlexibleWeights<Dual>> weights;  // [L*D]
   std::vector<FlexibleLayer<Dual>> layers;
@@ -42,15 +41,12 @@ struct DualCall {
     x = next(N * I);
     h_0 = next(L * D * B * P);
     c_0 = next(L * D * B * H);
-    if (buffers.peek(0).kind == NumberKind::kS32)
-      pack_by(buffers.input<int32_t>(B));
-    else
-      pack_by(buffers.input<int64_t>(B));
+    read_lengths(buffers, T_, B);
     x = pack_rows(x, I);
-    h_0 = sort(h_0, P);
-    c_0 = sort(c_0, H);
+    h_0 = sort_states(h_0, P);
+    c_0 = sort_states(c_0, H);
     masks.resize(L * D);
-    const Dual* recurrent = sort(constant(L * D * B * P), P);
+    const Dual* recurrent = sort_states(constant(L * D * B * P), P);
     for (int64_t k = 0; k < L * D && recurrent; k++) masks[k].recurrent = recurrent + k * B * P;
     read_keep(P, &StateMasks<Dual>::keep_h, &StateMasks<Dual>::keep_h_stride);
     read_keep(H, &StateMasks<Dual>::keep_c, &StateMasks<Dual>::keep_c_stride);
@@ -64,16 +60,9 @@ struct DualCall {
   }
 
   int64_t input_of(int64_t layer) const { return layer > 0 ? D * P : I; }
-  Batch batch() const { return ragged ? ragged->batch() : Batch{T_, B, nullptr}; }
-
   // The next input, whose tangent is zero.
   const Dual* constant(int64_t size) { return widen(buffers.input<T>(size), nullptr, size); }
-  const Dual* pack_rows(const Dual* padded, int64_t width) {
-    return ragged && padded ? keep(ragged->pack(padded, width)) : padded;
-  }
-  const Dual* sort(const Dual* states, int64_t width) {
-    return ragged && states ? keep(ragged->sort(states, L * D, width)) : states;
-  }
+  const Dual* sort_states(const Dual* states, int64_t width) { return sort(states, L * D, width); }
 
   // The derivatives of results, in the caller's order; nothing where `to` is null.
   static void give(const Buffer<Dual>& from, int64_t size, T* to) {
@@ -94,27 +83,18 @@ struct DualCall {
   }
 
  private:
-  const Dual* keep(Buffer<Dual> array) {
-    kept_.push_back(std::move(array));
-    return kept_.back().get();
-  }
   const Dual* widen(const T* value, const T* tangent, int64_t size) {
     if (!value) return nullptr;
-    const Dual* made = keep(Buffer<Dual>(size));
-    Dual* to = kept_.back().get();
+    Dual* const to = keep(Buffer<Dual>(size));
     for (int64_t j = 0; j < size; j++) {
       to[j].v = value[j];
       to[j].d = tangent ? tangent[j] : T(0);
     }
-    return made;
+    return to;
   }
   const Dual* next(int64_t size) {
     const T* value = buffers.input<T>(size);
     return widen(value, tangents_.input<T>(size), size);
-  }
-  template <class Int>
-  void pack_by(const Int* lengths) {
-    if (lengths) ragged.emplace(lengths, T_, B);
   }
   void read_keep(int64_t width, const Dual* StateMasks<Dual>::* mask,
                  int64_t StateMasks<Dual>::* stride) {
@@ -145,7 +125,6 @@ struct DualCall {
   }
 
   Buffers tangents_;
-  std::vector<Buffer<Dual>> kept_;
 };
 
 template <class T>
@@ -182,8 +161,8 @@ void dual_passes(Buffers& buffers, std::string_view cell, ffi::Span<const double
   }
 
   const Dual* dy = call.pack_rows(call.constant(N * D * P), D * P);
-  const Dual* dh_n = call.sort(call.constant(L * D * B * P), P);
-  const Dual* dc_n = call.sort(call.constant(L * D * B * H), H);
+  const Dual* dh_n = call.sort_states(call.constant(L * D * B * P), P);
+  const Dual* dc_n = call.sort_states(call.constant(L * D * B * H), H);
   T* to_dx = buffers.needed<T>(N * call.I);
   T* to_dh_0 = buffers.needed<T>(L * D * B * P);
   T* to_dc_0 = buffers.needed<T>(L * D * of_c);

@@ -16,13 +16,11 @@ namespace rnnfast {
 namespace {
 
 template <class T>
-struct FlexibleCall {
+struct FlexibleCall : PackedInputs<T> {
   int64_t T_, B, I, H, P, G, S, D, N;
   bool has_c;
   const T *x, *h_0, *c_0;
   StateMasks<T> masks[2] = {};
-  std::optional<Ragged> ragged;
-  std::vector<Buffer<T>> packed;
   std::optional<FlexibleLayer<T>> layer;
   std::vector<FlexibleWeights<T>> weights;
 
@@ -40,14 +38,14 @@ struct FlexibleCall {
     x = buffers.input<T>(N * I);
     h_0 = buffers.input<T>(D * B * P);
     c_0 = buffers.input<T>(D * B * H);
-    if (buffers.peek(0).kind == NumberKind::kS32)
-      pack_by(buffers.input<int32_t>(B));
-    else
-      pack_by(buffers.input<int64_t>(B));
-    const T* recurrent = sort(buffers.input<T>(D * B * P), P);
+    this->read_lengths(buffers, T_, B);
+    x = this->pack_rows(x, I);
+    h_0 = sort_states(h_0, P);
+    c_0 = sort_states(c_0, H);
+    const T* recurrent = sort_states(buffers.input<T>(D * B * P), P);
     int64_t rows_h, rows_c;
-    const T* keep_h = keep(buffers, P, &rows_h);
-    const T* keep_c = keep(buffers, H, &rows_c);
+    const T* keep_h = mask(buffers, P, &rows_h);
+    const T* keep_c = mask(buffers, H, &rows_c);
     for (int64_t d = 0; d < D; d++) {
       StateMasks<T>& m = masks[d];
       m.recurrent = recurrent ? recurrent + d * B * P : nullptr;
@@ -76,39 +74,21 @@ struct FlexibleCall {
     layer.emplace(which, options_of(options), weights, I, H, P);
   }
 
-  Batch batch() const { return ragged ? ragged->batch() : Batch{T_, B, nullptr}; }
-  const T* pack_rows(const T* padded, int64_t width) {
-    if (!ragged || !padded) return padded;
-    packed.push_back(ragged->pack(padded, width));
-    return packed.back().get();
-  }
-  const T* sort(const T* states, int64_t width) {
-    if (!ragged || !states) return states;
-    packed.push_back(ragged->sort(states, D, width));
-    return packed.back().get();
-  }
+  const T* sort_states(const T* states, int64_t width) { return this->sort(states, D, width); }
 
  private:
-  template <class Int>
-  void pack_by(const Int* lengths) {
-    if (lengths) ragged.emplace(lengths, T_, B);
-    x = pack_rows(x, I);
-    h_0 = sort(h_0, P);
-    c_0 = sort(c_0, H);
-  }
   // A mask of every row, or one row for all; how many rows of it there are for each direction.
-  const T* keep(Buffers& buffers, int64_t width, int64_t* rows) {
+  const T* mask(Buffers& buffers, int64_t width, int64_t* rows) {
     const int64_t count = int64_t(buffers.peek(0).count());
     *rows = count == D * width ? 1 : N;
     const T* all = buffers.input<T>(D * *rows * width);
-    if (!ragged || !all || *rows == 1) return all;
+    if (!this->ragged || !all || *rows == 1) return all;
     Buffer<T> sorted(D * N * width);
     for (int64_t d = 0; d < D; d++) {
-      const Buffer<T> one = ragged->pack(all + d * N * width, width);
-      std::copy_n(one.get(), ragged->rows() * width, sorted.get() + d * N * width);
+      const Buffer<T> one = this->ragged->pack(all + d * N * width, width);
+      std::copy_n(one.get(), this->ragged->rows() * width, sorted.get() + d * N * width);
     }
-    packed.push_back(std::move(sorted));
-    return packed.back().get();
+    return this->keep(std::move(sorted));
   }
 };
 
@@ -158,8 +138,8 @@ void flexible_backward(Buffers& buffers, std::string_view cell, ffi::Span<const 
   const T* c_before = buffers.input<T>(D * N * H);
   FlexibleBackwardArrays<T> a{};
   a.dy = call.pack_rows(buffers.input<T>(N * D * P), D * P);
-  a.dh_n = call.sort(buffers.input<T>(D * B * P), P);
-  a.dc_n = call.sort(buffers.input<T>(D * B * H), H);
+  a.dh_n = call.sort_states(buffers.input<T>(D * B * P), P);
+  a.dc_n = call.sort_states(buffers.input<T>(D * B * H), H);
   const bool ragged = bool(call.ragged);
   const Output<T> dx(buffers.needed<T>(N * I), ragged, N * I);
   const Output<T> dh_0(buffers.needed<T>(D * B * P), ragged, D * B * P);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -134,7 +135,44 @@ class Ragged {
   std::vector<int64_t> order_, sizes_;
 };
 
-// An output: the caller's memory, or where rows are packed that of `own`, until `finish`.
+// The inputs of a call in the order of its batch, which `lengths` packs, and all that is made of
+// them.
+template <class T>
+class PackedInputs {
+ public:
+  std::optional<Ragged> ragged;
+
+  Batch batch() const { return ragged ? ragged->batch() : Batch{steps_, batch_, nullptr}; }
+  const T* pack_rows(const T* padded, int64_t width) {
+    return ragged && padded ? keep(ragged->pack(padded, width)) : padded;
+  }
+  const T* sort(const T* states, int64_t count, int64_t width) {
+    return ragged && states ? keep(ragged->sort(states, count, width)) : states;
+  }
+
+ protected:
+  // The next input is lengths [batch], or empty.
+  void read_lengths(Buffers& buffers, int64_t steps, int64_t batch) {
+    steps_ = steps, batch_ = batch;
+    const auto pack_by = [&](const auto* lengths) {
+      if (lengths) ragged.emplace(lengths, steps, batch);
+    };
+    if (buffers.peek(0).kind == NumberKind::kS32)
+      pack_by(buffers.input<int32_t>(batch));
+    else
+      pack_by(buffers.input<int64_t>(batch));
+  }
+  T* keep(Buffer<T> array) {
+    kept_.push_back(std::move(array));
+    return kept_.back().get();
+  }
+
+ private:
+  int64_t steps_ = 0, batch_ = 0;
+  std::vector<Buffer<T>> kept_;
+};
+
+// An output: the caller's memory, or where rows are packed that of `own`, to be put in order.
 template <class T>
 struct Output {
   T* to;

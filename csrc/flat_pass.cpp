@@ -2,7 +2,6 @@
 
 #include <cstdio>
 #include <memory>
-#include <optional>
 
 #include "dispatch.hpp"
 #include "flat_buffers.hpp"
@@ -17,14 +16,12 @@ Save save_of(std::string_view name) {
 
 // What both passes begin with: sizes, layers, and the inputs of the forward pass, packed.
 template <class T>
-struct Call {
+struct Call : PackedInputs<T> {
   int64_t T_, B, I, H, G, S, L, D, N, state;
   bool has_c;
   const T *x, *h_0, *c_0;
-  std::optional<Ragged> ragged;
   std::vector<std::unique_ptr<Layer<T>>> owned;
   std::vector<const Layer<T>*> layers;
-  std::vector<Buffer<T>> packed;
 
   // With `packed_weights` the weights are packed now, as a backward pass that computes gates needs.
   Call(Buffers& buffers, const FlatPass& pass, bool packed_weights)
@@ -42,10 +39,10 @@ struct Call {
     x = buffers.input<T>(N * I);
     h_0 = buffers.input<T>(L * D * state);
     c_0 = buffers.input<T>(L * D * state);
-    if (buffers.peek(0).kind == NumberKind::kS32)
-      pack_by(buffers.input<int32_t>(B));
-    else
-      pack_by(buffers.input<int64_t>(B));
+    this->read_lengths(buffers, T_, B);
+    x = this->pack_rows(x, I);
+    h_0 = sort_states(h_0);
+    c_0 = sort_states(c_0);
     for (int64_t k = 0; k < L; k++) {
       const int64_t features = k > 0 ? D * H : I;
       std::vector<Weights<T>> weights;
@@ -64,28 +61,7 @@ struct Call {
     }
   }
 
-  Batch batch() const { return ragged ? ragged->batch() : Batch{T_, B, nullptr}; }
-
-  // Inputs in the order of the packed batch.
-  const T* pack_rows(const T* padded, int64_t width) {
-    if (!ragged || !padded) return padded;
-    packed.push_back(ragged->pack(padded, width));
-    return packed.back().get();
-  }
-  const T* sort(const T* states) {
-    if (!ragged || !states) return states;
-    packed.push_back(ragged->sort(states, L * D, H));
-    return packed.back().get();
-  }
-
- private:
-  template <class Int>
-  void pack_by(const Int* lengths) {
-    if (lengths) ragged.emplace(lengths, T_, B);
-    x = pack_rows(x, I);
-    h_0 = sort(h_0);
-    c_0 = sort(c_0);
-  }
+  const T* sort_states(const T* states) { return this->sort(states, L * D, H); }
 };
 
 template <class T>
@@ -140,8 +116,8 @@ void backward(Buffers& buffers, const FlatPass& pass) {
   const T* h = buffers.input<T>(L * D * N * H);
   const T* c = buffers.input<T>(L * D * N * H);
   const T* dy = call.pack_rows(buffers.input<T>(N * D * H), D * H);
-  const T* dh_n = call.sort(buffers.input<T>(L * D * state));
-  const T* dc_n = call.sort(buffers.input<T>(L * D * state));
+  const T* dh_n = call.sort_states(buffers.input<T>(L * D * state));
+  const T* dc_n = call.sort_states(buffers.input<T>(L * D * state));
   const bool ragged = bool(call.ragged);
   const auto wanted = [&](int64_t size) {
     T* to = buffers.output<T>(size);

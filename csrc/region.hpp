@@ -21,7 +21,8 @@ inline void count_rows(const Batch& b, std::vector<int64_t>& offset) {
     offset[t + 1] = offset[t] + (b.sizes ? b.sizes[t] : b.batch);
 }
 
-// Calls body(id) on n threads at once; false, and nothing done, where the pool is taken.
+// Calls body(id) on n threads at once; false, and nothing done, where the threads are taken or too
+// few.
 template <class Body>
 bool try_parallel(int n, Body& body) {
   return run_parallel(n, [](void* b, int id) { (*static_cast<Body*>(b))(id); }, &body);

@@ -339,23 +339,38 @@ def test_a_graph_of_tensorflow_runs_a_layer_once(
     assert not adapter._tapes
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="operators are TensorFlow's")
+@pytest.fixture
+def operators() -> Any:
+    """Those of TensorFlow, which a build may leave out, but not where this backend is required."""
+    if BACKEND != "tensorflow":
+        pytest.skip("operators are TensorFlow's")
+    from rnnfast.keras import tensorflow_ops
+
+    if tensorflow_ops._OPERATORS is None:
+        reason = "rnnfast was built without its operators for TensorFlow"
+        if "tensorflow" in os.environ.get("RNNFAST_REQUIRE_KERAS", ""):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return tensorflow_ops._OPERATORS
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("case", ["plain", "masked", "both ways", "no bias", "states", "no rows"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_operators_have_the_bits_of_callbacks(
-    cell: str, case: str, dtype: str, training: bool, monkeypatch: pytest.MonkeyPatch
+    cell: str,
+    case: str,
+    dtype: str,
+    training: bool,
+    operators: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Results and gradients, in a graph and eagerly; a batch of any size in one graph."""
     import tensorflow as tf
 
     from rnnfast.keras import tensorflow_ops
 
-    if tensorflow_ops._OPERATORS is None:
-        if "tensorflow" in os.environ.get("RNNFAST_REQUIRE_KERAS", ""):
-            pytest.fail("rnnfast was built without its operators for TensorFlow")
-        pytest.skip("rnnfast was built without its operators for TensorFlow")
     keras.utils.set_random_seed(3)
     how = {"return_sequences": True, "return_state": True, "dtype": dtype}
     layer = getattr(rnnfast.keras, cell)(6, use_bias=case != "no bias", **how)
@@ -382,10 +397,10 @@ def test_operators_have_the_bits_of_callbacks(
 
     graph = tf.function(results, input_signature=[tf.TensorSpec((None, 7, 4), dtype)])
     used: list[str] = []
-    forward = tensorflow_ops._OPERATORS.rnnfast_forward
+    forward = operators.rnnfast_forward
     spy = types.SimpleNamespace(
         rnnfast_forward=lambda *a, **k: used.append("") or forward(*a, **k),
-        rnnfast_backward=tensorflow_ops._OPERATORS.rnnfast_backward,
+        rnnfast_backward=operators.rnnfast_backward,
     )
     with monkeypatch.context() as patch:
         patch.setattr(tensorflow_ops, "_OPERATORS", spy)
@@ -397,14 +412,9 @@ def test_operators_have_the_bits_of_callbacks(
         assert a.numpy().tobytes() == b.numpy().tobytes() == c.numpy().tobytes()
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="operators are TensorFlow's")
-def test_a_saved_model_holds_operators(tmp_path: Any) -> None:
+def test_a_saved_model_holds_operators(operators: Any, tmp_path: Any) -> None:
     import tensorflow as tf
 
-    from rnnfast.keras import tensorflow_ops
-
-    if tensorflow_ops._OPERATORS is None:
-        pytest.skip("rnnfast was built without its operators for TensorFlow")
     both = rnnfast.keras.Bidirectional(rnnfast.keras.LSTM(6, return_sequences=True))
     model = keras.Sequential([keras.Input((7, 4)), both, rnnfast.keras.GRU(5)])
     model.export(tmp_path, verbose=False)
@@ -415,21 +425,14 @@ def test_a_saved_model_holds_operators(tmp_path: Any) -> None:
         assert served.tobytes() == np.asarray(model.predict_on_batch(x)).tobytes()
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="operators are TensorFlow's")
-def test_an_operator_tells_what_is_wrong() -> None:
+def test_an_operator_tells_what_is_wrong(operators: Any) -> None:
     """What Keras checks is checked once more, above the kernels' pointers."""
     import tensorflow as tf
 
-    from rnnfast.keras import tensorflow_ops
-
-    if tensorflow_ops._OPERATORS is None:
-        pytest.skip("rnnfast was built without its operators for TensorFlow")
     nothing, x = tf.zeros([0]), tf.zeros((3, 2, 4))
     weights = [tf.zeros((4, 24)), tf.zeros((6, 24)), nothing, nothing]
     how = {"cell": "lstm", "directions": 1, "units": 6, "slots": 4, "places": []}
-    run = functools.partial(
-        tensorflow_ops._OPERATORS.rnnfast_forward, has_c=True, keep=False, **how
-    )
+    run = functools.partial(operators.rnnfast_forward, has_c=True, keep=False, **how)
     ends = tf.constant([3, 1])
     run(x, nothing, nothing, ends, weights)
     for wrong, message in (

@@ -19,6 +19,7 @@ from torch_pairs import close, pair
 import rnnfast
 import rnnfast.torch
 from rnnfast.torch import calls, tapes
+from rnnfast.torch.held import Held
 
 
 def layer(dtype: Any = torch.float64) -> Any:
@@ -487,6 +488,14 @@ def test_training_the_short_way_has_the_same_bits(
     long_ways: list[Any] = []
     run = calls._vjp
     monkeypatch.setattr(calls, "_vjp", lambda *given: long_ways.append(given) or run(*given))
+    trained: list[Any] = []
+    train = Held.train
+
+    def spy(held: Held, *given: Any) -> Any:
+        trained.append(train(held, *given))
+        return trained[-1]
+
+    monkeypatch.setattr(Held, "train", spy)
     for case, (_, arguments) in cases.items():
         x = arguments[0]
         x = x.transpose(0, 1) if batch_first and x.dim() == 3 else x
@@ -495,11 +504,15 @@ def test_training_the_short_way_has_the_same_bits(
         for tells in (True, False):
             monkeypatch.setattr(tapes, "TELLS", tells)
             module.flatten_parameters()  # forgets what it holds
-            long_ways.clear()
-            found.append(gradients_of(module, arguments, SCALARS[scalar]))
-            assert bool(long_ways) is not tells, case
-        for a, b in zip(*([*r, *g] for r, g in found), strict=True):
-            assert torch.equal(a, b), case
+            for holds in (False, True):
+                long_ways.clear()
+                trained.clear()
+                found.append(gradients_of(module, arguments, SCALARS[scalar]))
+                assert bool(long_ways) is not tells, case
+                assert [done is not None for done in trained] == [tells] * holds, case
+        for a, *others in zip(*([*r, *g] for r, g in found), strict=True):
+            assert len(others) == 3
+            assert all(torch.equal(a, b) for b in others), case
 
 
 @pytest.mark.skipif(not tapes.TELLS, reason="this PyTorch does not tell C++ of its tensors")

@@ -29,7 +29,7 @@ class Fused(keras.layers.RNN):
         options_of(self.rnnfast_cell, self.cell)
         self._packing = Packing()
         if kernels.BACKEND == "tensorflow":
-            self.supports_jit = False  # XLA cannot call Python
+            self.supports_jit = False  # XLA has neither operators of TensorFlow nor Python
 
     def call(
         self, sequences: Any, initial_state: Any = None, mask: Any = None, training: Any = False

@@ -1,7 +1,7 @@
 """Plain layers as operators of TensorFlow's graph, without a callback into Python.
 
-csrc/tensorflow_ops.cpp has the operators. They are there where rnnfast was built with
-``RNNFAST_TENSORFLOW=ON``.
+csrc/tensorflow_ops.cpp has the operators. They are there where rnnfast was built beside a
+TensorFlow, as ``RNNFAST_TENSORFLOW=ON`` demands.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def weights_of(keras_cell: Any, dtype: str) -> Weights:
     """The variables of a Keras cell in PyTorch's layout, with the gates in Keras' order.
 
     On tensorflow they are left as they lie, w_ih (I, G*H), w_hh (H, G*H) and both biases in b_ih:
-    its callbacks turn them, which then moves nothing in memory.
+    its operators read them so, and its callbacks turn them, which moves nothing in memory.
     """
     if keras.backend.backend() == "tensorflow":
         variables = (keras_cell.kernel, keras_cell.recurrent_kernel, keras_cell.bias)

@@ -97,9 +97,9 @@ def refuse(ctx: Any, *cotangents: Any) -> Any:
 
 
 class _Run(torch.autograd.Function):
-    """`calls.run_and_keep`, which has run, with its derivative.
+    """`calls.run_and_keep`, which has run already, with its derivative.
 
-    It has run before, because what is done in here takes longer.
+    A layer tries shorter ways to run it, and from in here it could not go another one.
     """
 
     @staticmethod

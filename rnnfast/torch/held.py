@@ -62,9 +62,11 @@ class Held:
         self._last: tuple[Any, rnnfast.Packed | None] = (None, None)
         self._watched: tuple[Any, Any] | None = None  # the short way of those, and while it holds
 
-    def fits(self, weights: Sequence[Tensor]) -> bool:
-        """Whether these tensors still have the memory that is held."""
-        return self._share and _addresses(weights) == self._addresses
+    def fits(self, weights: Sequence[Tensor], batch_first: bool) -> bool:
+        """Whether these tensors still have the memory that is held, for such a layer."""
+        if batch_first is not self.call.batch_first or not self._share:
+            return False
+        return _addresses(weights) == self._addresses
 
     def run(self, x: Tensor, hx: Any, weights: list[Tensor]) -> tuple[Tensor, Any] | None:
         """y and the state by the packed weights, or None where there is more to be done first."""

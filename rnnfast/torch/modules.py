@@ -127,8 +127,7 @@ class _Recurrent(torch.nn.RNNBase):
             call = self._call(batch_first, seed is not None)
             return ops.general(x, h_0, c_0, weights, lengths, seed, call)
         held = self._held
-        stale = held is None or held.call.batch_first is not self.batch_first
-        if held is None or stale or not held.fits(weights):
+        if held is None or not held.fits(weights, self.batch_first):
             held = self.__dict__["_held"] = Held(weights, self._call(self.batch_first, False))
         call = held.call
         if seed is not None or call.batch_first is not batch_first:
