@@ -1,5 +1,6 @@
 #include "dispatch.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -66,7 +67,7 @@ bool processor_has(const char* name) {
   if (!std::strcmp(name, "avx512bf16"))
     return processor_has("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 #if defined(RNNFAST_HAS_AMX)
-  if (!std::strcmp(name, "avx512amx")) return processor_has("avx512bf16") && has_amx();
+  if (!std::strncmp(name, "avx512amx", 9)) return processor_has("avx512bf16") && has_amx();
 #endif
 #endif
   return !std::strcmp(name, "baseline") || !std::strcmp(name, "neon");
@@ -84,6 +85,11 @@ const InstructionSet* find(const std::string& name) {
 
 std::atomic<const InstructionSet*> active{nullptr};
 
+#if defined(RNNFAST_HAS_AMX)
+// With fewer rows the matrix unit waits for the panels, which are half as long again.
+constexpr int64_t kSplitBatch = 16;
+#endif
+
 }  // namespace
 
 std::vector<const InstructionSet*> available_sets() {
@@ -99,6 +105,20 @@ std::vector<const InstructionSet*> available_sets() {
   if (processor_has(#name)) sets.push_back(&name##_set);
   RNNFAST_LOW_SETS(RNNFAST_ADD)
 #undef RNNFAST_ADD
+#if defined(RNNFAST_HAS_AMX)
+  static const auto amx = [](const char* name, int64_t batch) {
+    InstructionSet set = avx512amx_set;
+    set.name = name;
+    set.split_batch = batch;
+    return set;
+  };
+  static const InstructionSet every = amx("avx512amx_every", 1);
+  static const InstructionSet usual = amx("avx512amx", kSplitBatch);
+  if (processor_has(usual.name)) {
+    sets.back() = &every;
+    sets.push_back(&usual);
+  }
+#endif
 #if defined(__x86_64__)
   // A product of bfloat16 takes Intel's vectors four cycles, so that to widen weights is faster.
   if (__builtin_cpu_is("intel"))
@@ -119,14 +139,21 @@ const InstructionSet& active_set() {
 void use_set(const std::string& name) { active.store(find(name)); }
 
 const LowKernels& low_kernels() {
-  const InstructionSet& set = active_set();
 #if defined(RNNFAST_HAS_AMX)
-  if (!std::strcmp(set.name, "avx512amx") && !may_use_amx()) {
+  const InstructionSet& set = active_set();
+  if (set.split_batch > 0 && !may_use_amx()) {
     const auto sets = available_sets();
-    return *sets[sets.size() - 2]->low;
+    return *(*std::find_if(sets.rbegin(), sets.rend(), [](auto s) { return !s->split_batch; }))->low;
   }
 #endif
-  return *set.low;
+  return *active_set().low;
+}
+
+const LowKernels* split_kernels() {
+#if defined(RNNFAST_HAS_AMX)
+  if (active_set().split_batch > 0 && may_use_amx()) return active_set().low;
+#endif
+  return nullptr;
 }
 
 }  // namespace rnnfast

@@ -19,5 +19,7 @@ void use_set(const std::string& name);
 // The products of 16 and 8 bits of the set in use. Where AMX is refused at their first use, those
 // of the next set below.
 const LowKernels& low_kernels();
+// Those of float32 in parts; null where the set in use has none, or AMX is refused.
+const LowKernels* split_kernels();
 
 }  // namespace rnnfast

@@ -32,6 +32,9 @@ constexpr int64_t kBackwardChunk = 512;
 
 constexpr int64_t kMany = 1000;  // times
 
+// Of products that the matrix unit takes, and of weight gradients, whose numbers are all split anew.
+constexpr int64_t kSplitWidth = 32, kSplitNarrowest = 64;
+
 // How many times fewer bytes weights of a precision take.
 int64_t shrunk_by(Precision p) {
   return p == Precision::kFull ? 1 : p == Precision::kBfloat16 ? 2 : 4;
@@ -94,16 +97,15 @@ void Layer<T>::place(Panels<T>& p, Buffer<T>& data) const {
   p.data = data.grow(p.k * ((p.n + lanes - 1) / lanes * lanes) * p.source.groups);
 }
 
-// Those that a layer for reuse keeps, in its precision.
+// The same for panels of words.
 template <class T>
-void Layer<T>::keep(Panels<T>& p, Buffer<T>& data, LowBuffers& low) const {
-  if (precision_ != Precision::kFull) {
-    const int64_t lanes = kernels_->lanes;
-    const int64_t columns = (p.n + lanes - 1) / lanes * lanes * p.source.groups;
-    low.scale = Buffer<float>(columns);
-    low.correction = Buffer<int32_t>(columns);
-    p.k = words_of(precision_, p.k);
-  }
+void Layer<T>::place_words(Panels<T>& p, Precision precision, Buffer<T>& data,
+                           LowBuffers& low) const {
+  const int64_t lanes = kernels_->lanes;
+  const int64_t columns = (p.n + lanes - 1) / lanes * lanes * p.source.groups;
+  low.scale.grow(columns);
+  low.correction.grow(columns);
+  p.k = words_of(precision, p.k);
   place(p, data);
 }
 
@@ -117,7 +119,10 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
       hidden_(hidden),
       reuse_(reuse),
       precision_(precision),
-      low_(precision == Precision::kFull ? nullptr : &low_kernels()) {
+      low_(precision != Precision::kFull      ? &low_kernels()
+           : std::is_same_v<T, float> ? split_kernels()
+                                      : nullptr),
+      split_batch_(precision == Precision::kFull && low_ ? active_set().split_batch : 0) {
   const int64_t I = input_, H = hidden_, G = cell_->gates;
   for (int d = 0; d < directions(); d++) {
     const Weights<T>& w = weights_[d];
@@ -144,15 +149,28 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
   if (!reuse_) return;
   for (int d = 0; d < directions(); d++) {
     Packed& p = packed_[d];
-    keep(p.x, p.x_data, p.x_low);
-    for (int s = 0; s < cell_->stages; s++) keep(p.h[s], p.h_data[s], p.h_low[s]);
+    const auto keep = [&](Panels<T>& panels, Buffer<T>& data, LowBuffers& low) {
+      if (precision_ == Precision::kFull)
+        place(panels, data);
+      else
+        place_words(panels, precision_, data, low);
+    };
+    keep(p.x, p.data.x, p.data.x_low);
+    for (int s = 0; s < cell_->stages; s++) keep(p.h[s], p.data.h[s], p.data.h_low[s]);
   }
-  const int threads = G * H * (I + H) > 200000 ? thread_count() : 1;
-  const auto pack_all = [&](int id, int size) {
-    for (int d = 0; d < directions(); d++) pack(d, Team{id, size, nullptr});
-  };
-  auto member = [&](int id) { pack_all(id, threads); };
-  auto alone = [&](int) { pack_all(0, 1); };
+  divided([&](Team team) {
+    for (int d = 0; d < directions(); d++) pack(d, team);
+  });
+}
+
+// Calls pack(team) on every thread of a team that packs the weights, where they are many.
+template <class T>
+template <class Pack>
+void Layer<T>::divided(Pack pack) const {
+  const int threads =
+      cell_->gates * hidden_ * (input_ + hidden_) > 200000 ? thread_count() : 1;
+  auto member = [&](int id) { pack(Team{id, threads, nullptr}); };
+  auto alone = [&](int) { pack(Team{0, 1, nullptr}); };
   if (!try_parallel(threads, member)) try_parallel(1, alone);
 }
 
@@ -161,13 +179,73 @@ void Layer<T>::pack(int direction, Team team) const {
   const Packed& p = packed_[direction];
   if constexpr (std::is_same_v<T, float>)
     if (precision_ != Precision::kFull) {
-      low_->pack(precision_, p.x, p.x_low.columns(), team);
+      low_->pack(precision_, p.x, p.data.x_low.columns(), team);
       for (int s = 0; s < cell_->stages; s++)
-        low_->pack(precision_, p.h[s], p.h_low[s].columns(), team);
+        low_->pack(precision_, p.h[s], p.data.h_low[s].columns(), team);
       return;
     }
   kernels_->pack_panels(p.x, team);
   for (int s = 0; s < cell_->stages; s++) kernels_->pack_panels(p.h[s], team);
+}
+
+// Whether any products of a batch are split, those with w_ih, and those with w_hh.
+template <class T>
+bool Layer<T>::splits(int64_t batch) const {
+  return split_batch_ > 0 && batch >= split_batch_ &&
+         std::max(input_, hidden_) >= (split_batch_ == 1 ? 1 : kSplitWidth);
+}
+template <class T>
+bool Layer<T>::splits_x() const {
+  return split_batch_ == 1 || input_ >= kSplitWidth;
+}
+template <class T>
+bool Layer<T>::splits_h(int64_t batch) const {
+  if (split_batch_ == 1) return true;
+  static const int64_t bytes = getenv("SB") ? atoll(getenv("SB")) : 2000000, rows = getenv("SR")?atoll(getenv("SR")):32;
+  return hidden_ >= kSplitWidth &&
+         (batch >= rows || cell_->gates * hidden_ * hidden_ * 6 <= bytes);
+}
+
+// Packs panels of words in parts, from columns of k numbers: those of `numbers`, or where they have
+// no data from their source.
+template <class T>
+void Layer<T>::split(const Panels<T>& numbers, const Panels<T>& words, const LowColumns& columns,
+                     Team team) const {
+  if constexpr (std::is_same_v<T, float>)
+    low_->split->pack(numbers, reinterpret_cast<uint32_t*>(words.data), columns, team);
+}
+template <class T>
+void Layer<T>::split(const Panels<T>& words, int64_t k, const LowColumns& columns,
+                     Team team) const {
+  Panels<T> numbers = words;
+  numbers.k = k;
+  numbers.data = nullptr;
+  split(numbers, words, columns, team);
+}
+
+// Those in parts of a layer for reuse.
+template <class T>
+const PanelBuffers<T>& Layer<T>::parts_of(int direction) const {
+  std::call_once(parts_.once, [&] {
+    Panels<T> words[2][3];
+    for (int d = 0; d < directions(); d++)
+      for (int s = -1; s < cell_->stages; s++) {
+        Panels<T>& panels = words[d][s + 1];
+        PanelBuffers<T>& to = parts_.data[d];
+        panels = s < 0 ? packed_[d].x : packed_[d].h[s];
+        place_words(panels, Precision::kSplit, s < 0 ? to.x : to.h[s],
+                    s < 0 ? to.x_low : to.h_low[s]);
+      }
+    divided([&](Team team) {
+      for (int d = 0; d < directions(); d++)
+        for (int s = -1; s < cell_->stages; s++) {
+          const PanelBuffers<T>& to = parts_.data[d];
+          split(s < 0 ? packed_[d].x : packed_[d].h[s], words[d][s + 1],
+                (s < 0 ? to.x_low : to.h_low[s]).columns(), team);
+        }
+    });
+  });
+  return parts_.data[direction];
 }
 
 // Panels that a pass multiplies with so many times. Those of one time are packed block by block by
@@ -184,33 +262,59 @@ void Layer<T>::prepare(Panels<T>& p, int64_t times, Team team) const {
     kernels_->pack_panels(p, team);
 }
 
+// Those of a forward pass that packs them itself.
 template <class T>
-void Layer<T>::fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own) const {
+void Layer<T>::prepare(Forward<T>& p, int64_t x_times, int64_t h_times, Team team) const {
+  if (p.low && p.low->x_words)
+    split(p.x_panels, input_, p.low->x, team);
+  else
+    prepare(p.x_panels, x_times, team);
+  for (int s = 0; s < cell_->stages; s++)
+    if (p.low && p.low->h_words)
+      split(p.h_panels[s], hidden_, p.low->h[s], team);
+    else
+      prepare(p.h_panels[s], h_times, team);
+}
+
+template <class T>
+void Layer<T>::fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own,
+                            LowForward* low, int64_t batch) const {
   const Packed& p = packed_[direction];
   f.input = input_;
   f.hidden = hidden_;
   f.reverse = direction == 1;
-  f.x_panels = p.x;
-  for (int s = 0; s < cell_->stages; s++) f.h_panels[s] = p.h[s];
-  if (!reuse_) {
-    place(f.x_panels, own.x);
-    for (int s = 0; s < cell_->stages; s++) place(f.h_panels[s], own.h[s]);
-  }
   f.place = weights_[direction].layout.place;
   f.bias = p.bias.get();
   f.bias_h = p.bias_h.get();
+  f.low = low;
+  const bool in_parts = low && precision_ == Precision::kFull;
+  const PanelBuffers<T>& from = !reuse_ ? own : in_parts ? parts_of(direction) : p.data;
+  for (int s = -1; s < cell_->stages; s++) {
+    Panels<T>& panels = s < 0 ? f.x_panels : f.h_panels[s];
+    panels = s < 0 ? p.x : p.h[s];
+    const bool words = in_parts && (s < 0 ? splits_x() : splits_h(batch));
+    if (reuse_) {
+      if (words) panels.k = words_of(Precision::kSplit, panels.k);
+      if (words) panels.data = (s < 0 ? from.x : from.h[s]).get();
+    } else if (words) {
+      place_words(panels, Precision::kSplit, s < 0 ? own.x : own.h[s],
+                  s < 0 ? own.x_low : own.h_low[s]);
+    } else {
+      place(panels, s < 0 ? own.x : own.h[s]);
+    }
+    if (low) (s < 0 ? low->x : low->h[s]) = (s < 0 ? from.x_low : from.h_low[s]).columns();
+  }
 }
 
 template <class T>
-void Layer<T>::fill_low(LowForward& low, int direction, typename Workspace<T>::Direction& space,
-                        int64_t rows, int64_t batch, int threads) const {
-  const Packed& p = packed_[direction];
+void Layer<T>::fill_low(LowForward& low, LowSpace& space, int64_t rows, int64_t batch,
+                        int threads, bool h_too) const {
+  const bool in_parts = precision_ == Precision::kFull;
   low.kernels = low_;
-  low.precision = precision_;
-  low.x = p.x_low.columns();
-  for (int s = 0; s < cell_->stages; s++) low.h[s] = p.h_low[s].columns();
-  low.x_words = low_->operand_words(precision_, input_);
-  low.h_words = low_->operand_words(precision_, hidden_);
+  low.precision = in_parts ? Precision::kSplit : precision_;
+  const bool x_too = !in_parts || splits_x();
+  low.x_words = x_too ? low_->operand_words(low.precision, input_) : 0;
+  low.h_words = h_too ? low_->operand_words(low.precision, hidden_) : 0;
   low.x_operand = space.x_operand.grow(rows * low.x_words);
   low.x_scale = space.x_scale.grow(rows);
   low.h_operand = space.h_operand.grow(threads * batch * low.h_words);
@@ -250,7 +354,8 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
   count_rows(batch, offset);
   const int64_t N = offset[T_];
 
-  const int64_t chunk = std::clamp<int64_t>(N, 1, kForwardChunk);
+  static const int64_t ch = getenv("CH") ? atoll(getenv("CH")) : kForwardChunk;
+  const int64_t chunk = std::clamp<int64_t>(N, 1, splits(B) ? ch : kForwardChunk);
   const int64_t scratch_rows = (B > 1 ? threads : 1) * chunk + B;
   const T* zeros = nullptr;
   if (!a.h_0 || (cell_->has_c && !a.c_0)) {
@@ -265,17 +370,17 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
     f.batch = B;
     f.chunk = chunk;
     f.x = a.x;
-    fill_weights(f, d, own.panels);
+    LowForward* low = precision_ != Precision::kFull || splits(B) ? &space->low[d] : nullptr;
+    fill_weights(f, d, own.panels, low, B);
     f.h_0 = a.h_0 ? a.h_0 + d * state : zeros;
     f.zero_h = !a.h_0;
     f.c_0 = !cell_->has_c ? nullptr : a.c_0 ? a.c_0 + d * state : zeros;
     f.x_order = a.x_order;
     if (a.x_order || (threads > 1 && B > 1)) f.x_rows = own.x_rows.grow(scratch_rows);
     f.gx = own.gx.grow(scratch_rows * G * H);
-    if (precision_ != Precision::kFull) {
-      fill_low(space->low[d], d, own, scratch_rows, B, threads);
-      f.low = &space->low[d];
-    }
+    if (low)
+      fill_low(*low, own.low, scratch_rows, B, threads,
+               precision_ != Precision::kFull || splits_h(B));
     // Threads far apart wait for a cache line that both write to, and for one that the processor
     // fetched because it follows what a thread reads. The caller's c_n may not even be aligned.
     const int64_t page = 4096 / int64_t(sizeof(T));
@@ -328,9 +433,7 @@ void Layer<T>::pass(const Forward<T>& p, Team team) const {
   const int64_t rows = p.steps.offset[p.steps.count];
   // Threads that divide rows would each pack all of it.
   const bool once = rows <= (team.size == 1 || p.batch == 1 ? p.chunk : kFewRows);
-  prepare(mine.x_panels, once ? 1 : kMany, team);
-  for (int s = 0; s < cell_->stages; s++)
-    prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);
+  prepare(mine, once ? 1 : kMany, p.batch > kFewRows ? kMany : p.steps.count, team);
   if (team.size > 1) team.barrier->wait();
   cell_->forward(mine, team);
 }
@@ -402,11 +505,35 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
           nullptr, gates * H, columns, kernels_->widest, below(across, H, first, gates, w.layout),
           false};
     };
+    if (splits(B)) b.low = &own.low;
+    const auto place_panels = [&](Panels<T>& panels, bool split, int64_t& words,
+                                  LowColumns& columns, Buffer<T>& data, LowBuffers& low) {
+      words = split ? low_->operand_words(Precision::kSplit, panels.k) : 0;
+      if (words)
+        place_words(panels, Precision::kSplit, data, low);
+      else
+        place(panels, data);
+      columns = low.columns();
+    };
+    LowBackward& low = own.low;
+    low.kernels = low_;
+    low.x_numbers = G * H;
+    low.narrowest = split_batch_ == 1 ? 1 : kSplitNarrowest;
     b.x_panels = rows_of(w.w_ih, I, 0, int(G));
-    place(b.x_panels, own.panels.x);
+    place_panels(b.x_panels, b.low && splits_x(), low.x_words, low.x, own.panels.x, own.panels.x_low);
+    int64_t longest = 0;
     for (int s = 0; s < cell_->stages; s++) {
       b.h_panels[s] = rows_of(w.w_hh, H, cell_->stage_first[s], cell_->stage_gates[s]);
-      place(b.h_panels[s], own.panels.h[s]);
+      place_panels(b.h_panels[s], b.low && splits_h(B), low.h_words[s], low.h[s], own.panels.h[s],
+                   own.panels.h_low[s]);
+      longest = std::max(longest, low.h_words[s]);
+    }
+    if (b.low) {
+      low.x_operand = own.x_operand.grow(chunk_rows * low.x_words);
+      low.x_special = own.x_special.grow(chunk_rows);
+      low.h_operand = own.h_operand.grow(threads * B * longest);
+      low.h_special = own.h_special.grow(threads * B);
+      low.row = own.row.grow(threads * W * H);
     }
     b.h_0 = kept.h_0.get();
     b.c_0 = kept.c_0.get();
@@ -415,9 +542,11 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
       Forward<T>& f = own.again;
       f = Forward<T>{};
       f.steps = b.steps;
-      f.batch = B;
+      f.batch = chunk_rows;
       f.zero_h = saved.zero_h;
-      fill_weights(f, d, own.again_panels);
+      fill_weights(f, d, own.again_panels, b.low ? &own.low_again : nullptr, B);
+      if (b.low)
+        fill_low(own.low_again, own.again_space, chunk_rows, chunk_rows, threads, splits_h(B));
       own.gx = Buffer<T>(chunk_rows * G * H);
       own.gates = Buffer<T>(chunk_rows * cell_->saved * H);
       f.gx = own.gx.get();
@@ -445,8 +574,9 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     own.before = Buffer<const T*>(N);
     b.before = own.before.get();
     const int64_t columns = w.layout.transposed ? G * H : std::max(I, H);
-    own.scratch = Buffer<T>(
-        kernels_->tn_scratch(static_cast<const T*>(nullptr), columns, chunk_rows, threads));
+    own.scratch = Buffer<T>(std::max(
+        kernels_->tn_scratch(static_cast<const T*>(nullptr), columns, chunk_rows, threads),
+        b.low ? low_->split->tn_scratch(columns, chunk_rows, threads) : 0));
     b.pack = own.scratch.get();
     b.dx = d == 0 ? a.dx : call.dx_reverse.get();
     b.layout = w.layout;
@@ -463,16 +593,22 @@ template <class T>
 void Layer<T>::pass(const Backward<T>& p, Team team) const {
   Backward<T> mine = p;
   const int64_t rows = p.steps.offset[p.steps.count];
-  if (p.dx) prepare(mine.x_panels, rows > std::min(p.stretch, kForwardChunk) ? kMany : 1, team);
+  if (p.dx && p.low && p.low->x_words)
+    split(mine.x_panels, cell_->gates * hidden_, p.low->x, team);
+  else if (p.dx)
+    prepare(mine.x_panels, rows > std::min(p.stretch, kForwardChunk) ? kMany : 1, team);
   for (int s = 0; s < cell_->stages; s++)
-    if (s > 0 || p.steps.count > 1 || p.dh_0)
-      prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);
+    if (s > 0 || p.steps.count > 1 || p.dh_0) {
+      if (p.low && p.low->h_words[s])
+        split(mine.h_panels[s], cell_->stage_gates[s] * hidden_, p.low->h[s], team);
+      else
+        prepare(mine.h_panels[s], p.batch > kFewRows ? kMany : p.steps.count, team);
+    }
   Forward<T> again;
   if (p.again && !reuse_) {
     again = *p.again;
     mine.again = &again;
-    prepare(again.x_panels, kMany, team);
-    for (int s = 0; s < cell_->stages; s++) prepare(again.h_panels[s], kMany, team);
+    prepare(again, kMany, kMany, team);
   }
   cell_->backward(mine, team);  // starts with a barrier
 }

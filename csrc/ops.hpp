@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <vector>
 
@@ -78,10 +79,22 @@ struct BackwardArrays {
   T* dc_0;  // [D, B, H] or null
 };
 
-// Memory for the panels of a pass that packs its weights itself.
+// Memory for panels.
+struct LowBuffers {
+  Buffer<float> scale;
+  Buffer<int32_t> correction;
+  LowColumns columns() const { return {scale.get(), correction.get()}; }
+};
 template <class T>
 struct PanelBuffers {
   Buffer<T> x, h[2];
+  LowBuffers x_low, h_low[2];  // where they hold words
+};
+
+// Converted rows, see LowForward.
+struct LowSpace {
+  Buffer<uint32_t> x_operand, h_operand;
+  Buffer<float> x_scale, h_scale;
 };
 
 // Scratch of a forward pass. A layer for reuse keeps it, so that its next call allocates nothing.
@@ -91,12 +104,11 @@ struct Workspace {
   Buffer<T> zeros;              // [B, H]
   LowForward low[2];
   struct Direction {
-    PanelBuffers<T> panels;
+    PanelBuffers<T> panels;  // of a pass that packs its weights itself
     Buffer<T> gx, h, c, gates;  // see Forward
     Buffer<const T*> x_rows;
-    Buffer<T> h_0, c_0;                     // [B, H] where the caller's are overwritten
-    Buffer<uint32_t> x_operand, h_operand;  // see LowForward
-    Buffer<float> x_scale, h_scale;
+    Buffer<T> h_0, c_0;  // [B, H] where the caller's are overwritten
+    LowSpace low;
   } directions[2];
 };
 
@@ -115,6 +127,11 @@ struct BackwardCall {
     Buffer<T> dgates[2], direct, dc, partial, scratch, gx, gates;
     Buffer<const T*> before, x_rows;
     Buffer<T*> dx_rows;
+    Buffer<uint32_t> x_operand, h_operand;  // see LowBackward
+    Buffer<float> x_special, h_special, row;
+    LowBackward low;
+    LowForward low_again;
+    LowSpace again_space;
     Forward<T> again;
     Backward<T> p;
   } directions[2];
@@ -169,23 +186,34 @@ class Layer {
   const Weights<T>& weights(int d) const { return weights_[d]; }
 
  private:
-  struct LowBuffers {
-    Buffer<float> scale;
-    Buffer<int32_t> correction;
-    LowColumns columns() const { return {scale.get(), correction.get()}; }
-  };
   struct Packed {
-    Buffer<T> x_data, h_data[2], bias, bias_h;
+    PanelBuffers<T> data;
+    Buffer<T> bias, bias_h;
     Panels<T> x, h[2];
-    LowBuffers x_low, h_low[2];
+  };
+  // Panels in parts of a layer for reuse, from its first batch on that is large enough.
+  struct Parts {
+    std::once_flag once;
+    PanelBuffers<T> data[2];
   };
   void pack(int direction, Team team) const;
-  void fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own) const;
+  void fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own, LowForward* low,
+                    int64_t batch) const;
+  template <class Pack>
+  void divided(Pack pack) const;
   void prepare(Panels<T>& p, int64_t times, Team team) const;
+  void prepare(Forward<T>& p, int64_t x_times, int64_t h_times, Team team) const;
   void place(Panels<T>& p, Buffer<T>& data) const;
-  void keep(Panels<T>& p, Buffer<T>& data, LowBuffers& low) const;
-  void fill_low(LowForward& low, int direction, typename Workspace<T>::Direction& space,
-                int64_t rows, int64_t batch, int threads) const;
+  void place_words(Panels<T>& p, Precision precision, Buffer<T>& data, LowBuffers& low) const;
+  const PanelBuffers<T>& parts_of(int direction) const;
+  bool splits(int64_t batch) const;
+  bool splits_x() const;
+  bool splits_h(int64_t batch) const;
+  void fill_low(LowForward& low, LowSpace& space, int64_t rows, int64_t batch, int threads,
+                bool h_too) const;
+  void split(const Panels<T>& numbers, const Panels<T>& words, const LowColumns& columns,
+             Team team) const;
+  void split(const Panels<T>& words, int64_t k, const LowColumns& columns, Team team) const;
 
   const Kernels<T>* kernels_;
   const CellKernels<T>* cell_;
@@ -193,8 +221,10 @@ class Layer {
   int64_t input_, hidden_;
   bool reuse_;
   Precision precision_;
-  const LowKernels* low_;
+  const LowKernels* low_;  // of weights of fewer bits, or of parts; or null
+  int64_t split_batch_;    // as in InstructionSet, 0 where low_ is not of parts
   Packed packed_[2];
+  mutable Parts parts_;
   mutable std::atomic<Workspace<T>*> spare_{nullptr};  // of the last call that has ended
 };
 

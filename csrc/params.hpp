@@ -11,9 +11,12 @@ namespace rnnfast {
 
 struct Barrier;
 struct LowForward;
+struct LowBackward;
 struct Workload;
 
-enum class Precision { kFull, kBfloat16, kInt8 };  // of packed weights
+// Of packed weights. kSplit is float32 as well, in three parts (see kernels/split.hpp); no user
+// chooses it.
+enum class Precision { kFull, kBfloat16, kInt8, kSplit };
 
 // The threads that work on one direction; all of them call the same functions.
 struct Team {
@@ -187,6 +190,7 @@ struct Backward {
   T* db_hh;                 // [G*H] written, or null
   T* dh_0;                  // [B, H] written, or null
   T* dc_0;                  // [B, H] written, or null
+  const LowBackward* low;   // where products are split (kernels/split.hpp), or null
 };
 
 }  // namespace rnnfast

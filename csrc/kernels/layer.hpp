@@ -307,6 +307,8 @@ struct ForwardTile {
     constexpr int n = kLanes<T>;
     constexpr int vectors = Cell::stage_gates(kStage) * kVectors;
     T sums[kMostLowRows * vectors * n] __attribute__((aligned(64)));
+    if (low->precision == Precision::kSplit)
+      return run_split<kVectors>(row, rows, unit, panel, reinterpret_cast<float*>(sums));
     for (int m = 0; m < rows; m++)
       for (int g = 0; g < Cell::stage_gates(kStage); g++)
         for (int u = 0; u < kVectors; u++)
@@ -325,6 +327,38 @@ struct ForwardTile {
                                               reinterpret_cast<float*>(sums)});
     }
     finish<kVectors>(row, rows, unit, sums);
+  }
+
+  template <int kVectors>
+  void run_split(int64_t row, int rows, int64_t unit, const T* panel, float* sums) const {
+    constexpr int n = kLanes<T>, vectors = Cell::stage_gates(kStage) * kVectors;
+    if constexpr (kMayBeLow) {
+      SplitTile t{};
+      t.operand = low_operand + row * low->h_words;
+      t.operand_scale = low_scale + row;
+      t.operand_words = low->h_words;
+      t.rows = rows;
+      t.panel = reinterpret_cast<const uint32_t*>(panel);
+      t.depth = words_of(Precision::kSplit, hidden);
+      t.apart = t.depth * n;
+      t.vectors = vectors;
+      t.special = low->h[kStage].scale + unit * Cell::stage_gates(kStage);
+      t.stay_in(sums, n);
+      for (int g = 0; g < Cell::stage_gates(kStage); g++)
+        for (int u = 0; u < kVectors; u++) {
+          const int v = g * kVectors + u, gate = Cell::stage_first(kStage) + g;
+          if (!operand || unit + (u + 1) * n > hidden)
+            for (int m = 0; m < rows; m++)
+              store(sums + (m * vectors + v) * n, start(row + m, g, unit + u * n));
+          else if (gate == Cell::kApart)
+            t.from[v] = {bias_h + unit + u * n, 0};
+          else
+            t.from[v] = {gx + (row * Cell::kGates + place[gate]) * hidden + unit + u * n,
+                         Cell::kGates * hidden};
+        }
+      if (operand) low->kernels->split->multiply(t);
+      finish<kVectors>(row, rows, unit, sums);
+    }
   }
 
   // From the sums [rows, gates of the stage * kVectors vectors] to what the step leaves. Through
@@ -404,7 +438,7 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, const T
   tile.y = p.y + (p.y_order ? visits.step(i) * p.batch : row) * p.y_stride;
   tile.y_order = p.y_order;
   tile.columns = &p.h_panels[kStage];
-  tile.low = p.low;
+  tile.low = p.low && p.low->h_words ? p.low : nullptr;
   for (const bool starting : {false, true}) {
     const int64_t begin = starting ? continuing : 0;
     const int64_t end = starting ? rows : continuing;
@@ -422,7 +456,7 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, const T
                                         : tile.gates + Cell::kStageOperand * H;
     tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
     if constexpr (tile.kMayBeLow)
-      if (p.low && tile.operand) convert_operand(p, tile, share, member, begin, end);
+      if (tile.low && tile.operand) convert_operand(p, tile, share, member, begin, end);
     over_tiles<T, Cell::stage_gates(kStage)>(tile, share, p.h_panels[kStage], p.h_panels[kStage].k,
                                              begin, end, i % 2 != 0);
   }
@@ -458,7 +492,7 @@ void project(const Forward<T>& p, const Rows<const T>& x, int64_t rows, int64_t 
              Team team) {
   T* gx = p.gx + at * width;
   if constexpr (sizeof(T) == sizeof(float))
-    if (p.low) {
+    if (p.low && p.low->x_words) {
       const LowForward& low = *p.low;
       const int64_t begin = part_begin(rows, team.size, team.id);
       const int64_t end = part_begin(rows, team.size, team.id + 1);
@@ -467,7 +501,7 @@ void project(const Forward<T>& p, const Rows<const T>& x, int64_t rows, int64_t 
                            operand + begin * low.x_words, low.x_scale + at + begin);
       meet(team.barrier, team.size);
       low.kernels->multiply_panels(low.precision, operand, low.x_scale + at, low.x_words, rows,
-                                   p.x_panels, low.x, p.bias, gx, width, team);
+                                   p.x_panels, low.x, p.bias, Rows<float>{gx, width}, team);
       return;
     }
   multiply_panels(x, rows, p.x_panels, p.bias, Rows<T>{gx, width}, team);
@@ -551,6 +585,7 @@ void forward_pass(const Forward<T>& given, Team everyone) {
     if (p.done) raise_to(p.done, chunk_row + rows);
     if (i < T_) meet(team.barrier, team.size);
   }
+  if (p.low && p.low->kernels->split) p.low->kernels->split->release();
 }
 
 // ------------------------------------------------------------------------------ backward
@@ -569,12 +604,13 @@ struct UnitGradient {
 
 template <class Cell, class T, int kStage>
 struct BackwardTile {
-  static constexpr bool kMayBeLow = false;
+  static constexpr bool kMayBeLow = sizeof(T) == sizeof(float);
   static constexpr bool kMayLieAcross = false;
   static constexpr bool kMayBeTogether = false;
   int64_t hidden, y_stride;
   const T* operand;  // [n, W, H] gradients of pre-activations, or null where there is no product
-  int64_t k_begin, k_end;  // the part of the product that is taken now
+  int64_t depth;           // of the product
+  int64_t k_begin, k_end;  // the part of it that is taken now
   bool finish;             // and whether it is the last one; until then sums wait in `partial`
   T* partial;              // [B, H]
   const T* gates;          // [n, S, H]
@@ -590,6 +626,9 @@ struct BackwardTile {
   T* dc;      // [B, H] or null
   T* dgates;  // [n, W, H]
   T* dh_0;    // [B, H]: only the gradient of the initial state is wanted; else null
+  const LowBackward* low;       // then k counts words
+  const uint32_t* low_operand;  // [n, low->h_words[kStage]] the operand, converted
+  const float* low_special;     // [n]
 
   template <int kRows, int kVectors>
   void run(int64_t row, int64_t unit, const T* panel, const T* ahead) const {
@@ -624,6 +663,33 @@ struct BackwardTile {
         for (int u = 0; u < kVectors; u++) store(&sums[(m * kVectors + u) * n], acc[m][u]);
     }
     finish_rows<kVectors>(row, kRows, unit, sums);
+  }
+
+  template <int kVectors>
+  void run_low(int64_t row, int rows, int64_t unit, const T* panel) const {
+    constexpr int n = kLanes<T>;
+    T sums[kMostLowRows * kVectors * n] __attribute__((aligned(64)));
+    for (int m = 0; m < rows; m++)
+      for (int u = 0; u < kVectors; u++) {
+        const int lanes = int(lesser(n, hidden - unit - u * n));
+        const T* from = partial + (row + m) * hidden + unit + u * n;
+        store(&sums[(m * kVectors + u) * n], k_begin > 0 ? load_tail(from, lanes) : Vec<T>{});
+      }
+    if (operand) {
+      SplitTile t{};
+      t.operand_words = low->h_words[kStage];
+      t.operand = low_operand + row * t.operand_words + k_begin;
+      t.operand_scale = low_special + row;
+      t.rows = rows;
+      t.panel = reinterpret_cast<const uint32_t*>(panel) + k_begin * n;
+      t.apart = depth * n;
+      t.depth = k_end - k_begin;
+      t.vectors = kVectors;
+      t.special = low->h[kStage].scale + unit;
+      t.stay_in(reinterpret_cast<float*>(sums), n);
+      low->kernels->split->multiply(t);
+    }
+    finish_rows<kVectors>(row, rows, unit, sums);
   }
 
   // From the sums [rows, kVectors vectors] of the product to what the step leaves.
@@ -692,6 +758,7 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
   tile.place = f.place;
   tile.bias_h = f.bias_h;
   tile.gates = f.gates;
+  tile.low = f.low && f.low->h_words ? f.low : nullptr;
   const T** before = p.before + chunk_row;
   for (int64_t begin = 0, end; begin < rows; begin = end) {
     // Rows whose h before lie one after the other, all in h_0 or all in what was saved.
@@ -706,7 +773,9 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
                                       : f.gates + Cell::kStageOperand * H;
     tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
     const Share share = product_share(begin, end, blocks, team);
-    over_tiles<T, Cell::stage_gates(kStage)>(tile, share, panels, H, begin, end, false);
+    if constexpr (tile.kMayBeLow)
+      if (tile.low && tile.operand) convert_operand(f, tile, share, team.id, begin, end);
+    over_tiles<T, Cell::stage_gates(kStage)>(tile, share, panels, panels.k, begin, end, false);
   }
   meet(team.barrier, team.size);
 }
@@ -749,12 +818,46 @@ void backward_rows(const Backward<T>& p, const T* operand, const Share& share, i
   }
 }
 
+// Converts the rows of the operand that a member multiplies, for itself alone.
+template <class Cell, class T, int kStage>
+void convert_gradients(const Backward<T>& p, BackwardTile<Cell, T, kStage>& tile,
+                       const Share& share, int member, int64_t begin, int64_t end) {
+  const LowBackward& low = *p.low;
+  const int64_t H = p.hidden, stride = Cell::kWritten * H, words = low.h_words[kStage];
+  uint32_t* operand = low.h_operand + member * p.batch * words;
+  float* special = low.h_special + member * p.batch;
+  tile.low_operand = operand;
+  tile.low_special = special;
+  begin = begin > share.row_begin ? begin : share.row_begin;
+  end = lesser(end, share.row_end);
+  if (begin >= end || share.block_begin >= share.block_end) return;
+  const auto convert = [&](const Rows<const float>& rows, int64_t row, int64_t count, int64_t k) {
+    low.kernels->convert(Precision::kSplit, rows, count, k, operand + row * words, special + row);
+  };
+  if (Cell::back_parts(kStage) == 1) {
+    convert({tile.operand + begin * stride + Cell::back_first(kStage, 0) * H, stride}, begin,
+            end - begin, Cell::back_gates(kStage, 0) * H);
+    return;
+  }
+  float* row = low.row + member * stride;
+  for (int64_t r = begin; r < end; r++) {
+    int64_t k = 0;
+    for (int part = 0; part < Cell::back_parts(kStage); part++) {
+      const int64_t count = Cell::back_gates(kStage, part) * H;
+      __builtin_memcpy(row + k, tile.operand + r * stride + Cell::back_first(kStage, part) * H,
+                       size_t(count) * sizeof(float));
+      k += count;
+    }
+    convert({row, k}, r, 1, k);
+  }
+}
+
 // One stage of the backward pass through visit i. `gates` are what that step saved, `later` the
 // gradients that visit i + 1 wrote, `here` those that this one writes. With i = -1, only the
 // initial state is left.
 template <class Cell, class T, int kStage>
 void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const T* gates,
-                    const T* later, T* here, const Share& share) {
+                    const T* later, T* here, const Share& share, int member) {
   const int64_t H = p.hidden;
   BackwardTile<Cell, T, kStage> tile{};
   tile.hidden = H;
@@ -764,7 +867,8 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
   // A deep product is taken in parts, so that a part of a column block stays in the cache while the
   // rows pass by.
   const Panels<T>& panels = p.h_panels[kStage];
-  const int64_t depth = panels.k;
+  const int64_t depth = tile.depth = panels.k;
+  tile.low = p.low && p.low->h_words[kStage] ? p.low : nullptr;
   const auto run = [&](int64_t begin, int64_t end) {
     if (tile.operand && panels.in_place(end - begin)) {
       backward_rows<Cell, T, kStage>(p, tile.operand, share, begin, end);
@@ -774,8 +878,11 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
       over_tiles<T, 1>(tile, share, panels, depth, begin, end, false);
       return;
     }
+    if constexpr (tile.kMayBeLow)
+      if (tile.low && tile.operand) convert_gradients(p, tile, share, member, begin, end);
     const bool deep = tile.operand && end - begin > max_rows(kWidest);
-    const int64_t step = deep ? lesser(depth, kBackwardDepth) : depth;
+    const int64_t most = tile.low ? words_of(Precision::kSplit, kBackwardDepth) : kBackwardDepth;
+    const int64_t step = deep ? lesser(depth, most) : depth;
     for (tile.k_begin = 0; tile.k_begin < depth; tile.k_begin += step) {
       tile.k_end = lesser(tile.k_begin + step, depth);
       tile.finish = tile.k_end == depth;
@@ -842,6 +949,38 @@ void point_before(const Backward<T>& p, const Visits& visits) {
   }
 }
 
+// dx = dgates w_ih for some rows.
+template <class T>
+void input_gradient(const Backward<T>& p, const Rows<const T>& dgates, int64_t rows,
+                    const Rows<T>& dx, Team team) {
+  if constexpr (sizeof(T) == sizeof(float))
+    if (p.low && p.low->x_words) {
+      const LowBackward& low = *p.low;
+      const int64_t begin = part_begin(rows, team.size, team.id);
+      const int64_t end = part_begin(rows, team.size, team.id + 1);
+      low.kernels->convert(Precision::kSplit, dgates.from(begin), end - begin,
+                           p.low->x_numbers, low.x_operand + begin * low.x_words,
+                           low.x_special + begin);
+      meet(team.barrier, team.size);
+      low.kernels->multiply_panels(Precision::kSplit, low.x_operand, low.x_special, low.x_words,
+                                   rows, p.x_panels, low.x, nullptr, dx, team);
+      return;
+    }
+  multiply_panels(dgates, rows, p.x_panels, static_cast<const T*>(nullptr), dx, team);
+}
+
+// c (+)= a^T b, as multiply_tn.
+template <class T>
+void multiply_rows_of(const Backward<T>& p, const Rows<const T>& a, int64_t m,
+                      const Rows<const T>& b, int64_t n, int64_t rows, T* c, int64_t c_stride,
+                      bool accumulate, Team team) {
+  if constexpr (sizeof(T) == sizeof(float))
+    if (p.low && lesser(m, n) >= p.low->narrowest)
+      return p.low->kernels->split->multiply_tn(a, m, b, n, rows, c, c_stride, accumulate, p.pack,
+                                                team);
+  multiply_tn(a, m, b, n, rows, c, c_stride, accumulate, p.pack, team);
+}
+
 // Adds what a chunk of rows gives to the gradients of some gates' weights and biases: `dgates` are
 // the columns of those gates, `operand` [rows, width] what their weights multiply.
 template <class T>
@@ -855,11 +994,11 @@ void weight_gradient(const Backward<T>& p, int first, int count, Rows<const T> d
       if (place[gate + together] != place[gate] + together) break;
     const int64_t row = place[gate] * H, m = together * H;
     if (dw && p.layout.transposed)
-      multiply_tn(operand, width, dgates, m, rows, dw + row, all_gates * H, accumulate, p.pack,
-                  team);
+      multiply_rows_of(p, operand, width, dgates, m, rows, dw + row, all_gates * H, accumulate,
+                       team);
     else if (dw)
-      multiply_tn(dgates, m, operand, width, rows, dw + row * width, width, accumulate, p.pack,
-                  team);
+      multiply_rows_of(p, dgates, m, operand, width, rows, dw + row * width, width, accumulate,
+                       team);
     if (db) sum_rows(dgates.first, dgates.stride, m, rows, db + row, accumulate, team);
   }
 }
@@ -913,10 +1052,10 @@ void backward_pass(const Backward<T>& p, Team team) {
         T* here = dgates + (visits.row(j) - chunk_row) * width;
         const T* gates = saved + (visits.row(j) - chunk_row) * Cell::kSaved * H;
         if (takes_part) {
-          backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0]);
+          backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0], team.id);
           if constexpr (Cell::kStages > 1) {
             meet(p.split.barrier, waiting);
-            backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1]);
+            backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1], team.id);
           }
           if (j - 1 > before) meet(p.split.barrier, waiting);
         }
@@ -924,11 +1063,10 @@ void backward_pass(const Backward<T>& p, Team team) {
       }
       meet(team.barrier, team.size);
       if (p.dx)
-        multiply_panels(Rows<const T>{dgates + (first - chunk_row) * width, width}, stretch,
-                        p.x_panels, static_cast<const T*>(nullptr),
-                        p.x_order ? Rows<T>{nullptr, 0, p.dx_rows + first}
-                                  : Rows<T>{p.dx + first * p.input, p.input},
-                        team);
+        input_gradient(p, Rows<const T>{dgates + (first - chunk_row) * width, width}, stretch,
+                       p.x_order ? Rows<T>{nullptr, 0, p.dx_rows + first}
+                                 : Rows<T>{p.dx + first * p.input, p.input},
+                       team);
       if (p.done) raise_to(p.done, p.steps.offset[T_] - first);
     }
     weight_gradient(p, 0, Cell::kGates, Rows<const T>{dgates, width}, rows_of_x(p, chunk_row),
@@ -947,7 +1085,8 @@ void backward_pass(const Backward<T>& p, Team team) {
   if (Cell::kHasC && team.id == 0) copy_rows<T>(p.dc, p.dc_0, 0, p.batch, H, 0, H);
   if (takes_part && p.dh_0)
     backward_stage<Cell, T, 0>(p, visits, -1, static_cast<const T*>(nullptr), later,
-                               static_cast<T*>(nullptr), shares[0]);
+                               static_cast<T*>(nullptr), shares[0], team.id);
+  if (p.low && p.low->kernels->split) p.low->kernels->split->release();
 }
 
 template <class Cell, class T>

@@ -1,9 +1,14 @@
-// Products with weights of 16 or 8 bits for one instruction set.
+// Products whose numbers are converted first, for one instruction set.
 #include "low.hpp"
 
 #include <type_traits>
 
 #include "tile.hpp"
+
+#if defined(__AMX_TILE__)
+#include "matrix_unit.hpp"
+#include "split.hpp"
+#endif
 
 namespace rnnfast::RNNFAST_ISA {
 
@@ -69,6 +74,9 @@ constexpr bool kRoundsOperand = false;
 #endif
 
 int64_t operand_words(Precision precision, int64_t k) {
+#if defined(__AMX_TILE__)
+  if (precision == Precision::kSplit) return operand_words_split(k);
+#endif
   const int64_t words = words_of(precision, k);
   return is_int8(precision) || kRoundsOperand ? words : 2 * words;
 }
@@ -113,6 +121,9 @@ float convert_int8(const float* x, int64_t k, uint32_t* to) {
 
 void convert(Precision precision, const Rows<const float>& rows, int64_t count, int64_t k,
              uint32_t* operand, float* scale) {
+#if defined(__AMX_TILE__)
+  if (precision == Precision::kSplit) return convert_split(rows, count, k, operand, scale);
+#endif
   const int64_t words = operand_words(precision, k);
   for (int64_t r = 0; r < count; r++) {
     if (is_int8(precision))
@@ -245,23 +256,9 @@ RNNFAST_INLINE void for_vectors(int vectors, Body body) {
 }
 
 #if defined(__AMX_TILE__)
-// The matrix unit: up to 16 rows of 16 words times 16 words of 16 columns at a time.
-constexpr int kDeep = 16;  // words
 // Up to how many rows vectors multiply as fast, to the same bits: of int8, and of bfloat16 where
 // there are few words.
 constexpr int kFewOfInt8 = 4, kFewOfBfloat16 = 2, kFewWords = 2 * kDeep;
-
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-
-  void use() {
-    // GCC's intrinsics do not tell it what they read: all of this, and what tiles are loaded from.
-    asm volatile("" : "+m"(*this) : : "memory");
-    _tile_loadconfig(this);
-  }
-};
 
 // What sums start with: numbers of 32 bits, rows `stride` bytes apart; 0 for one row for all.
 struct Start {
@@ -510,8 +507,13 @@ void pack(Precision precision, const Panels<float>& p, const LowColumns& columns
 
 void multiply_panels(Precision precision, const uint32_t* operand, const float* operand_scale,
                      int64_t operand_words, int64_t rows, const Panels<float>& p,
-                     const LowColumns& columns, const float* bias, float* c, int64_t c_stride,
+                     const LowColumns& columns, const float* bias, const Rows<float>& c,
                      Team team) {
+#if defined(__AMX_TILE__)
+  if (precision == Precision::kSplit)
+    return multiply_panels_split(operand, operand_scale, operand_words, rows, p, columns, bias, c,
+                                 team);
+#endif
   const int64_t vectors = parts(p.n, kWords);
   const int64_t blocks = parts(vectors, p.widest);
   const Share share = product_share(0, rows, blocks, team);
@@ -541,7 +543,7 @@ void multiply_panels(Precision precision, const uint32_t* operand, const float* 
       multiply(precision, tile);
       for (int m = 0; m < tile.rows; m++)
         for (int v = 0; v < block.vectors; v++)
-          store_tail(c + (row + m) * c_stride + column + v * kWords,
+          store_tail(c.row(row + m) + column + v * kWords,
                      load(sums + (m * block.vectors + v) * kWords), int(p.n - column - v * kWords));
     }
   }
@@ -549,6 +551,15 @@ void multiply_panels(Precision precision, const uint32_t* operand, const float* 
 
 }  // namespace
 
-const LowKernels low_kernels = {operand_words, convert, most_rows, multiply, pack, multiply_panels};
+#if defined(__AMX_TILE__)
+constexpr SplitKernels split_kernels = {pack_split, multiply_split, release_split,
+                                        multiply_tn_split, tn_scratch_split};
+constexpr const SplitKernels* split = &split_kernels;
+#else
+constexpr const SplitKernels* split = nullptr;
+#endif
+
+const LowKernels low_kernels = {operand_words, convert,         most_rows, multiply,
+                                pack,          multiply_panels, split};
 
 }  // namespace rnnfast::RNNFAST_ISA

@@ -1,4 +1,5 @@
-// Products with weights of 16 or 8 bits, for inference. `low.cpp` defines them.
+// Products whose numbers are converted first: with weights of 16 or 8 bits, for inference, and of
+// float32 in parts (see split.hpp). `low.cpp` defines them.
 //
 // A word is 32 bits of one column of weights: two bfloat16 or four int8, consecutive in k. Panels
 // of words are laid out as Panels<float> are, with ceil(k / 2) or ceil(k / 4) words in place of k
@@ -20,7 +21,7 @@ namespace rnnfast {
 
 // What the words of a matrix need beside them, one number a column in the order of the panels.
 struct LowColumns {
-  float* scale;         // [columns] of int8
+  float* scale;         // [columns] of int8; of parts, 1 where a number is special, else 0
   int32_t* correction;  // [columns] of int8: -128 times the sum of q, as operands are q + 128
 };
 
@@ -39,6 +40,50 @@ struct LowTile {
 
 constexpr int kMostLowRows = 32;
 
+// Columns of numbers, rows so many numbers apart.
+template <class Number>
+struct Column {
+  Number* at;
+  int64_t stride;
+};
+
+// The same of parts, whose sums of each vector may lie elsewhere.
+struct SplitTile {
+  const uint32_t* operand;     // [rows, operand_words]
+  const float* operand_scale;  // [rows]
+  int64_t operand_words;
+  int rows;
+  const uint32_t* panel;  // [vectors, apart]
+  int64_t apart;
+  int64_t depth;
+  int vectors;
+  const float* special;           // [vectors * lanes] of columns
+  Column<const float> from[4];    // what the sums of each vector start with; null for zeros
+  Column<float> to[4];            // where they go
+
+  // Lets sums [rows, vectors * lanes] start and end in one place.
+  void stay_in(float* sums, int lanes) {
+    for (int v = 0; v < vectors; v++) {
+      to[v] = {sums + v * lanes, vectors * lanes};
+      from[v] = {to[v].at, to[v].stride};
+    }
+  }
+};
+
+// Of float32 in parts alone.
+struct SplitKernels {
+  // From numbers, or where they have no data from their source.
+  void (*pack)(const Panels<float>& numbers, uint32_t* words, const LowColumns&, Team);
+  void (*multiply)(const SplitTile&);
+  // Every thread that multiplied calls it once it is done.
+  void (*release)();
+  // As those in gemm.hpp.
+  void (*multiply_tn)(const Rows<const float>& a, int64_t m, const Rows<const float>& b, int64_t n,
+                      int64_t rows, float* c, int64_t c_stride, bool accumulate, float* scratch,
+                      Team team);
+  int64_t (*tn_scratch)(int64_t n, int64_t rows, int members);
+};
+
 struct LowKernels {
   // Numbers of 32 bits that a converted row of k numbers takes.
   int64_t (*operand_words)(Precision, int64_t k);
@@ -51,11 +96,14 @@ struct LowKernels {
   // As multiply_panels in gemm.hpp, for converted rows.
   void (*multiply_panels)(Precision, const uint32_t* operand, const float* operand_scale,
                           int64_t operand_words, int64_t rows, const Panels<float>& words,
-                          const LowColumns&, const float* bias, float* c, int64_t c_stride, Team);
+                          const LowColumns&, const float* bias, const Rows<float>& c, Team);
+  const SplitKernels* split;  // null without a matrix unit
 };
 
 constexpr int64_t words_of(Precision precision, int64_t k) {
-  return precision == Precision::kBfloat16 ? (k + 1) / 2 : (k + 3) / 4;
+  return precision == Precision::kSplit      ? (k + 31) / 32 * 48
+         : precision == Precision::kBfloat16 ? (k + 1) / 2
+                                             : (k + 3) / 4;
 }
 
 // What a forward pass with such weights needs beside its Forward<float>.
@@ -63,11 +111,27 @@ struct LowForward {
   const LowKernels* kernels;
   Precision precision;
   LowColumns x, h[2];  // of x_panels and h_panels
-  int64_t x_words, h_words;
+  int64_t x_words;     // of a converted row; 0 where x_panels hold numbers
+  int64_t h_words;     // likewise
   uint32_t* x_operand;  // [threads * chunk + B, x_words] scratch
   float* x_scale;       // [threads * chunk + B]
   uint32_t* h_operand;  // [members, B, h_words] scratch
   float* h_scale;       // [members, B]
+};
+
+// What a backward pass in parts needs beside its Backward<float>.
+struct LowBackward {
+  const LowKernels* kernels;
+  LowColumns x, h[2];    // of x_panels and h_panels
+  int64_t x_words;       // of a row of dgates; 0 where x_panels hold numbers
+  int64_t x_numbers;     // G*H, the same in numbers
+  int64_t h_words[2];    // of a stage, likewise
+  uint32_t* x_operand;   // [chunk + B, x_words] scratch
+  float* x_special;      // [chunk + B]
+  uint32_t* h_operand;   // [members, B, the longer h_words] scratch
+  float* h_special;      // [members, B]
+  float* row;            // [members, W*H] scratch
+  int64_t narrowest;     // rows and columns of weight gradients that pay
 };
 
 }  // namespace rnnfast

@@ -46,6 +46,9 @@ struct InstructionSet {
   Kernels<double> f64;
   Kernels<Dual> dual;
   const LowKernels* low;
+  // The fewest rows of a batch whose float32 products are split (see split.hpp): the batch alone
+  // decides, so that a row has the same bits however many steps are taken at a time. 0 for never.
+  int64_t split_batch = 0;
 };
 
 template <class T>
