@@ -33,7 +33,7 @@ constexpr int64_t kBackwardChunk = 512;
 constexpr int64_t kMany = 1000;  // times
 
 // Of products that the matrix unit takes, and of weight gradients, whose numbers are all split anew.
-constexpr int64_t kSplitWidth = 32, kSplitNarrowest = 64;
+constexpr int64_t kSplitWidth = 32, kSplitNarrowest = 128;
 
 // How many times fewer bytes weights of a precision take.
 int64_t shrunk_by(Precision p) {
@@ -521,17 +521,17 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     low.narrowest = split_batch_ == 1 ? 1 : kSplitNarrowest;
     b.x_panels = rows_of(w.w_ih, I, 0, int(G));
     place_panels(b.x_panels, b.low && splits_x(), low.x_words, low.x, own.panels.x, own.panels.x_low);
-    int64_t longest = 0;
+    low.most_words = 0;
     for (int s = 0; s < cell_->stages; s++) {
       b.h_panels[s] = rows_of(w.w_hh, H, cell_->stage_first[s], cell_->stage_gates[s]);
       place_panels(b.h_panels[s], b.low && splits_h(B), low.h_words[s], low.h[s], own.panels.h[s],
                    own.panels.h_low[s]);
-      longest = std::max(longest, low.h_words[s]);
+      low.most_words = std::max(low.most_words, low.h_words[s]);
     }
     if (b.low) {
       low.x_operand = own.x_operand.grow(chunk_rows * low.x_words);
       low.x_special = own.x_special.grow(chunk_rows);
-      low.h_operand = own.h_operand.grow(threads * B * longest);
+      low.h_operand = own.h_operand.grow(threads * B * low.most_words);
       low.h_special = own.h_special.grow(threads * B);
       low.row = own.row.grow(threads * W * H);
     }

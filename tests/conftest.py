@@ -36,17 +36,24 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 settings.load_profile("default")
 
 
-# They differ from avx512 in products of 16 and 8 bits alone.
+# They differ from avx512 in products of 16 and 8 bits alone, the last one also in float32 of batches
+# of 16 rows and more.
 LOW_SETS = ("avx512vnni", "avx512bf16", "avx512amx")
+# Differs from avx512amx in that it takes float32 of any size to the matrix unit.
+SPLIT_SET = "avx512amx_every"
 
 
 def available_isas(low: bool = False) -> list[str]:
-    """The instruction sets of the native backend that this machine can run; LOW_SETS on demand."""
+    """The instruction sets of the native backend that this machine can run.
+
+    Those that differ in float32 and float64, or in products of fewer bits (`low`).
+    """
     if "native" not in usable_backends():
         return []
     from rnnfast import _native
 
-    return [isa for isa in _native.available_isas() if low or isa not in LOW_SETS]
+    unlike = (SPLIT_SET,) if low else LOW_SETS
+    return [isa for isa in _native.available_isas() if isa not in unlike]
 
 
 def targets(low: bool = False) -> list[str]:

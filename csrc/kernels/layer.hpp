@@ -824,7 +824,7 @@ void convert_gradients(const Backward<T>& p, BackwardTile<Cell, T, kStage>& tile
                        const Share& share, int member, int64_t begin, int64_t end) {
   const LowBackward& low = *p.low;
   const int64_t H = p.hidden, stride = Cell::kWritten * H, words = low.h_words[kStage];
-  uint32_t* operand = low.h_operand + member * p.batch * words;
+  uint32_t* operand = low.h_operand + member * p.batch * low.most_words;
   float* special = low.h_special + member * p.batch;
   tile.low_operand = operand;
   tile.low_special = special;

@@ -126,9 +126,10 @@ struct LowBackward {
   int64_t x_words;       // of a row of dgates; 0 where x_panels hold numbers
   int64_t x_numbers;     // G*H, the same in numbers
   int64_t h_words[2];    // of a stage, likewise
+  int64_t most_words;    // the longer of them
   uint32_t* x_operand;   // [chunk + B, x_words] scratch
   float* x_special;      // [chunk + B]
-  uint32_t* h_operand;   // [members, B, the longer h_words] scratch
+  uint32_t* h_operand;   // [members, B, most_words] scratch
   float* h_special;      // [members, B]
   float* row;            // [members, W*H] scratch
   int64_t narrowest;     // rows and columns of weight gradients that pay
