@@ -67,7 +67,7 @@ bool processor_has(const char* name) {
   if (!std::strcmp(name, "avx512bf16"))
     return processor_has("avx512vnni") && __builtin_cpu_supports("avx512bf16");
 #if defined(RNNFAST_HAS_AMX)
-  if (!std::strncmp(name, "avx512amx", 9)) return processor_has("avx512bf16") && has_amx();
+  if (!std::strcmp(name, "avx512amx")) return processor_has("avx512bf16") && has_amx();
 #endif
 #endif
   return !std::strcmp(name, "baseline") || !std::strcmp(name, "neon");
@@ -106,14 +106,10 @@ std::vector<const InstructionSet*> available_sets() {
   RNNFAST_LOW_SETS(RNNFAST_ADD)
 #undef RNNFAST_ADD
 #if defined(RNNFAST_HAS_AMX)
-  static const auto amx = [](const char* name, int64_t batch) {
-    InstructionSet set = avx512amx_set;
-    set.name = name;
-    set.split_batch = batch;
-    return set;
-  };
-  static const InstructionSet every = amx("avx512amx_every", 1);
-  static const InstructionSet usual = amx("avx512amx", kSplitBatch);
+  static InstructionSet every = avx512amx_set, usual = avx512amx_set;
+  every.name = "avx512amx_every";
+  every.split_batch = 1;
+  usual.split_batch = kSplitBatch;
   if (processor_has(usual.name)) {
     sets.back() = &every;
     sets.push_back(&usual);
@@ -150,10 +146,15 @@ const LowKernels& low_kernels() {
 }
 
 const LowKernels* split_kernels() {
+  return active_set().split_batch > 0 ? active_set().low : nullptr;
+}
+
+bool may_split() {
 #if defined(RNNFAST_HAS_AMX)
-  if (active_set().split_batch > 0 && may_use_amx()) return active_set().low;
+  return may_use_amx();
+#else
+  return false;
 #endif
-  return nullptr;
 }
 
 }  // namespace rnnfast

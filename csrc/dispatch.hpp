@@ -19,7 +19,9 @@ void use_set(const std::string& name);
 // The products of 16 and 8 bits of the set in use. Where AMX is refused at their first use, those
 // of the next set below.
 const LowKernels& low_kernels();
-// Those of float32 in parts; null where the set in use has none, or AMX is refused.
+// Those of float32 in parts; null where the set in use has none.
 const LowKernels* split_kernels();
+// Whether they may be used. Asks the system at its first call.
+bool may_split();
 
 }  // namespace rnnfast

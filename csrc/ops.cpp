@@ -32,8 +32,12 @@ constexpr int64_t kBackwardChunk = 512;
 
 constexpr int64_t kMany = 1000;  // times
 
-// Of products that the matrix unit takes, and of weight gradients, whose numbers are all split anew.
-constexpr int64_t kSplitWidth = 32, kSplitNarrowest = 128;
+// Widths from which the matrix unit takes products with weights, the same of a backward pass, and
+// weight gradients, whose numbers are all split anew.
+constexpr int64_t kSplitWidth = 32, kSplitBackWidth = 64, kSplitNarrowest = 128;
+// Of w_hh in parts, which take 6 bytes a number and are read at each step: so many numbers stay in
+// the cache, and of more only so many rows make the time up (at (35, 20, 650, 650) they would not).
+constexpr int64_t kSplitNear = 330000, kSplitFarBatch = 28;
 
 // How many times fewer bytes weights of a precision take.
 int64_t shrunk_by(Precision p) {
@@ -104,7 +108,7 @@ void Layer<T>::place_words(Panels<T>& p, Precision precision, Buffer<T>& data,
   const int64_t lanes = kernels_->lanes;
   const int64_t columns = (p.n + lanes - 1) / lanes * lanes * p.source.groups;
   low.scale.grow(columns);
-  low.correction.grow(columns);
+  if (precision != Precision::kSplit) low.correction.grow(columns);
   p.k = words_of(precision, p.k);
   place(p, data);
 }
@@ -192,7 +196,7 @@ void Layer<T>::pack(int direction, Team team) const {
 template <class T>
 bool Layer<T>::splits(int64_t batch) const {
   return split_batch_ > 0 && batch >= split_batch_ &&
-         std::max(input_, hidden_) >= (split_batch_ == 1 ? 1 : kSplitWidth);
+         std::max(input_, hidden_) >= (split_batch_ == 1 ? 1 : kSplitWidth) && may_split();
 }
 template <class T>
 bool Layer<T>::splits_x() const {
@@ -201,9 +205,8 @@ bool Layer<T>::splits_x() const {
 template <class T>
 bool Layer<T>::splits_h(int64_t batch) const {
   if (split_batch_ == 1) return true;
-  static const int64_t bytes = getenv("SB") ? atoll(getenv("SB")) : 2000000, rows = getenv("SR")?atoll(getenv("SR")):32;
-  return hidden_ >= kSplitWidth &&
-         (batch >= rows || cell_->gates * hidden_ * hidden_ * 6 <= bytes);
+  const int64_t weights = cell_->gates * hidden_ * hidden_;
+  return hidden_ >= kSplitWidth && (weights <= kSplitNear || batch >= kSplitFarBatch);
 }
 
 // Packs panels of words in parts, from columns of k numbers: those of `numbers`, or where they have
@@ -223,26 +226,28 @@ void Layer<T>::split(const Panels<T>& words, int64_t k, const LowColumns& column
   split(numbers, words, columns, team);
 }
 
-// Those in parts of a layer for reuse.
+// Those in parts of a layer for reuse: of w_ih, or of w_hh.
 template <class T>
-const PanelBuffers<T>& Layer<T>::parts_of(int direction) const {
-  std::call_once(parts_.once, [&] {
-    Panels<T> words[2][3];
-    for (int d = 0; d < directions(); d++)
-      for (int s = -1; s < cell_->stages; s++) {
-        Panels<T>& panels = words[d][s + 1];
-        PanelBuffers<T>& to = parts_.data[d];
-        panels = s < 0 ? packed_[d].x : packed_[d].h[s];
-        place_words(panels, Precision::kSplit, s < 0 ? to.x : to.h[s],
-                    s < 0 ? to.x_low : to.h_low[s]);
-      }
+const PanelBuffers<T>& Layer<T>::parts_of(int direction, bool of_x) const {
+  const auto each = [&](auto body) {  // numbers, data, low
+    for (int d = 0; d < directions(); d++) {
+      PanelBuffers<T>& to = parts_.data[d];
+      if (of_x) body(packed_[d].x, to.x, to.x_low);
+      for (int s = 0; !of_x && s < cell_->stages; s++)
+        body(packed_[d].h[s], to.h[s], to.h_low[s]);
+    }
+  };
+  std::call_once(of_x ? parts_.x : parts_.h, [&] {
+    each([&](const Panels<T>& numbers, Buffer<T>& data, LowBuffers& low) {
+      Panels<T> words = numbers;
+      place_words(words, Precision::kSplit, data, low);
+    });
     divided([&](Team team) {
-      for (int d = 0; d < directions(); d++)
-        for (int s = -1; s < cell_->stages; s++) {
-          const PanelBuffers<T>& to = parts_.data[d];
-          split(s < 0 ? packed_[d].x : packed_[d].h[s], words[d][s + 1],
-                (s < 0 ? to.x_low : to.h_low[s]).columns(), team);
-        }
+      each([&](const Panels<T>& numbers, const Buffer<T>& data, const LowBuffers& low) {
+        Panels<T> words = numbers;
+        words.data = data.get();
+        split(numbers, words, low.columns(), team);
+      });
     });
   });
   return parts_.data[direction];
@@ -288,21 +293,22 @@ void Layer<T>::fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own,
   f.bias_h = p.bias_h.get();
   f.low = low;
   const bool in_parts = low && precision_ == Precision::kFull;
-  const PanelBuffers<T>& from = !reuse_ ? own : in_parts ? parts_of(direction) : p.data;
   for (int s = -1; s < cell_->stages; s++) {
-    Panels<T>& panels = s < 0 ? f.x_panels : f.h_panels[s];
-    panels = s < 0 ? p.x : p.h[s];
-    const bool words = in_parts && (s < 0 ? splits_x() : splits_h(batch));
-    if (reuse_) {
-      if (words) panels.k = words_of(Precision::kSplit, panels.k);
-      if (words) panels.data = (s < 0 ? from.x : from.h[s]).get();
+    const bool of_x = s < 0;
+    Panels<T>& panels = of_x ? f.x_panels : f.h_panels[s];
+    panels = of_x ? p.x : p.h[s];
+    const bool words = in_parts && (of_x ? splits_x() : splits_h(batch));
+    const PanelBuffers<T>& from = !reuse_ ? own : words ? parts_of(direction, of_x) : p.data;
+    if (!reuse_ && words) {
+      place_words(panels, Precision::kSplit, of_x ? own.x : own.h[s],
+                  of_x ? own.x_low : own.h_low[s]);
+    } else if (!reuse_) {
+      place(panels, of_x ? own.x : own.h[s]);
     } else if (words) {
-      place_words(panels, Precision::kSplit, s < 0 ? own.x : own.h[s],
-                  s < 0 ? own.x_low : own.h_low[s]);
-    } else {
-      place(panels, s < 0 ? own.x : own.h[s]);
+      panels.k = words_of(Precision::kSplit, panels.k);
+      panels.data = (of_x ? from.x : from.h[s]).get();
     }
-    if (low) (s < 0 ? low->x : low->h[s]) = (s < 0 ? from.x_low : from.h_low[s]).columns();
+    if (low) (of_x ? low->x : low->h[s]) = (of_x ? from.x_low : from.h_low[s]).columns();
   }
 }
 
@@ -317,8 +323,9 @@ void Layer<T>::fill_low(LowForward& low, LowSpace& space, int64_t rows, int64_t 
   low.h_words = h_too ? low_->operand_words(low.precision, hidden_) : 0;
   low.x_operand = space.x_operand.grow(rows * low.x_words);
   low.x_scale = space.x_scale.grow(rows);
-  low.h_operand = space.h_operand.grow(threads * batch * low.h_words);
-  low.h_scale = space.h_scale.grow(threads * batch);
+  const int64_t copies = in_parts ? 1 : threads;
+  low.h_operand = space.h_operand.grow(copies * batch * low.h_words);
+  low.h_scale = space.h_scale.grow(copies * batch);
 }
 
 template <class T>
@@ -354,8 +361,7 @@ void Layer<T>::begin(ForwardCall<T>& call, const Batch& batch, const ForwardArra
   count_rows(batch, offset);
   const int64_t N = offset[T_];
 
-  static const int64_t ch = getenv("CH") ? atoll(getenv("CH")) : kForwardChunk;
-  const int64_t chunk = std::clamp<int64_t>(N, 1, splits(B) ? ch : kForwardChunk);
+  const int64_t chunk = std::clamp<int64_t>(N, 1, kForwardChunk);
   const int64_t scratch_rows = (B > 1 ? threads : 1) * chunk + B;
   const T* zeros = nullptr;
   if (!a.h_0 || (cell_->has_c && !a.c_0)) {
@@ -508,6 +514,7 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     if (splits(B)) b.low = &own.low;
     const auto place_panels = [&](Panels<T>& panels, bool split, int64_t& words,
                                   LowColumns& columns, Buffer<T>& data, LowBuffers& low) {
+      split = split && (panels.n >= kSplitBackWidth || split_batch_ == 1);
       words = split ? low_->operand_words(Precision::kSplit, panels.k) : 0;
       if (words)
         place_words(panels, Precision::kSplit, data, low);
@@ -531,8 +538,8 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     if (b.low) {
       low.x_operand = own.x_operand.grow(chunk_rows * low.x_words);
       low.x_special = own.x_special.grow(chunk_rows);
-      low.h_operand = own.h_operand.grow(threads * B * low.most_words);
-      low.h_special = own.h_special.grow(threads * B);
+      low.h_operand = own.h_operand.grow(B * low.most_words);
+      low.h_special = own.h_special.grow(B);
       low.row = own.row.grow(threads * W * H);
     }
     b.h_0 = kept.h_0.get();

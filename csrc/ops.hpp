@@ -193,7 +193,7 @@ class Layer {
   };
   // Panels in parts of a layer for reuse, from its first batch on that is large enough.
   struct Parts {
-    std::once_flag once;
+    std::once_flag x, h;
     PanelBuffers<T> data[2];
   };
   void pack(int direction, Team team) const;
@@ -205,7 +205,7 @@ class Layer {
   void prepare(Forward<T>& p, int64_t x_times, int64_t h_times, Team team) const;
   void place(Panels<T>& p, Buffer<T>& data) const;
   void place_words(Panels<T>& p, Precision precision, Buffer<T>& data, LowBuffers& low) const;
-  const PanelBuffers<T>& parts_of(int direction) const;
+  const PanelBuffers<T>& parts_of(int direction, bool of_x) const;
   bool splits(int64_t batch) const;
   bool splits_x() const;
   bool splits_h(int64_t batch) const;

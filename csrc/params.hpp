@@ -139,7 +139,7 @@ struct Forward {
   int64_t between;         // numbers from one member's scratch of h and c to the next one's
   bool save;               // h and c
   bool save_gates;         // and the gates
-  const LowForward* low;   // where the panels hold words of 16 or 8 bits (kernels/low.hpp), or null
+  const LowForward* low;   // where panels hold words (kernels/low.hpp), or null
   T* y;                    // [N, D*H], or where there is an order [T, B, D*H], at this direction's
                            // first column
   const int64_t* y_order;  // [B] as x_order, of y

@@ -222,7 +222,7 @@ class Segment(NamedTuple):
     """Some consecutive steps of a batch, and the state before them."""
 
     first_row: int
-    steps: Steps  # of the rows that still run when it begins
+    steps: Steps
     state: State
 
     @property
@@ -323,14 +323,14 @@ def _in_segments(
     first_row = 0
     for first in range(0, max(1, steps.num_steps), length):
         part = steps.part(first, length)
-        before = _rows_of(running, part.batch)
+        before = _copy_of(running)
         segment = Segment(first_row, part, before)
         after = _empty_like(before)
         stack.forward(rows[segment.rows], first_row, part, before, y[segment.rows], after, None)
-        _put_rows(running, after)
+        _put(running, after)
         segments.append(segment)
         first_row += part.rows
-    _put_rows(state_n, running)
+    _put(state_n, running)
     return segments
 
 
@@ -390,13 +390,13 @@ def _back_through_segments(
             segment.first_row,
             segment.steps,
             None if dy is None else dy[at],
-            _rows_of(dstate, segment.steps.batch),
+            _copy_of(dstate),
         )
         if stack.spec.truncate is not None and segment.first_row > 0:
-            h, c = dbefore
-            assert h is not None
-            dbefore = np.zeros_like(h), None if c is None else np.zeros_like(c)
-        _put_rows(dstate, dbefore)
+            for part in dbefore:
+                if part is not None:
+                    part[:, : segment.steps.begun] = 0  # others have their last step before
+        _put(dstate, dbefore)
         parts = [_converted(w, stack.computed) for w in parts]
         if not dweights:
             dweights = parts
@@ -416,17 +416,16 @@ def _copy_or_zeros(a: Array | None, shape: tuple[int, ...], like: Array) -> Arra
     return np.zeros(shape, like.dtype, like=like) if a is None else a.copy()
 
 
-def _rows_of(state: State, batch: int) -> State:
-    """A copy of the first rows of a state."""
+def _copy_of(state: State) -> State:
     h, c = state
     assert h is not None
-    return h[:, :batch].copy(), None if c is None else c[:, :batch].copy()
+    return h.copy(), None if c is None else c.copy()
 
 
-def _put_rows(state: State, rows: State) -> None:
-    for a, b in zip(state, rows, strict=True):
+def _put(state: State, values: State) -> None:
+    for a, b in zip(state, values, strict=True):
         if a is not None and b is not None:
-            a[:, : b.shape[1]] = b
+            a[...] = b
 
 
 def _empty_like(state: State) -> State:

@@ -193,8 +193,14 @@ class Steps(NamedTuple):
         return int(self.batch_sizes.sum())
 
     def part(self, first: int, count: int) -> Steps:
-        """Up to `count` steps from `first` on, and the rows that run then."""
+        """Up to `count` steps from `first` on, of the whole batch: how many rows it has may decide
+        how a backend multiplies."""
         if self.batch_sizes is None:
             return Steps(min(count, self.num_steps - first), self.batch)
         sizes = self.batch_sizes[first : first + count]
-        return Steps(len(sizes), int(sizes.max(initial=0)), sizes)
+        return Steps(len(sizes), self.batch, sizes)
+
+    @property
+    def begun(self) -> int:
+        """How many rows have any step."""
+        return self.batch if self.batch_sizes is None else int(self.batch_sizes.max(initial=0))

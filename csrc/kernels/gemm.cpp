@@ -488,18 +488,31 @@ void transposed_times_rows(const Rows<const T>& a, int64_t m, const Rows<const T
 
 // -------------------------------------------------------------------------- element-wise
 
+// kCount vectors of columns from vector v on. Lines of a row are read one after the other: rows may
+// lie a page apart, over which no processor fetches ahead.
+template <class T, int kCount>
+RNNFAST_INLINE void sums_of_columns(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums,
+                                    bool accumulate, int64_t v) {
+  constexpr int n = kLanes<T>;
+  const auto lanes = [&](int i) { return int(smaller(n, m - (v + i) * n)); };
+  Vec<T> sum[kCount];
+  for (int i = 0; i < kCount; i++)
+    sum[i] = accumulate ? load_tail(sums + (v + i) * n, lanes(i)) : Vec<T>{};
+  for (int64_t r = 0; r < rows; r++)
+    for (int i = 0; i < kCount; i++)
+      sum[i] += load_tail(a + r * a_stride + (v + i) * n, lanes(i));
+  for (int i = 0; i < kCount; i++) store_tail(sums + (v + i) * n, sum[i], lanes(i));
+}
+
 template <class T>
 void column_sums(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums, bool accumulate,
                  Team team) {
-  constexpr int n = kLanes<T>;
-  const int64_t vectors = parts(m, n);
-  for (int64_t v = part_begin(vectors, team.size, team.id);
-       v < part_begin(vectors, team.size, team.id + 1); v++) {
-    const int lanes = int(smaller(n, m - v * n));
-    Vec<T> sum = accumulate ? load_tail(sums + v * n, lanes) : Vec<T>{};
-    for (int64_t r = 0; r < rows; r++) sum += load_tail(a + r * a_stride + v * n, lanes);
-    store_tail(sums + v * n, sum, lanes);
-  }
+  constexpr int together = 8;
+  const int64_t vectors = parts(m, kLanes<T>), end = part_begin(vectors, team.size, team.id + 1);
+  int64_t v = part_begin(vectors, team.size, team.id);
+  for (; v + together <= end; v += together)
+    sums_of_columns<T, together>(a, a_stride, m, rows, sums, accumulate, v);
+  for (; v < end; v++) sums_of_columns<T, 1>(a, a_stride, m, rows, sums, accumulate, v);
 }
 
 template <class T>

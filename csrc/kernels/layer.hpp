@@ -403,26 +403,43 @@ struct ForwardTile {
   }
 };
 
-// Converts the rows of the operand that a member multiplies, for itself alone.
+// The members that divide the rows [begin, end) of a step that they all multiply, or this one alone
+// with those of its share: a part of them for each.
+struct Converted {
+  int64_t begin, end;
+
+  RNNFAST_INLINE Converted(const Share& share, Team waiting, int64_t from, int64_t to) {
+    from = from > share.row_begin ? from : share.row_begin;
+    to = lesser(to, share.row_end);
+    const int64_t rows = to > from ? to - from : 0;
+    begin = from + part_begin(rows, waiting.size, waiting.id);
+    end = from + part_begin(rows, waiting.size, waiting.id + 1);
+  }
+};
+
+// Converts the rows of the operand that a member multiplies: in parts together with the others that
+// multiply them, who wait for one another, else for itself alone.
 template <class T, class Tile>
-void convert_operand(const Forward<T>& p, Tile& tile, const Share& share, int member, int64_t begin,
-                     int64_t end) {
+void convert_operand(const Forward<T>& p, Tile& tile, const Share& share, int member, Team waiting,
+                     int64_t begin, int64_t end) {
   const LowForward& low = *p.low;
-  begin = begin > share.row_begin ? begin : share.row_begin;
-  end = lesser(end, share.row_end);
-  uint32_t* operand = low.h_operand + member * p.batch * low.h_words;
-  float* scale = low.h_scale + member * p.batch;
-  if (begin < end && share.block_begin < share.block_end)
+  const bool together = low.precision == Precision::kSplit;
+  const Converted own(share, together ? waiting : Team{0, 1, nullptr}, begin, end);
+  uint32_t* operand = low.h_operand + (together ? 0 : member * p.batch * low.h_words);
+  float* scale = low.h_scale + (together ? 0 : member * p.batch);
+  if (share.block_begin < share.block_end || together)
     low.kernels->convert(low.precision,
-                         {tile.operand + begin * tile.operand_stride, tile.operand_stride},
-                         end - begin, p.hidden, operand + begin * low.h_words, scale + begin);
+                         {tile.operand + own.begin * tile.operand_stride, tile.operand_stride},
+                         own.end - own.begin, p.hidden, operand + own.begin * low.h_words,
+                         scale + own.begin);
   tile.low_operand = operand;
   tile.low_scale = scale;
+  if (together) meet(waiting.barrier, waiting.size);
 }
 
 template <class Cell, class T, int kStage>
 void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, const T* gx,
-                   const Share& share, int member) {
+                   const Share& share, int member, Team waiting) {
   const int64_t H = p.hidden;
   const int64_t row = visits.row(i), rows = visits.rows(i);
   const int64_t continuing = lesser(rows, visits.rows(i - 1));
@@ -456,7 +473,7 @@ void forward_stage(const Forward<T>& p, const Visits& visits, int64_t i, const T
                                         : tile.gates + Cell::kStageOperand * H;
     tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
     if constexpr (tile.kMayBeLow)
-      if (tile.low && tile.operand) convert_operand(p, tile, share, member, begin, end);
+      if (tile.low && tile.operand) convert_operand(p, tile, share, member, waiting, begin, end);
     over_tiles<T, Cell::stage_gates(kStage)>(tile, share, p.h_panels[kStage], p.h_panels[kStage].k,
                                              begin, end, i % 2 != 0);
   }
@@ -534,6 +551,7 @@ void forward_pass(const Forward<T>& given, Team everyone) {
   }
   const int64_t scratch = apart ? everyone.id * p.chunk + own.begin : 0;
   const int waiting = part.rows ? 1 : members;
+  const Team dividing{part.rows ? 0 : everyone.id, waiting, p.split.barrier};
   Share shares[Cell::kStages] = {};
   if (takes_part)
     for (int s = 0; s < Cell::kStages; s++)
@@ -563,10 +581,10 @@ void forward_pass(const Forward<T>& given, Team everyone) {
         if (p.reverse) at -= rows_here;
         const T* gx = p.gx + (scratch + at - own.begin) * width;
         if (!p.reverse) at += rows_here;
-        forward_stage<Cell, T, 0>(p, visits, j, gx, shares[0], everyone.id);
+        forward_stage<Cell, T, 0>(p, visits, j, gx, shares[0], everyone.id, dividing);
         if constexpr (Cell::kStages > 1) {
           meet(p.split.barrier, waiting);
-          forward_stage<Cell, T, 1>(p, visits, j, gx, shares[1], everyone.id);
+          forward_stage<Cell, T, 1>(p, visits, j, gx, shares[1], everyone.id, dividing);
         }
         // Rows whose last step this is.
         const int64_t row_end = lesser(visits.rows(j), last.row_end);
@@ -669,15 +687,19 @@ struct BackwardTile {
   void run_low(int64_t row, int rows, int64_t unit, const T* panel) const {
     constexpr int n = kLanes<T>;
     T sums[kMostLowRows * kVectors * n] __attribute__((aligned(64)));
+    const auto at = [&](int m, int u) { return &sums[(m * kVectors + u) * n]; };
+    const bool resume = k_begin > 0;
     for (int m = 0; m < rows; m++)
       for (int u = 0; u < kVectors; u++) {
         const int lanes = int(lesser(n, hidden - unit - u * n));
-        const T* from = partial + (row + m) * hidden + unit + u * n;
-        store(&sums[(m * kVectors + u) * n], k_begin > 0 ? load_tail(from, lanes) : Vec<T>{});
+        if (resume)
+          store(at(m, u), load_tail(partial + (row + m) * hidden + unit + u * n, lanes));
+        else if (!operand)
+          store(at(m, u), Vec<T>{});
       }
     if (operand) {
       SplitTile t{};
-      t.operand_words = low->h_words[kStage];
+      t.operand_words = low->most_words;
       t.operand = low_operand + row * t.operand_words + k_begin;
       t.operand_scale = low_special + row;
       t.rows = rows;
@@ -687,6 +709,8 @@ struct BackwardTile {
       t.vectors = kVectors;
       t.special = low->h[kStage].scale + unit;
       t.stay_in(reinterpret_cast<float*>(sums), n);
+      for (int u = 0; u < kVectors; u++)
+        if (!resume) t.from[u].at = nullptr;
       low->kernels->split->multiply(t);
     }
     finish_rows<kVectors>(row, rows, unit, sums);
@@ -774,7 +798,7 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
     tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
     const Share share = product_share(begin, end, blocks, team);
     if constexpr (tile.kMayBeLow)
-      if (tile.low && tile.operand) convert_operand(f, tile, share, team.id, begin, end);
+      if (tile.low && tile.operand) convert_operand(f, tile, {begin, end, 0, blocks}, team.id, team, begin, end);
     over_tiles<T, Cell::stage_gates(kStage)>(tile, share, panels, panels.k, begin, end, false);
   }
   meet(team.barrier, team.size);
@@ -818,38 +842,34 @@ void backward_rows(const Backward<T>& p, const T* operand, const Share& share, i
   }
 }
 
-// Converts the rows of the operand that a member multiplies, for itself alone.
+// The same of a backward pass in parts.
 template <class Cell, class T, int kStage>
 void convert_gradients(const Backward<T>& p, BackwardTile<Cell, T, kStage>& tile,
-                       const Share& share, int member, int64_t begin, int64_t end) {
+                       const Share& share, int member, Team waiting, int64_t begin, int64_t end) {
   const LowBackward& low = *p.low;
-  const int64_t H = p.hidden, stride = Cell::kWritten * H, words = low.h_words[kStage];
-  uint32_t* operand = low.h_operand + member * p.batch * low.most_words;
-  float* special = low.h_special + member * p.batch;
-  tile.low_operand = operand;
-  tile.low_special = special;
-  begin = begin > share.row_begin ? begin : share.row_begin;
-  end = lesser(end, share.row_end);
-  if (begin >= end || share.block_begin >= share.block_end) return;
-  const auto convert = [&](const Rows<const float>& rows, int64_t row, int64_t count, int64_t k) {
-    low.kernels->convert(Precision::kSplit, rows, count, k, operand + row * words, special + row);
-  };
-  if (Cell::back_parts(kStage) == 1) {
-    convert({tile.operand + begin * stride + Cell::back_first(kStage, 0) * H, stride}, begin,
-            end - begin, Cell::back_gates(kStage, 0) * H);
-    return;
-  }
-  float* row = low.row + member * stride;
-  for (int64_t r = begin; r < end; r++) {
-    int64_t k = 0;
-    for (int part = 0; part < Cell::back_parts(kStage); part++) {
-      const int64_t count = Cell::back_gates(kStage, part) * H;
-      __builtin_memcpy(row + k, tile.operand + r * stride + Cell::back_first(kStage, part) * H,
-                       size_t(count) * sizeof(float));
-      k += count;
+  const int64_t H = p.hidden, stride = Cell::kWritten * H;
+  const Converted own(share, waiting, begin, end);
+  tile.low_operand = low.h_operand;
+  tile.low_special = low.h_special;
+  float* stitched = low.row + member * stride;
+  for (int64_t r = own.begin; r < own.end; r++) {
+    const T* gates = tile.operand + r * stride;
+    const T* row = gates + Cell::back_first(kStage, 0) * H;
+    int64_t k = Cell::back_gates(kStage, 0) * H;
+    if (Cell::back_parts(kStage) > 1) {
+      row = stitched;
+      k = 0;
+      for (int part = 0; part < Cell::back_parts(kStage); part++) {
+        const int64_t count = Cell::back_gates(kStage, part) * H;
+        __builtin_memcpy(stitched + k, gates + Cell::back_first(kStage, part) * H,
+                         size_t(count) * sizeof(float));
+        k += count;
+      }
     }
-    convert({row, k}, r, 1, k);
+    low.kernels->convert(Precision::kSplit, {row, k}, 1, k, low.h_operand + r * low.most_words,
+                         low.h_special + r);
   }
+  meet(waiting.barrier, waiting.size);
 }
 
 // One stage of the backward pass through visit i. `gates` are what that step saved, `later` the
@@ -857,7 +877,7 @@ void convert_gradients(const Backward<T>& p, BackwardTile<Cell, T, kStage>& tile
 // initial state is left.
 template <class Cell, class T, int kStage>
 void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const T* gates,
-                    const T* later, T* here, const Share& share, int member) {
+                    const T* later, T* here, const Share& share, int member, Team waiting) {
   const int64_t H = p.hidden;
   BackwardTile<Cell, T, kStage> tile{};
   tile.hidden = H;
@@ -879,7 +899,7 @@ void backward_stage(const Backward<T>& p, const Visits& visits, int64_t i, const
       return;
     }
     if constexpr (tile.kMayBeLow)
-      if (tile.low && tile.operand) convert_gradients(p, tile, share, member, begin, end);
+      if (tile.low && tile.operand) convert_gradients(p, tile, share, member, waiting, begin, end);
     const bool deep = tile.operand && end - begin > max_rows(kWidest);
     const int64_t most = tile.low ? words_of(Precision::kSplit, kBackwardDepth) : kBackwardDepth;
     const int64_t step = deep ? lesser(depth, most) : depth;
@@ -1019,7 +1039,8 @@ void backward_pass(const Backward<T>& p, Team team) {
   const bool takes_part = team.id < p.split.members;
   Share shares[Cell::kStages] = {};
   const int64_t width = Cell::kWritten * H;
-  const T* later = nullptr;  // what the visit before (in this order) wrote
+  Team dividing{0, 1, nullptr};  // who divide the units of a step
+  const T* later = nullptr;      // what the visit before (in this order) wrote
   int which = 0;
   bool accumulate = false;
   for (int64_t i = T_ - 1; i >= 0;) {
@@ -1029,11 +1050,10 @@ void backward_pass(const Backward<T>& p, Team team) {
     const int64_t chunk_row = p.reverse ? visits.row(last) : visits.row(i + 1);
     T* dgates = p.dgates[which];
     which ^= 1;
-    int waiting = 1;
     if (takes_part) {
       const int64_t first = visits.first_step(i + 1, last + 1);
       const Part part = divide(p.split, team.id, first, first + last - i);
-      waiting = part.rows ? 1 : p.split.members;
+      dividing = {part.rows ? 0 : team.id, part.rows ? 1 : p.split.members, p.split.barrier};
       for (int s = 0; s < Cell::kStages; s++)
         shares[s] = share_of(part, team.id, p.split.members, p.h_panels[s]);
     }
@@ -1052,12 +1072,12 @@ void backward_pass(const Backward<T>& p, Team team) {
         T* here = dgates + (visits.row(j) - chunk_row) * width;
         const T* gates = saved + (visits.row(j) - chunk_row) * Cell::kSaved * H;
         if (takes_part) {
-          backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0], team.id);
+          backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0], team.id, dividing);
           if constexpr (Cell::kStages > 1) {
-            meet(p.split.barrier, waiting);
-            backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1], team.id);
+            meet(p.split.barrier, dividing.size);
+            backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1], team.id, dividing);
           }
-          if (j - 1 > before) meet(p.split.barrier, waiting);
+          if (j - 1 > before) meet(p.split.barrier, dividing.size);
         }
         later = here;
       }
@@ -1085,7 +1105,7 @@ void backward_pass(const Backward<T>& p, Team team) {
   if (Cell::kHasC && team.id == 0) copy_rows<T>(p.dc, p.dc_0, 0, p.batch, H, 0, H);
   if (takes_part && p.dh_0)
     backward_stage<Cell, T, 0>(p, visits, -1, static_cast<const T*>(nullptr), later,
-                               static_cast<T*>(nullptr), shares[0], team.id);
+                               static_cast<T*>(nullptr), shares[0], team.id, dividing);
   if (p.low && p.low->kernels->split) p.low->kernels->split->release();
 }
 

@@ -115,8 +115,8 @@ struct LowForward {
   int64_t h_words;     // likewise
   uint32_t* x_operand;  // [threads * chunk + B, x_words] scratch
   float* x_scale;       // [threads * chunk + B]
-  uint32_t* h_operand;  // [members, B, h_words] scratch
-  float* h_scale;       // [members, B]
+  uint32_t* h_operand;  // [members, B, h_words] scratch; of parts [B, h_words]
+  float* h_scale;       // [members, B], likewise
 };
 
 // What a backward pass in parts needs beside its Backward<float>.
@@ -126,11 +126,11 @@ struct LowBackward {
   int64_t x_words;       // of a row of dgates; 0 where x_panels hold numbers
   int64_t x_numbers;     // G*H, the same in numbers
   int64_t h_words[2];    // of a stage, likewise
-  int64_t most_words;    // the longer of them
+  int64_t most_words;    // the longer of them: rows of both lie so far apart
   uint32_t* x_operand;   // [chunk + B, x_words] scratch
   float* x_special;      // [chunk + B]
-  uint32_t* h_operand;   // [members, B, most_words] scratch
-  float* h_special;      // [members, B]
+  uint32_t* h_operand;   // [B, most_words] scratch
+  float* h_special;      // [B]
   float* row;            // [members, W*H] scratch
   int64_t narrowest;     // rows and columns of weight gradients that pay
 };

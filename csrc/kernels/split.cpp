@@ -25,29 +25,29 @@ constexpr int64_t kSomeRows = 128, kDepth = 1024 / kBlock * kBlockWords;
 // The products of a block, smallest first: parts of the operand and of the columns.
 #define RNNFAST_EACH_PRODUCT(X) X(2, 0) X(1, 0) X(1, 1) X(0, 1) X(0, 2) X(0, 0)
 
-// Its sign bit tells of numbers whose exponent is one of the two largest: they are not finite, or
-// could not be rounded up.
-RNNFAST_INLINE Words special_bit(Floats x) { return ((Words)x + 0x01000000) ^ (Words)x; }
+// Its sign bit tells of numbers from 2^63 on, and of those that are not finite: a product of parts
+// could overflow where the product does not, or with the other sign.
+RNNFAST_INLINE Words special_bit(Floats x) { return ((Words)x + 0x21000000) ^ (Words)x; }
 
 // Rounded to 8 bits, ties away from zero.
 RNNFAST_INLINE Floats rounded(Floats x) {
   return (Floats)(((Words)x + 0x8000) & int32_t(0xffff0000u));
 }
 
-// The parts of a number, each a float32 with 16 zeros at its end. Of an infinity and of NaN the
-// first one is all.
+// The parts of a number, each a float32 with 16 zeros at its end.
 RNNFAST_INLINE void split(Floats x, Floats (&part)[kParts]) {
   part[0] = rounded(x);
   part[1] = rounded(x - part[0]);
   part[2] = x - part[0] - part[1];
 }
 
-// The same where some numbers are special: those are cut in place of rounded.
+// The same where some numbers are special: the largest are cut in place of rounded. Of an infinity
+// and of NaN the first part is all.
 __attribute__((noinline)) void split_special(Floats x, Floats (&part)[kParts]) {
   const Words size = (Words)x & 0x7fffffff;
-  const Words special = size >= 0x7f000000, finite = size < 0x7f800000, nan = size > 0x7f800000;
+  const Words large = size >= 0x7f000000, finite = size < 0x7f800000, nan = size > 0x7f800000;
   const Words cut = (Words)x & int32_t(0xffff0000u);
-  const Words first = (special & cut) | (~special & (Words)rounded(x)) | (nan & 0x00400000);
+  const Words first = (large & cut) | (~large & (Words)rounded(x)) | (nan & 0x00400000);
   const Floats left = (Floats)(finite & (Words)(x - (Floats)first));
   part[0] = (Floats)first;
   part[1] = rounded(left);
@@ -74,7 +74,7 @@ RNNFAST_INLINE bool to_words(Floats first, Floats second, uint32_t* words, int64
   return !special;
 }
 
-// Marks the lanes of those that are not finite or too large.
+// Marks the lanes of those that are special.
 __attribute__((noinline)) void note_special(Floats first, Floats second, float* marks) {
   const Words special = (special_bit(first) | special_bit(second)) >> 31;
   store(marks, (Floats)((Words)load(marks) | (special & 0x3f800000)));
@@ -90,31 +90,35 @@ RNNFAST_INLINE bool any(Floats x) { return _mm512_test_epi32_mask((__m512i)x, (_
 
 // ---------------------------------------------------------------------------------- tiles
 
-// The number that a word of each part hold, in its lower or upper half.
-RNNFAST_INLINE float number_of(const uint32_t* word, int64_t stride, int half) {
-  float sum = 0;
+// The numbers that a vector of words of each part holds, in their lower or upper halves.
+RNNFAST_INLINE Floats numbers_of(const uint32_t* words, int half) {
+  Floats part[kParts];
   for (int p = 0; p < kParts; p++) {
-    const uint32_t bits = half ? word[p * stride] & 0xffff0000u : word[p * stride] << 16;
-    float part;
-    __builtin_memcpy(&part, &bits, sizeof part);
-    sum = p == 0 ? part : sum + part;
+    Words w;
+    __builtin_memcpy(&w, words + p * kLane * kLane, sizeof w);
+    part[p] = (Floats)(half ? w & int32_t(0xffff0000u) : w << 16);
   }
-  return sum;
+  return part[2] + part[1] + part[0];  // from the first on, the largest number would overflow
+}
+RNNFAST_INLINE float number_of(const uint32_t* word, int half) {
+  float part[kParts];
+  for (int p = 0; p < kParts; p++) {
+    const uint32_t bits = half ? word[p * kLane] & 0xffff0000u : word[p * kLane] << 16;
+    __builtin_memcpy(&part[p], &bits, sizeof bits);
+  }
+  return part[2] + part[1] + part[0];
 }
 
-// One row by one vector of columns in multiply-adds: what float32 gives where numbers are not
-// finite, for which parts are no help (an infinity times a part of the other sign is NaN).
-void multiply_special(const SplitTile& t, int row, int vector, float* sums) {
+// One row by one vector of columns in multiply-adds: what float32 gives where numbers are special,
+// for which parts are no help (an infinity times a part of the other sign is NaN).
+Floats multiply_special(const SplitTile& t, int row, int vector, Floats sum) {
   const uint32_t* operand = t.operand + row * t.operand_words;
   for (int64_t block = 0; block < t.depth; block += kBlockWords)
     for (int half = 0; half < 2; half++)
-      for (int i = 0; i < kLane; i++) {
-        const float a = number_of(operand + block + i, kLane, half);
-        const uint32_t* column = t.panel + vector * t.apart + (block + i) * kLane;
-        for (int lane = 0; lane < kLane; lane++)
-          sums[lane] =
-              __builtin_fmaf(a, number_of(column + lane, kLane * kLane, half), sums[lane]);
-      }
+      for (int i = 0; i < kLane; i++)
+        sum = fma(broadcast(number_of(operand + block + i, half)),
+                  numbers_of(t.panel + vector * t.apart + (block + i) * kLane, half), sum);
+  return sum;
 }
 
 // The rows that this thread's tiles are shaped for: to shape them takes longer than some products.
@@ -223,6 +227,7 @@ void many_rows(const SplitTile& t, int v) {
 }
 
 void multiply_ordinary(const SplitTile& t) {
+  asm volatile("" : : : "memory");  // GCC's intrinsics do not tell it what they read
   shape_for(t.rows);
   if (t.rows > 16) {
     for (int v = 0; v + 1 < t.vectors; v += 2) many_rows<true>(t, v);
@@ -250,8 +255,7 @@ __attribute__((noinline)) void multiply_with_special(const SplitTile& t) {
   };
   each([&](int m, int v, float* sum) {
     const auto& from = t.from[v];
-    store(sum, from.at ? load(from.at + m * from.stride) : Floats{});
-    multiply_special(t, m, v, sum);
+    store(sum, multiply_special(t, m, v, from.at ? load(from.at + m * from.stride) : Floats{}));
   });
   multiply_ordinary(t);
   each([&](int m, int v, float* sum) { store(t.to[v].at + m * t.to[v].stride, load(sum)); });
@@ -387,32 +391,33 @@ constexpr int kTnRows = 32;       // of c in a tile
 constexpr int kTnVectors = 2;     // and columns
 constexpr int64_t kTnTogether = 4;  // tiles of rows whose operand stays in the cache
 
-// Columns [first, first + count) of a, at most 32, as rows of an operand.
+// Columns [first, first + count) of a as rows of an operand. Lines of a row are taken one after the
+// other: rows may lie a page apart, over which no processor fetches ahead.
 void convert_columns(const Rows<const float>& a, int64_t first, int64_t count, int64_t rows,
                      uint32_t* operand, float* special) {
   const int64_t stride = operand_words_split(rows);
   uint32_t words[kParts][kLane][kLane] __attribute__((aligned(64)));
-  for (int64_t m = 0; m < count; m += kLane) {
-    const int64_t lanes = count - m;
-    store(special + m, Floats{});
-    for (int64_t r = 0; r < rows; r += kBlock) {
+  __builtin_memset(special, 0, size_t(parts(count, kLane)) * kLane * sizeof(float));
+  for (int64_t r = 0; r < rows; r += kBlock)
+    for (int64_t m = 0; m < count; m += kLane) {
+      const int64_t lanes = count - m;
+      const auto row = [&](int64_t k) {
+        return k < rows ? load_some(a.row(k) + first + m, lanes) : Floats{};
+      };
       for (int i = 0; i < kLane; i++) {
-        const auto row = [&](int64_t k) {
-          return k < rows ? load_some(a.row(k) + first + m, lanes) : Floats{};
-        };
         const Floats upper = row(r + i), lower = row(r + i + kLane);
         if (!to_words(upper, lower, words[0][i], kLane * kLane))
           note_special(upper, lower, special + m);
       }
       for (int p = 0; p < kParts; p++) {
         Floats v[kLane];
-        for (int i = 0; i < kLane; i++) v[i] = load((const float*)words[p][i]);
+        for (int i = 0; i < kLane; i++) v[i] = load(reinterpret_cast<const float*>(words[p][i]));
         transpose_all<float>(v);
-        float* to = (float*)(operand + m * stride + r / kBlock * kBlockWords + p * kLane);
-        for (int i = 0; i < kLane && i < lanes; i++) store(to + i * stride, v[i]);
+        uint32_t* to = operand + m * stride + r / kBlock * kBlockWords + p * kLane;
+        for (int i = 0; i < kLane && i < lanes; i++)
+          store(reinterpret_cast<float*>(to + i * stride), v[i]);
       }
     }
-  }
 }
 
 }  // namespace
@@ -420,7 +425,7 @@ void convert_columns(const Rows<const float>& a, int64_t first, int64_t count, i
 int64_t tn_scratch_split(int64_t n, int64_t rows, int members) {
   constexpr int64_t width = kTnVectors * kLane;
   const int64_t columns = parts(n, width) * width;
-  return columns * (words_of(Precision::kSplit, rows) + 2) +
+  return columns * (words_of(Precision::kSplit, rows) + 1) +
          members * kTnTogether * kTnRows * (operand_words_split(rows) + 1);
 }
 
@@ -430,38 +435,34 @@ void multiply_tn_split(const Rows<const float>& a, int64_t m, const Rows<const f
   constexpr int64_t width = kTnVectors * kLane;
   const int64_t blocks = parts(n, width), depth = words_of(Precision::kSplit, rows);
   const int64_t operand_words = operand_words_split(rows);
-  uint32_t* panels = reinterpret_cast<uint32_t*>(scratch);  // [blocks, depth * width]
+  uint32_t* panels = reinterpret_cast<uint32_t*>(scratch);  // [blocks, vectors, depth, lanes]
   float* marks = scratch + blocks * width * depth;          // [blocks, width]
-  float* own = marks + 2 * blocks * width + team.id * kTnTogether * kTnRows * (operand_words + 1);
+  float* own = marks + blocks * width + team.id * kTnTogether * kTnRows * (operand_words + 1);
   uint32_t* operand = reinterpret_cast<uint32_t*>(own);  // [together, operand_words]
   float* special = own + kTnTogether * kTnRows * operand_words;
 
-  for (int64_t j = part_begin(blocks, team.size, team.id);
-       j < part_begin(blocks, team.size, team.id + 1); j++) {
-    uint32_t* to = panels + j * depth * width;  // [vectors, depth, lanes]
-    for (int v = 0; v < kTnVectors; v++) store(marks + j * width + v * kLane, Floats{});
-    for (int64_t r = 0; r < rows; r += kBlock, to += kBlockWords * kLane)
-      for (int i = 0; i < kLane; i++)
-        for (int v = 0; v < kTnVectors; v++) {
-          const int64_t column = j * width + v * kLane;
-          const auto row = [&](int64_t k) {
-            return k < rows ? load_some(b.row(k) + column, n - column) : Floats{};
-          };
-          const Floats upper = row(r + i), lower = row(r + i + kLane);
-          if (!to_words(upper, lower, to + v * depth * kLane + i * kLane, kLane * kLane))
-            note_special(upper, lower, marks + column);
-        }
-  }
+  const int64_t first = part_begin(blocks, team.size, team.id);
+  const int64_t after = part_begin(blocks, team.size, team.id + 1);
+  __builtin_memset(marks + first * width, 0, size_t((after - first) * width) * sizeof(float));
+  for (int64_t r = 0; r < rows; r += kBlock)
+    for (int64_t i = r; i < r + kLane; i++)
+      for (int64_t v = first * kTnVectors; v < after * kTnVectors; v++) {
+        const auto row = [&](int64_t k) {
+          return k < rows ? load_some(b.row(k) + v * kLane, n - v * kLane) : Floats{};
+        };
+        const Floats upper = row(i), lower = row(i + kLane);
+        uint32_t* to = panels + (v * depth + r / kBlock * kBlockWords + i - r) * kLane;
+        if (!to_words(upper, lower, to, kLane * kLane))
+          note_special(upper, lower, marks + v * kLane);
+      }
   if (team.size > 1) team.barrier->wait();
 
   float sums[kTnRows * width] __attribute__((aligned(64)));
   const int64_t tiles = parts(m, kTnRows), end = part_begin(tiles, team.size, team.id + 1);
   for (int64_t begin = part_begin(tiles, team.size, team.id); begin < end; begin += kTnTogether) {
     const int64_t last = lesser(begin + kTnTogether, end);
-    for (int64_t i = begin; i < last; i++)
-      convert_columns(a, i * kTnRows, lesser(kTnRows, m - i * kTnRows), rows,
-                      operand + (i - begin) * kTnRows * operand_words,
-                      special + (i - begin) * kTnRows);
+    convert_columns(a, begin * kTnRows, lesser(last * kTnRows, m) - begin * kTnRows, rows, operand,
+                    special);
     for (int64_t j = 0; j < blocks; j++)
       for (int64_t i = begin; i < last; i++) {
         const int64_t row = i * kTnRows, columns = n - j * width;

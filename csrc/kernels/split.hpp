@@ -3,9 +3,10 @@
 //
 // Each number is split into three parts of 8 bits, x = x0 + x1 + x2 without a rest: x0 is x rounded
 // to bfloat16, x1 what is left rounded, x2 what is then left. Of the nine products of the parts of
-// two numbers six are taken: those left out are below 2^-24 of the product (G. Henry, P. T. P. Tang,
-// A. Heinecke, "Leveraging the bfloat16 artificial intelligence datatype for higher-precision
-// computations", ARITH 2019). So the result is as near as that of multiply-adds in float32.
+// two numbers six are taken: those left out are at most 2^-24 of the product, all three together
+// (G. Henry, P. T. P. Tang, A. Heinecke, "Leveraging the bfloat16 artificial intelligence datatype
+// for higher-precision computations", ARITH 2019). So the result is as near as that of multiply-adds
+// in float32, but for numbers below 2^-102, whose last parts are denormal and count as zero.
 //
 // An element is one chain over blocks of 32 k, whatever tile it falls into: its bits depend neither
 // on the number of threads nor on the rows beside it.
@@ -21,8 +22,8 @@ constexpr int64_t operand_words_split(int64_t k) {
   return words_of(Precision::kSplit, k) | 16;
 }
 
-// As the functions of LowKernels. `special` tells of each row whether any of its numbers is an
-// infinity or NaN, or so large that it could not be rounded.
+// As the functions of LowKernels. `special` tells of each row whether any of its numbers is 2^63 or
+// more, or not finite: such rows are multiplied in float32.
 void convert_split(const Rows<const float>& rows, int64_t count, int64_t k, uint32_t* operand,
                    float* special);
 void pack_split(const Panels<float>& numbers, uint32_t* words, const LowColumns& columns,
