@@ -1,9 +1,11 @@
 // What the machine can do at most, for bench/limits.py: limits THREADS MEGABYTES SECONDS
 //
-// Prints one JSON object: float32 multiply-adds from registers (fma_gflops), reading of buffers of
-// growing size, in all (read: [[bytes, GB/s], ...]), and one barrier of spinning threads
-// (barrier_ns). Each thread reads a buffer of its own, of bytes / THREADS. SECONDS is the length
-// of one trial; the best of the trials counts, because limits are asked for, not averages.
+// Prints one JSON object: float32 multiply-adds from registers (fma_gflops), those that a matrix
+// unit for bfloat16 can make of its own, which takes six products of parts for one (matrix_gflops,
+// 0 without such a unit), reading of buffers of growing size, in all (read: [[bytes, GB/s], ...]),
+// and one barrier of spinning threads (barrier_ns). Each thread reads a buffer of its own, of bytes
+// / THREADS. SECONDS is the length of one trial; the best of the trials counts, because limits are
+// asked for, not averages.
 
 #include <algorithm>
 #include <atomic>
@@ -16,6 +18,11 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#endif
+#if defined(__linux__) && defined(__AMX_BF16__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace {
@@ -112,6 +119,36 @@ double fma_gflops(int threads, double seconds) {
   return 2.0 * kLanes * kAccumulators * repeats * threads / time / 1e9;
 }
 
+#if defined(__linux__) && defined(__AMX_BF16__)
+struct alignas(64) Tiles {
+  unsigned char palette = 1, start = 0, reserved[14] = {};
+  unsigned short row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  unsigned char rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+double matrix_gflops(int threads, double seconds) {
+  constexpr long kRequest = 0x1023, kTileData = 18;  // of arch_prctl
+  if (syscall(SYS_arch_prctl, kRequest, kTileData) != 0) return 0;
+  auto work = [](long repeats, int) {
+    Tiles tiles;
+    asm volatile("" : "+m"(tiles) : : "memory");
+    _tile_loadconfig(&tiles);
+    for (long r = 0; r < repeats; ++r) {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+  };
+  const long repeats = calibrate(seconds, work);
+  const double time = shortest(threads, [&](int thread) { work(repeats, thread); });
+  return 2.0 * 16 * 16 * 32 * 4 / 6 * repeats * threads / time / 1e9;
+}
+#else
+double matrix_gflops(int, double) { return 0; }
+#endif
+
 float read(const Vec* data, long vectors) {
   Vec sums[8] = {};
   for (long k = 0; k + 8 <= vectors; k += 8) {
@@ -140,9 +177,11 @@ double read_gbs(const std::vector<Vec*>& buffers, long vectors, double seconds) 
 double barrier_ns(int threads) {
   constexpr int kMeetings = 20000;
   Barrier barrier(threads);
-  return shortest(threads, [&](int) {
-    for (int k = 0; k < kMeetings; ++k) barrier.wait();
-  }) / kMeetings * 1e9;
+  return shortest(threads,
+                  [&](int) {
+                    for (int k = 0; k < kMeetings; ++k) barrier.wait();
+                  }) /
+         kMeetings * 1e9;
 }
 
 Vec* buffer(long bytes) {
@@ -164,7 +203,8 @@ int main(int argc, char** argv) {
   const int threads = std::atoi(argv[1]);
   const long most = std::atol(argv[2]) << 20;
   const double seconds = std::atof(argv[3]);
-  std::printf("{\"fma_gflops\": %.1f, \"read\": [", fma_gflops(threads, seconds));
+  std::printf("{\"fma_gflops\": %.1f, \"matrix_gflops\": %.1f, \"read\": [",
+              fma_gflops(threads, seconds), matrix_gflops(threads, seconds));
   std::vector<Vec*> buffers;
   for (int k = 0; k < threads; ++k) buffers.push_back(buffer(most / threads));
   const char* comma = "";

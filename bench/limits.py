@@ -27,11 +27,13 @@ from .suite import Suite
 _COLUMNS = {
     "threads": 7,
     "FMA GF/s": 8,
+    "matrix GF/s": 11,
     "barrier ns": 10,
     "sigmoid, tanh ns": 16,
     "working set": 11,
     "GB/s": 6,
 }
+MATRIX_ROWS = 16  # that a matrix unit multiplies at a time
 _APART = 2.5  # times the best: of threads whose cores share no cache
 _SIZES = [1 << k for k in range(15, 40, 2)]  # of the printed lines; the JSON has more
 
@@ -45,9 +47,15 @@ class Limits:
     def threads(self) -> list[int]:
         return sorted(self._rows)
 
-    def flops(self, threads: int) -> float:
-        """Operations a second, of multiply-adds from registers."""
-        return float(self._rows[threads]["fma_gflops"]) * 1e9
+    def flops(self, threads: int, rows: float = 1) -> float:
+        """Operations a second from registers, of products of so many rows in float32.
+
+        Of multiply-adds, or of parts of the numbers in a matrix unit for bfloat16, which is what
+        csrc/kernels/split.hpp does.
+        """
+        row = self._rows[threads]
+        matrix = float(row.get("matrix_gflops", 0)) if rows >= MATRIX_ROWS else 0
+        return max(float(row["fma_gflops"]), matrix) * 1e9
 
     def bandwidth(self, threads: int, size: float) -> float:
         """Bytes a second that all threads together read of a working set of `size` bytes."""
@@ -111,7 +119,7 @@ def bounds(limits: Limits, row: Row) -> tuple[float, float]:
     """Seconds that a row of the table takes at least: to calculate, and to read its weights."""
     threads = row["threads"]
     rate = limits.bandwidth(threads, working_set(row))
-    return work(row) / limits.flops(threads), traffic(row) / rate
+    return work(row) / limits.flops(threads, _problem(row)[1].B), traffic(row) / rate
 
 
 def in_turn(limits: Limits, row: Row) -> float:
@@ -171,7 +179,8 @@ def product(limits: Limits, row: Row, threads: int, width: int, reads: int = 1) 
     numbers = gates * shape.H * width * shape.D
     operations = 2.0 * shape.steps * shape.B * numbers
     rate = limits.bandwidth(threads, working_set(row))
-    return max(operations / limits.flops(threads), 4.0 * numbers * reads / rate)
+    rows = shape.steps * shape.B / reads
+    return max(operations / limits.flops(threads, rows), 4.0 * numbers * reads / rate)
 
 
 def functions(limits: Limits, row: Row, threads: int) -> float:
@@ -276,12 +285,13 @@ def compiled(folder: Path) -> str:
 
 def _lines(row: Row) -> list[str]:
     functions = ", ".join(f"{ns:.3f}" for ns in row["function_ns"].values())
-    first = [row["threads"], row["fma_gflops"], row["barrier_ns"], functions]
+    matrix = row["matrix_gflops"] or ""
+    first = [row["threads"], row["fma_gflops"], matrix, row["barrier_ns"], functions]
     lines = []
     for size, rate in row["read"]:
         if size in _SIZES:
             lines.append(report.line(_COLUMNS, [*first, report.size(size), rate]))
-            first = [""] * 4
+            first = [""] * 5
     return lines
 
 

@@ -168,11 +168,17 @@ _SHOWN = (32 << 10, 512 << 10, 4 << 20, 32 << 20, 128 << 20)  # working sets
 
 def _limits(document: Document) -> str:
     limits = Limits(document["rows"])
-    header = ["threads", "FMA peak, GF/s", *(f"GB/s from {report.size(s)}" for s in _SHOWN)]
+    header = [
+        "threads",
+        "FMA peak, GF/s",
+        "matrix unit",
+        *(f"GB/s from {report.size(s)}" for s in _SHOWN),
+    ]
     lines = [
         (
             row["threads"],
             row["fma_gflops"],
+            row.get("matrix_gflops") or "",
             *(f"{limits.bandwidth(row['threads'], size) / 1e9:.0f}" for size in _SHOWN),
             row["barrier_ns"] or "",
             ", ".join(f"{ns:.2f}" for ns in row.get("function_ns", {}).values()),
@@ -180,8 +186,9 @@ def _limits(document: Document) -> str:
         for row in document["rows"]
     ]
     return (
-        "The best of several trials of a C++ program: multiply-adds from registers, and reading a "
-        "working set again and again, of which each thread has its own part. A barrier is one of "
+        "The best of several trials of a C++ program: multiply-adds from registers, the same that "
+        "a matrix unit (AMX) makes of bfloat16 (six products of parts of the numbers for one), and "
+        "reading a working set again and again, of which each thread has its own part. A barrier is one of "
         "spinning threads. sigmoid and tanh are rnnfast's own, for each number of a long array, on "
         f"one thread.\n\n{_table([*header, 'barrier, ns', 'sigmoid, tanh, ns'], lines)}"
     )
@@ -227,7 +234,7 @@ def _ratios(parts: Parts | None, document: Document) -> str:
         "training",
         "targets",
         "packed / ONNX Runtime",
-        "FMA peak: packed",
+        "peak: packed",
         "training",
         "bandwidth: packed",
         "training",
@@ -239,8 +246,9 @@ def _ratios(parts: Parts | None, document: Document) -> str:
         "PyTorch, which has no such module. **Bold** misses its target: that of forward is held to "
         "the plain call, which packs its weights as PyTorch does, and that of a stream (T = 1) to "
         "packed weights. ONNX Runtime packs at load; it should never be ahead. On the right: the "
-        "share of the machine's multiply-adds that rnnfast reaches and, for B = 1, of its "
-        "bandwidth where the weights live; more than 100 % means that they were read from a nearer "
+        "share of the machine's multiply-adds that rnnfast reaches (of its matrix unit's, where "
+        "there is one and B >= 16) and, for B = 1, of its bandwidth where the weights live; more "
+        "than 100 % means that they were read from a nearer "
         f"cache than their size suggests.\n\n{_table(header, lines)}\n\n"
         + _missed(limits, parts, rows)
     )
@@ -386,7 +394,7 @@ def _missed(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
     if missed:
         text[0] += (
             ' "At the limit" is the ratio of a program whose products come one after the other, '
-            "each at the FMA peak or at the bandwidth of the cache that holds the weights, then "
+            "each at the peak of its arithmetic or at the bandwidth of the cache that holds the weights, then "
             "the cell's functions at their measured rate, and which does nothing else in between; "
             "one row of one layer is divided among threads that meet at each step, or not at all; "
             "of a single step it is the time in which the same threads read as many numbers as "
@@ -543,7 +551,8 @@ def _products(document: Document) -> str:
         lines.append((row["use"], row["name"], row["threads"], *found, _percent(share), mark))
     header = ["product", "M, N, K", "threads", *MAKERS, "rnnfast, of FMA peak", ""]
     return (
-        "GF/s, packing included; `tn` is a transposed times b, `nn` a times b. NumPy's is its own "
+        "GF/s, packing included; `tn` is a transposed times b, `nn` a times b. rnnfast-matrix is "
+        "how layers multiply float32 batches of 16 rows and more where there is AMX. NumPy's is its own "
         f"OpenBLAS, torch's is MKL.\n\n{_table(header, lines)}"
     )
 

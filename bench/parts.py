@@ -14,8 +14,9 @@ import math
 import re
 from typing import Any
 
-from .limits import Limits, functions, product
+from .limits import MATRIX_ROWS, Limits, functions, product
 from .problem import CELLS
+from .products import MATRIX
 from .rows import READING, Row
 from .shapes import Shape
 
@@ -27,8 +28,9 @@ class Parts:
 
     def __init__(self, limits: Limits, products: list[Row]) -> None:
         self._limits = limits
-        self._rates: dict[tuple[int, str, int, int], list[tuple[int, float]]] = {}
-        self._fastest: dict[int, float] = {}
+        # Of any product, and of those in a matrix unit too.
+        self._rates: dict[tuple[bool, int, str, int, int], list[tuple[int, float]]] = {}
+        self._fastest: dict[tuple[bool, int], float] = {}
         for row in products:
             if not row["gflops"]:
                 continue
@@ -36,10 +38,14 @@ class Parts:
             M, N, K = map(int, sizes)
             # Rows of all steps are what shapes of one layer differ in.
             rows, *others = (K, M, N) if kind == "tn" else (M, N, K)
-            best = max(rate["median"] for rate in row["gflops"].values())
-            key = (row["threads"], kind, *others)
-            self._rates.setdefault(key, []).append((rows, best * 1e9))
-            self._fastest[row["threads"]] = max(self._fastest.get(row["threads"], 0), best * 1e9)
+            for matrix in (False, True):
+                rates = [
+                    r["median"] for name, r in row["gflops"].items() if matrix or name != MATRIX
+                ]
+                best, threads = max(rates, default=0) * 1e9, row["threads"]
+                key = (matrix, threads, kind, *others)
+                self._rates.setdefault(key, []).append((rows, best))
+                self._fastest[matrix, threads] = max(self._fastest.get((matrix, threads), 0), best)
 
     def seconds(self, row: Row, rival: dict[str, Any]) -> float | None:
         """Of a row of the table, or None where a part was not measured."""
@@ -77,6 +83,7 @@ class Parts:
         """On threads that never wait for one another."""
         spec, shape = CELLS[row["cell"]], Shape(**row["shape"])
         wide, rows = len(spec.info.gates) * shape.H, shape.steps * shape.B
+        matrix = shape.B >= MATRIX_ROWS
         training = row["mode"] == "training"
         passes = 2 if training else 1
         total = 0.0
@@ -89,9 +96,10 @@ class Parts:
         for _ in range(shape.L):
             total += functions(self._limits, row, threads)
             of_steps = product(self._limits, row, threads, shape.H, shape.T)
-            if shape.B > 1 and threads in self._fastest:
+            fastest = self._fastest.get((matrix, threads))
+            if shape.B > 1 and fastest:
                 operations = 2.0 * rows * wide * shape.H * shape.D
-                of_steps = max(of_steps, operations / self._fastest[threads])
+                of_steps = max(of_steps, operations / fastest)
             total += of_steps * passes
             wanted = [("nn", wide, inputs)]
             if training:
@@ -101,16 +109,16 @@ class Parts:
                 if rows == 1:  # of vectors
                     total += product(self._limits, row, threads, width)
                     continue
-                rate = self._rate(threads, kind, first, second, rows)
+                rate = self._rate((matrix, threads, kind, first, second), rows)
                 if rate is None:
                     return None
                 total += 2.0 * rows * wide * width * shape.D / rate
             inputs = shape.D * shape.H
         return total
 
-    def _rate(self, threads: int, kind: str, first: int, second: int, rows: float) -> float | None:
+    def _rate(self, key: tuple[bool, int, str, int, int], rows: float) -> float | None:
         """Operations a second of a product, of the number of rows that comes closest."""
-        found = self._rates.get((threads, kind, first, second))
+        found = self._rates.get(key)
         if found is None:
             return None
         return min(found, key=lambda one: abs(math.log(one[0] / rows)))[1]

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from . import report
 from .latency import PEERS, best
-from .limits import Limits, bounds, traffic, work
+from .limits import MATRIX_ROWS, Limits, bounds, traffic, work
 from .rows import Row
 from .targets import reached
 
@@ -116,7 +116,7 @@ def _curves(ax: Axes, rows: list[Row], ours: str, letter: str, limits: Limits) -
                 label=f"{color}, {_threads(count)}",
             )
         if strong and count in limits.threads():
-            for k, (style, what) in enumerate((("--", "FMA peak"), (":", "reading the weights"))):
+            for k, (style, what) in enumerate((("--", "arithmetic"), (":", "reading the weights"))):
                 least = [bounds(limits, row)[k] * 1e3 for row in some]
                 ax.plot(
                     sizes,
@@ -219,7 +219,7 @@ def roofline(document: dict[str, Any]) -> dict[str, Figure]:
         return {}
     figure, axes = panels(1, len(threads), 4.2, 3.2, sharey=True)
     for ax, count in zip(axes[0], threads, strict=True):
-        peak = limits.flops(count) / 1e9
+        peak = limits.flops(count, MATRIX_ROWS) / 1e9
         ends = (0.3, 200)
         for size in _WORKING_SETS:
             rate = limits.bandwidth(count, size) / 1e9

@@ -61,6 +61,19 @@ def _ours(product: Product, a: Array, b: Array, c: Array, threads: int) -> Calla
     return lambda: multiply(a, b)
 
 
+def _in_matrix_unit(
+    product: Product, a: Array, b: Array, c: Array, threads: int
+) -> Callable[[], Any]:
+    """As layers multiply batches of 16 rows and more where there is AMX."""
+    from rnnfast import _native
+
+    if not _native.get_isa().startswith("avx512amx"):
+        raise ImportError("no matrix unit is in use")
+    rnnfast.set_num_threads(threads)
+    multiply = _native.multiply_tn if product.tn else _native.multiply_nn
+    return lambda: multiply(a, b, in_parts=True)
+
+
 def _numpy(product: Product, a: Array, b: Array, c: Array, threads: int) -> Callable[[], Any]:
     left = a.T if product.tn else a
     return lambda: np.matmul(left, b, out=c)
@@ -94,8 +107,10 @@ def _openblas(product: Product, a: Array, b: Array, c: Array, threads: int) -> C
     return lambda: sgemm(*arguments)
 
 
+MATRIX = "rnnfast-matrix"
 MAKERS: dict[str, _Maker] = {
     "rnnfast": _ours,
+    MATRIX: _in_matrix_unit,
     "numpy": _numpy,
     "torch": _torch,
     "scipy-openblas32": _openblas,
@@ -106,6 +121,7 @@ _COLUMNS = {
     "tn/nn M,N,K": 19,
     "rnnfast GF/s": 12,
     "of FMA peak": 11,
+    MATRIX: 14,
     "numpy": 7,
     "torch": 7,
     "scipy-openblas32": 16,
@@ -128,7 +144,7 @@ def measured(product: Product, use: str, threads: int, budget: float) -> Row:
             call = make(product, a, b, c, threads)
             c[:] = np.nan
             result = call()
-            error = np.abs((result if name == "rnnfast" else c) - truth).max()
+            error = np.abs((result if name.startswith("rnnfast") else c) - truth).max()
             # Roundings of a sum of K products of numbers near 1; generous, for any order.
             # As in `problem.tolerance`: roundings of a sum of K terms of both signs.
             allowed = np.finfo(np.float32).eps * (16 + 4 * K**0.5) * np.abs(truth).max()

@@ -53,18 +53,25 @@ py::array_t<T> evaluate(const std::string& function, const py::array_t<T, py::ar
   return y;
 }
 
-// a b, or a^T b, of two matrices, for benchmarks of the products under the kernels.
+// a b, or a^T b, of two matrices, for benchmarks of the products under the kernels; in the matrix
+// unit if wanted.
 template <class T, bool kTransposed>
 py::array_t<T> product(const py::array_t<T, py::array::c_style>& a,
-                       const py::array_t<T, py::array::c_style>& b) {
+                       const py::array_t<T, py::array::c_style>& b, bool in_parts) {
   if (a.ndim() != 2 || b.ndim() != 2 || a.shape(kTransposed ? 0 : 1) != b.shape(0))
     throw std::invalid_argument("a, b: shapes do not fit");
   const int64_t m = a.shape(kTransposed ? 1 : 0), n = b.shape(1), k = b.shape(0);
   py::array_t<T> c({m, n});
   const T *of_a = a.data(), *of_b = b.data();
   T* to = c.mutable_data();
-  const Released released;
-  multiply(of_a, of_b, m, n, k, kTransposed, to);
+  {
+    const Released released;
+    if constexpr (std::is_same_v<T, float>)
+      in_parts = in_parts && multiply_in_parts(of_a, of_b, m, n, k, kTransposed, to);
+    else
+      in_parts = false;
+    if (!in_parts) multiply(of_a, of_b, m, n, k, kTransposed, to);
+  }
   return c;
 }
 
@@ -162,10 +169,14 @@ PYBIND11_MODULE(_native, m) {
   m.def("total", &total, py::arg().noconvert());
   m.def("evaluate", &evaluate<float>, py::arg().noconvert(), py::arg().noconvert());
   m.def("evaluate", &evaluate<double>, py::arg().noconvert(), py::arg().noconvert());
-  m.def("multiply_nn", &product<float, false>, py::arg().noconvert(), py::arg().noconvert());
-  m.def("multiply_nn", &product<double, false>, py::arg().noconvert(), py::arg().noconvert());
-  m.def("multiply_tn", &product<float, true>, py::arg().noconvert(), py::arg().noconvert());
-  m.def("multiply_tn", &product<double, true>, py::arg().noconvert(), py::arg().noconvert());
+  m.def("multiply_nn", &product<float, false>, py::arg().noconvert(), py::arg().noconvert(),
+        py::arg("in_parts") = false);
+  m.def("multiply_nn", &product<double, false>, py::arg().noconvert(), py::arg().noconvert(),
+        py::arg("in_parts") = false);
+  m.def("multiply_tn", &product<float, true>, py::arg().noconvert(), py::arg().noconvert(),
+        py::arg("in_parts") = false);
+  m.def("multiply_tn", &product<double, true>, py::arg().noconvert(), py::arg().noconvert(),
+        py::arg("in_parts") = false);
 #if defined(RNNFAST_HAS_FFI)
   register_ffi(m);
 #endif

@@ -139,7 +139,9 @@ const LowKernels& low_kernels() {
   const InstructionSet& set = active_set();
   if (set.split_batch > 0 && !may_use_amx()) {
     const auto sets = available_sets();
-    return *(*std::find_if(sets.rbegin(), sets.rend(), [](auto s) { return !s->split_batch; }))->low;
+    return *(*std::find_if(sets.rbegin(), sets.rend(), [](auto s) {
+              return !s->split_batch;
+            }))->low;
   }
 #endif
   return *active_set().low;

@@ -123,9 +123,9 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
       hidden_(hidden),
       reuse_(reuse),
       precision_(precision),
-      low_(precision != Precision::kFull      ? &low_kernels()
-           : std::is_same_v<T, float> ? split_kernels()
-                                      : nullptr),
+      low_(precision != Precision::kFull ? &low_kernels()
+           : std::is_same_v<T, float>    ? split_kernels()
+                                         : nullptr),
       split_batch_(precision == Precision::kFull && low_ ? active_set().split_batch : 0) {
   const int64_t I = input_, H = hidden_, G = cell_->gates;
   for (int d = 0; d < directions(); d++) {
@@ -171,8 +171,7 @@ Layer<T>::Layer(CellKind cell, std::vector<Weights<T>> weights, int64_t input, i
 template <class T>
 template <class Pack>
 void Layer<T>::divided(Pack pack) const {
-  const int threads =
-      cell_->gates * hidden_ * (input_ + hidden_) > 200000 ? thread_count() : 1;
+  const int threads = cell_->gates * hidden_ * (input_ + hidden_) > 200000 ? thread_count() : 1;
   auto member = [&](int id) { pack(Team{id, threads, nullptr}); };
   auto alone = [&](int) { pack(Team{0, 1, nullptr}); };
   if (!try_parallel(threads, member)) try_parallel(1, alone);
@@ -233,8 +232,7 @@ const PanelBuffers<T>& Layer<T>::parts_of(int direction, bool of_x) const {
     for (int d = 0; d < directions(); d++) {
       PanelBuffers<T>& to = parts_.data[d];
       if (of_x) body(packed_[d].x, to.x, to.x_low);
-      for (int s = 0; !of_x && s < cell_->stages; s++)
-        body(packed_[d].h[s], to.h[s], to.h_low[s]);
+      for (int s = 0; !of_x && s < cell_->stages; s++) body(packed_[d].h[s], to.h[s], to.h_low[s]);
     }
   };
   std::call_once(of_x ? parts_.x : parts_.h, [&] {
@@ -282,8 +280,8 @@ void Layer<T>::prepare(Forward<T>& p, int64_t x_times, int64_t h_times, Team tea
 }
 
 template <class T>
-void Layer<T>::fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own,
-                            LowForward* low, int64_t batch) const {
+void Layer<T>::fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own, LowForward* low,
+                            int64_t batch) const {
   const Packed& p = packed_[direction];
   f.input = input_;
   f.hidden = hidden_;
@@ -313,8 +311,8 @@ void Layer<T>::fill_weights(Forward<T>& f, int direction, PanelBuffers<T>& own,
 }
 
 template <class T>
-void Layer<T>::fill_low(LowForward& low, LowSpace& space, int64_t rows, int64_t batch,
-                        int threads, bool h_too) const {
+void Layer<T>::fill_low(LowForward& low, LowSpace& space, int64_t rows, int64_t batch, int threads,
+                        bool h_too) const {
   const bool in_parts = precision_ == Precision::kFull;
   low.kernels = low_;
   low.precision = in_parts ? Precision::kSplit : precision_;
@@ -527,7 +525,8 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     low.x_numbers = G * H;
     low.narrowest = split_batch_ == 1 ? 1 : kSplitNarrowest;
     b.x_panels = rows_of(w.w_ih, I, 0, int(G));
-    place_panels(b.x_panels, b.low && splits_x(), low.x_words, low.x, own.panels.x, own.panels.x_low);
+    place_panels(b.x_panels, b.low && splits_x(), low.x_words, low.x, own.panels.x,
+                 own.panels.x_low);
     low.most_words = 0;
     for (int s = 0; s < cell_->stages; s++) {
       b.h_panels[s] = rows_of(w.w_hh, H, cell_->stage_first[s], cell_->stage_gates[s]);
@@ -581,9 +580,9 @@ void Layer<T>::begin(BackwardCall<T>& call, const Saved<T>& saved, const Backwar
     own.before = Buffer<const T*>(N);
     b.before = own.before.get();
     const int64_t columns = w.layout.transposed ? G * H : std::max(I, H);
-    own.scratch = Buffer<T>(std::max(
-        kernels_->tn_scratch(static_cast<const T*>(nullptr), columns, chunk_rows, threads),
-        b.low ? low_->split->tn_scratch(columns, chunk_rows, threads) : 0));
+    own.scratch = Buffer<T>(
+        std::max(kernels_->tn_scratch(static_cast<const T*>(nullptr), columns, chunk_rows, threads),
+                 b.low ? low_->split->tn_scratch(columns, chunk_rows, threads) : 0));
     b.pack = own.scratch.get();
     b.dx = d == 0 ? a.dx : call.dx_reverse.get();
     b.layout = w.layout;
@@ -785,6 +784,47 @@ void multiply(const T* a, const T* b, int64_t m, int64_t n, int64_t k, bool tran
 
 template void multiply(const float*, const float*, int64_t, int64_t, int64_t, bool, float*);
 template void multiply(const double*, const double*, int64_t, int64_t, int64_t, bool, double*);
+
+bool multiply_in_parts(const float* a, const float* b, int64_t m, int64_t n, int64_t k,
+                       bool transposed, float* c) {
+  const LowKernels* low = split_kernels();
+  if (!low || !may_split()) return false;
+  const Kernels<float>& kernel = kernels<float>(active_set());
+  const int64_t columns = (n + kernel.lanes - 1) / kernel.lanes * kernel.lanes;
+  const int64_t words = low->operand_words(Precision::kSplit, k);
+  for (int threads : {thread_count(), 1}) {
+    Barrier barrier(threads);
+    const int64_t chunk = std::min(k, kBackwardChunk), depth = words_of(Precision::kSplit, k);
+    Buffer<float> scratch(transposed ? low->split->tn_scratch(n, chunk, threads) : depth * columns);
+    Buffer<float> marks(columns), special(m);
+    Buffer<uint32_t> operand(transposed ? 0 : m * words);
+    const Panels<float> numbers{nullptr, k, n, kernel.widest, {b, n, 1}, false};
+    Panels<float> panels = numbers;
+    panels.k = depth;
+    panels.data = scratch.get();
+    const LowColumns low_columns{marks.get(), nullptr};
+    auto member = [&](int id) {
+      const Team team{id, threads, &barrier};
+      if (transposed) {
+        for (int64_t r = 0; r < k; r += chunk)
+          low->split->multiply_tn({a + r * m, m}, m, {b + r * n, n}, n, std::min(chunk, k - r), c,
+                                  n, r > 0, scratch.get(), team);
+      } else {
+        low->split->pack(numbers, reinterpret_cast<uint32_t*>(scratch.get()), low_columns, team);
+        const int64_t begin = m * id / threads, end = m * (id + 1) / threads;
+        low->convert(Precision::kSplit, {a + begin * k, k}, end - begin, k,
+                     operand.get() + begin * words, special.get() + begin);
+        if (threads > 1) barrier.wait();
+        low->multiply_panels(Precision::kSplit, operand.get(), special.get(), words, m, panels,
+                             low_columns, nullptr, Rows<float>{c, n}, team);
+      }
+      low->split->release();
+    };
+    if (try_parallel(threads, member)) break;
+  }
+  return true;
+}
+
 template class Layer<float>;
 template class Layer<double>;
 

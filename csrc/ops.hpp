@@ -104,7 +104,7 @@ struct Workspace {
   Buffer<T> zeros;              // [B, H]
   LowForward low[2];
   struct Direction {
-    PanelBuffers<T> panels;  // of a pass that packs its weights itself
+    PanelBuffers<T> panels;     // of a pass that packs its weights itself
     Buffer<T> gx, h, c, gates;  // see Forward
     Buffer<const T*> x_rows;
     Buffer<T> h_0, c_0;  // [B, H] where the caller's are overwritten
@@ -245,5 +245,8 @@ void multiply(const T* a,  // [m, k], or [k, m] where transposed
               const T* b,  // [k, n]
               int64_t m, int64_t n, int64_t k, bool transposed,
               T* c);  // [m, n]
+// The same in the matrix unit; false, and nothing done, where the set in use has none.
+bool multiply_in_parts(const float* a, const float* b, int64_t m, int64_t n, int64_t k,
+                       bool transposed, float* c);
 
 }  // namespace rnnfast

@@ -393,9 +393,9 @@ def _back_through_segments(
             _copy_of(dstate),
         )
         if stack.spec.truncate is not None and segment.first_row > 0:
-            for part in dbefore:
-                if part is not None:
-                    part[:, : segment.steps.begun] = 0  # others have their last step before
+            for d in dbefore:
+                if d is not None:
+                    d[:, : segment.steps.begun] = 0  # others have their last step before
         _put(dstate, dbefore)
         parts = [_converted(w, stack.computed) for w in parts]
         if not dweights:

@@ -36,8 +36,8 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 settings.load_profile("default")
 
 
-# They differ from avx512 in products of 16 and 8 bits alone, the last one also in float32 of batches
-# of 16 rows and more.
+# They differ from avx512 in products of 16 and 8 bits alone, the last one also in float32 of
+# batches of 16 rows and more.
 LOW_SETS = ("avx512vnni", "avx512bf16", "avx512amx")
 # Differs from avx512amx in that it takes float32 of any size to the matrix unit.
 SPLIT_SET = "avx512amx_every"

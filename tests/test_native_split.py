@@ -27,7 +27,9 @@ USUAL = "avx512amx"
 HAVE = USUAL in available_isas(low=True)
 
 pytestmark = [
-    pytest.mark.skipif(not HAVE, reason="the processor has no AMX" if available_isas() else NO_NATIVE),
+    pytest.mark.skipif(
+        not HAVE, reason="the processor has no AMX" if available_isas() else NO_NATIVE
+    ),
     pytest.mark.usefixtures("same_threads"),
 ]
 
@@ -147,9 +149,7 @@ def test_sums_that_overflow() -> None:
 def test_the_largest_number() -> None:
     largest = np.finfo(np.float32).max
     x = np.full((1, 16, 64), largest, np.float32)
-    weights = rnnfast.Weights(
-        np.zeros((64, 64), np.float32), np.zeros((64, 64), np.float32)
-    )
+    weights = rnnfast.Weights(np.zeros((64, 64), np.float32), np.zeros((64, 64), np.float32))
     weights.w_ih[0, 5] = 0.5
     with use_isa(USUAL):
         y, _ = rnnfast.rnn(x, weights, nonlinearity="relu", backend="native")

@@ -499,8 +499,7 @@ RNNFAST_INLINE void sums_of_columns(const T* a, int64_t a_stride, int64_t m, int
   for (int i = 0; i < kCount; i++)
     sum[i] = accumulate ? load_tail(sums + (v + i) * n, lanes(i)) : Vec<T>{};
   for (int64_t r = 0; r < rows; r++)
-    for (int i = 0; i < kCount; i++)
-      sum[i] += load_tail(a + r * a_stride + (v + i) * n, lanes(i));
+    for (int i = 0; i < kCount; i++) sum[i] += load_tail(a + r * a_stride + (v + i) * n, lanes(i));
   for (int i = 0; i < kCount; i++) store_tail(sums + (v + i) * n, sum[i], lanes(i));
 }
 

@@ -428,10 +428,9 @@ void convert_operand(const Forward<T>& p, Tile& tile, const Share& share, int me
   uint32_t* operand = low.h_operand + (together ? 0 : member * p.batch * low.h_words);
   float* scale = low.h_scale + (together ? 0 : member * p.batch);
   if (share.block_begin < share.block_end || together)
-    low.kernels->convert(low.precision,
-                         {tile.operand + own.begin * tile.operand_stride, tile.operand_stride},
-                         own.end - own.begin, p.hidden, operand + own.begin * low.h_words,
-                         scale + own.begin);
+    low.kernels->convert(
+        low.precision, {tile.operand + own.begin * tile.operand_stride, tile.operand_stride},
+        own.end - own.begin, p.hidden, operand + own.begin * low.h_words, scale + own.begin);
   tile.low_operand = operand;
   tile.low_scale = scale;
   if (together) meet(waiting.barrier, waiting.size);
@@ -627,7 +626,7 @@ struct BackwardTile {
   static constexpr bool kMayBeTogether = false;
   int64_t hidden, y_stride;
   const T* operand;  // [n, W, H] gradients of pre-activations, or null where there is no product
-  int64_t depth;           // of the product
+  int64_t depth;     // of the product
   int64_t k_begin, k_end;  // the part of it that is taken now
   bool finish;             // and whether it is the last one; until then sums wait in `partial`
   T* partial;              // [B, H]
@@ -640,11 +639,11 @@ struct BackwardTile {
   const int64_t* y_order;
   const T* dh_n;  // [B, H] for rows that end here, or null
   bool add_direct;
-  T* direct;  // [B, H]
-  T* dc;      // [B, H] or null
-  T* dgates;  // [n, W, H]
-  T* dh_0;    // [B, H]: only the gradient of the initial state is wanted; else null
-  const LowBackward* low;       // then k counts words
+  T* direct;               // [B, H]
+  T* dc;                   // [B, H] or null
+  T* dgates;               // [n, W, H]
+  T* dh_0;                 // [B, H]: only the gradient of the initial state is wanted; else null
+  const LowBackward* low;  // then k counts words
   const uint32_t* low_operand;  // [n, low->h_words[kStage]] the operand, converted
   const float* low_special;     // [n]
 
@@ -798,7 +797,8 @@ void recompute_stage(const Backward<T>& p, int64_t chunk_row, int64_t rows, Team
     tile.operand_stride = kStage == 0 ? H : Cell::kSaved * H;
     const Share share = product_share(begin, end, blocks, team);
     if constexpr (tile.kMayBeLow)
-      if (tile.low && tile.operand) convert_operand(f, tile, {begin, end, 0, blocks}, team.id, team, begin, end);
+      if (tile.low && tile.operand)
+        convert_operand(f, tile, {begin, end, 0, blocks}, team.id, team, begin, end);
     over_tiles<T, Cell::stage_gates(kStage)>(tile, share, panels, panels.k, begin, end, false);
   }
   meet(team.barrier, team.size);
@@ -978,9 +978,8 @@ void input_gradient(const Backward<T>& p, const Rows<const T>& dgates, int64_t r
       const LowBackward& low = *p.low;
       const int64_t begin = part_begin(rows, team.size, team.id);
       const int64_t end = part_begin(rows, team.size, team.id + 1);
-      low.kernels->convert(Precision::kSplit, dgates.from(begin), end - begin,
-                           p.low->x_numbers, low.x_operand + begin * low.x_words,
-                           low.x_special + begin);
+      low.kernels->convert(Precision::kSplit, dgates.from(begin), end - begin, p.low->x_numbers,
+                           low.x_operand + begin * low.x_words, low.x_special + begin);
       meet(team.barrier, team.size);
       low.kernels->multiply_panels(Precision::kSplit, low.x_operand, low.x_special, low.x_words,
                                    rows, p.x_panels, low.x, nullptr, dx, team);
@@ -1072,10 +1071,12 @@ void backward_pass(const Backward<T>& p, Team team) {
         T* here = dgates + (visits.row(j) - chunk_row) * width;
         const T* gates = saved + (visits.row(j) - chunk_row) * Cell::kSaved * H;
         if (takes_part) {
-          backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0], team.id, dividing);
+          backward_stage<Cell, T, 0>(p, visits, j, gates, later, here, shares[0], team.id,
+                                     dividing);
           if constexpr (Cell::kStages > 1) {
             meet(p.split.barrier, dividing.size);
-            backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1], team.id, dividing);
+            backward_stage<Cell, T, 1>(p, visits, j, gates, later, here, shares[1], team.id,
+                                       dividing);
           }
           if (j - 1 > before) meet(p.split.barrier, dividing.size);
         }

@@ -57,9 +57,9 @@ struct SplitTile {
   int64_t apart;
   int64_t depth;
   int vectors;
-  const float* special;           // [vectors * lanes] of columns
-  Column<const float> from[4];    // what the sums of each vector start with; null for zeros
-  Column<float> to[4];            // where they go
+  const float* special;         // [vectors * lanes] of columns
+  Column<const float> from[4];  // what the sums of each vector start with; null for zeros
+  Column<float> to[4];          // where they go
 
   // Lets sums [rows, vectors * lanes] start and end in one place.
   void stay_in(float* sums, int lanes) {
@@ -110,9 +110,9 @@ constexpr int64_t words_of(Precision precision, int64_t k) {
 struct LowForward {
   const LowKernels* kernels;
   Precision precision;
-  LowColumns x, h[2];  // of x_panels and h_panels
-  int64_t x_words;     // of a converted row; 0 where x_panels hold numbers
-  int64_t h_words;     // likewise
+  LowColumns x, h[2];   // of x_panels and h_panels
+  int64_t x_words;      // of a converted row; 0 where x_panels hold numbers
+  int64_t h_words;      // likewise
   uint32_t* x_operand;  // [threads * chunk + B, x_words] scratch
   float* x_scale;       // [threads * chunk + B]
   uint32_t* h_operand;  // [members, B, h_words] scratch; of parts [B, h_words]
@@ -122,17 +122,17 @@ struct LowForward {
 // What a backward pass in parts needs beside its Backward<float>.
 struct LowBackward {
   const LowKernels* kernels;
-  LowColumns x, h[2];    // of x_panels and h_panels
-  int64_t x_words;       // of a row of dgates; 0 where x_panels hold numbers
-  int64_t x_numbers;     // G*H, the same in numbers
-  int64_t h_words[2];    // of a stage, likewise
-  int64_t most_words;    // the longer of them: rows of both lie so far apart
-  uint32_t* x_operand;   // [chunk + B, x_words] scratch
-  float* x_special;      // [chunk + B]
-  uint32_t* h_operand;   // [B, most_words] scratch
-  float* h_special;      // [B]
-  float* row;            // [members, W*H] scratch
-  int64_t narrowest;     // rows and columns of weight gradients that pay
+  LowColumns x, h[2];   // of x_panels and h_panels
+  int64_t x_words;      // of a row of dgates; 0 where x_panels hold numbers
+  int64_t x_numbers;    // G*H, the same in numbers
+  int64_t h_words[2];   // of a stage, likewise
+  int64_t most_words;   // the longer of them: rows of both lie so far apart
+  uint32_t* x_operand;  // [chunk + B, x_words] scratch
+  float* x_special;     // [chunk + B]
+  uint32_t* h_operand;  // [B, most_words] scratch
+  float* h_special;     // [B]
+  float* row;           // [members, W*H] scratch
+  int64_t narrowest;    // rows and columns of weight gradients that pay
 };
 
 }  // namespace rnnfast

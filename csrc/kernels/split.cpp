@@ -124,8 +124,8 @@ Floats multiply_special(const SplitTile& t, int row, int vector, Floats sum) {
 // The rows that this thread's tiles are shaped for: to shape them takes longer than some products.
 thread_local int shaped_for = 0;
 
-// Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 columns. With more than 16 rows the odd ones of 0 to
-// 5 hold those from row 16 on.
+// Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 columns. With more than 16 rows the odd ones of 0
+// to 5 hold those from row 16 on.
 void shape_for(int rows) {
   if (rows == shaped_for) return;
   shaped_for = rows;
@@ -138,13 +138,13 @@ void shape_for(int rows) {
 }
 
 // Sums in a tile, of a vector from a row on.
-#define RNNFAST_START(tile, v, row)                                                            \
-  if (t.from[v].at)                                                                            \
-    _tile_loadd(tile, t.from[v].at + (row)*t.from[v].stride, t.from[v].stride * 4);            \
-  else                                                                                         \
+#define RNNFAST_START(tile, v, row)                                                   \
+  if (t.from[v].at)                                                                   \
+    _tile_loadd(tile, t.from[v].at + (row) * t.from[v].stride, t.from[v].stride * 4); \
+  else                                                                                \
     _tile_zero(tile);
 #define RNNFAST_END(tile, v, row) \
-  _tile_stored(tile, t.to[v].at + (row)*t.to[v].stride, t.to[v].stride * 4);
+  _tile_stored(tile, t.to[v].at + (row) * t.to[v].stride, t.to[v].stride * 4);
 
 // Up to 16 rows: all vectors at a time.
 template <int kVectors>
@@ -157,22 +157,22 @@ void few_rows(const SplitTile& t) {
     const uint32_t* operand = t.operand + k;
     const uint32_t* panel = t.panel + k * kLane;
     int rows = -1;  // the part that is loaded: known to the compiler
-#define RNNFAST_PRODUCT(a, b)                                              \
-  if (rows != a) _tile_loadd(4, operand + (a)*kLane, t.operand_words * 4); \
-  rows = a;                                                                \
-  _tile_loadd(6, panel + (b)*kLane * kLane, 64);                           \
-  _tile_dpbf16ps(0, 4, 6);                                                 \
-  if constexpr (kVectors > 1) {                                            \
-    _tile_loadd(7, panel + t.apart + (b)*kLane * kLane, 64);               \
-    _tile_dpbf16ps(1, 4, 7);                                               \
-  }                                                                        \
-  if constexpr (kVectors > 2) {                                            \
-    _tile_loadd(6, panel + 2 * t.apart + (b)*kLane * kLane, 64);           \
-    _tile_dpbf16ps(2, 4, 6);                                               \
-  }                                                                        \
-  if constexpr (kVectors > 3) {                                            \
-    _tile_loadd(7, panel + 3 * t.apart + (b)*kLane * kLane, 64);           \
-    _tile_dpbf16ps(3, 4, 7);                                               \
+#define RNNFAST_PRODUCT(a, b)                                                \
+  if (rows != a) _tile_loadd(4, operand + (a) * kLane, t.operand_words * 4); \
+  rows = a;                                                                  \
+  _tile_loadd(6, panel + (b) * kLane * kLane, 64);                           \
+  _tile_dpbf16ps(0, 4, 6);                                                   \
+  if constexpr (kVectors > 1) {                                              \
+    _tile_loadd(7, panel + t.apart + (b) * kLane * kLane, 64);               \
+    _tile_dpbf16ps(1, 4, 7);                                                 \
+  }                                                                          \
+  if constexpr (kVectors > 2) {                                              \
+    _tile_loadd(6, panel + 2 * t.apart + (b) * kLane * kLane, 64);           \
+    _tile_dpbf16ps(2, 4, 6);                                                 \
+  }                                                                          \
+  if constexpr (kVectors > 3) {                                              \
+    _tile_loadd(7, panel + 3 * t.apart + (b) * kLane * kLane, 64);           \
+    _tile_dpbf16ps(3, 4, 7);                                                 \
   }
     RNNFAST_EACH_PRODUCT(RNNFAST_PRODUCT)
 #undef RNNFAST_PRODUCT
@@ -198,22 +198,22 @@ void many_rows(const SplitTile& t, int v) {
   for (int64_t k = 0; k < t.depth; k += kBlockWords) {
     const uint32_t* columns = panel + k * kLane;
     int rows = -1, column = -1;  // the parts that are loaded: known to the compiler
-#define RNNFAST_PRODUCT(a, b)                                                       \
-  if (rows != a) {                                                                  \
-    _tile_loadd(4, t.operand + k + (a)*kLane, stride);                              \
-    _tile_loadd(5, below + k + (a)*kLane, stride);                                  \
-  }                                                                                 \
-  if (column != b) {                                                                \
-    _tile_loadd(6, columns + (b)*kLane * kLane, 64);                                \
-    if constexpr (kPair) _tile_loadd(7, columns + t.apart + (b)*kLane * kLane, 64); \
-  }                                                                                 \
-  rows = a;                                                                         \
-  column = b;                                                                       \
-  _tile_dpbf16ps(0, 4, 6);                                                          \
-  _tile_dpbf16ps(1, 5, 6);                                                          \
-  if constexpr (kPair) {                                                            \
-    _tile_dpbf16ps(2, 4, 7);                                                        \
-    _tile_dpbf16ps(3, 5, 7);                                                        \
+#define RNNFAST_PRODUCT(a, b)                                                         \
+  if (rows != a) {                                                                    \
+    _tile_loadd(4, t.operand + k + (a) * kLane, stride);                              \
+    _tile_loadd(5, below + k + (a) * kLane, stride);                                  \
+  }                                                                                   \
+  if (column != b) {                                                                  \
+    _tile_loadd(6, columns + (b) * kLane * kLane, 64);                                \
+    if constexpr (kPair) _tile_loadd(7, columns + t.apart + (b) * kLane * kLane, 64); \
+  }                                                                                   \
+  rows = a;                                                                           \
+  column = b;                                                                         \
+  _tile_dpbf16ps(0, 4, 6);                                                            \
+  _tile_dpbf16ps(1, 5, 6);                                                            \
+  if constexpr (kPair) {                                                              \
+    _tile_dpbf16ps(2, 4, 7);                                                          \
+    _tile_dpbf16ps(3, 5, 7);                                                          \
   }
     RNNFAST_EACH_PRODUCT(RNNFAST_PRODUCT)
 #undef RNNFAST_PRODUCT
@@ -271,8 +271,8 @@ void convert_split(const Rows<const float>& rows, int64_t count, int64_t k, uint
     uint32_t* to = operand + r * words;
     bool ordinary = true;
     for (int64_t i = 0; i < k; i += kBlock, to += kBlockWords)
-      ordinary &= to_words(load_some(x + i, k - i), load_some(x + i + kLane, k - i - kLane), to,
-                           kLane);
+      ordinary &=
+          to_words(load_some(x + i, k - i), load_some(x + i + kLane, k - i - kLane), to, kLane);
     special[r] = ordinary ? 0.f : 1.f;
   }
 }
@@ -387,8 +387,8 @@ void multiply_panels_split(const uint32_t* operand, const float* special, int64_
 
 namespace {
 
-constexpr int kTnRows = 32;       // of c in a tile
-constexpr int kTnVectors = 2;     // and columns
+constexpr int kTnRows = 32;         // of c in a tile
+constexpr int kTnVectors = 2;       // and columns
 constexpr int64_t kTnTogether = 4;  // tiles of rows whose operand stays in the cache
 
 // Columns [first, first + count) of a as rows of an operand. Lines of a row are taken one after the

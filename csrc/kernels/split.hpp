@@ -1,12 +1,13 @@
-// Products of float32 in the matrix unit (AMX), which multiplies bfloat16 alone. `split.cpp` defines
-// them.
+// Products of float32 in the matrix unit (AMX), which multiplies bfloat16 alone. `split.cpp`
+// defines them.
 //
 // Each number is split into three parts of 8 bits, x = x0 + x1 + x2 without a rest: x0 is x rounded
 // to bfloat16, x1 what is left rounded, x2 what is then left. Of the nine products of the parts of
 // two numbers six are taken: those left out are at most 2^-24 of the product, all three together
 // (G. Henry, P. T. P. Tang, A. Heinecke, "Leveraging the bfloat16 artificial intelligence datatype
-// for higher-precision computations", ARITH 2019). So the result is as near as that of multiply-adds
-// in float32, but for numbers below 2^-102, whose last parts are denormal and count as zero.
+// for higher-precision computations", ARITH 2019). So the result is as near as that of
+// multiply-adds in float32, but for numbers below 2^-102, whose last parts are denormal and count
+// as zero.
 //
 // An element is one chain over blocks of 32 k, whatever tile it falls into: its bits depend neither
 // on the number of threads nor on the rows beside it.
@@ -18,9 +19,7 @@ namespace rnnfast::RNNFAST_ISA {
 
 // Words of a row of the operand: an odd number of cache lines, so that the 16 rows of a tile do not
 // fall into the same few places of a cache.
-constexpr int64_t operand_words_split(int64_t k) {
-  return words_of(Precision::kSplit, k) | 16;
-}
+constexpr int64_t operand_words_split(int64_t k) { return words_of(Precision::kSplit, k) | 16; }
 
 // As the functions of LowKernels. `special` tells of each row whether any of its numbers is 2^63 or
 // more, or not finite: such rows are multiplied in float32.
