@@ -188,8 +188,8 @@ def _limits(document: Document) -> str:
     return (
         "The best of several trials of a C++ program: multiply-adds from registers, the same that "
         "a matrix unit (AMX) makes of bfloat16 (six products of parts of the numbers for one), and "
-        "reading a working set again and again, of which each thread has its own part. A barrier is one of "
-        "spinning threads. sigmoid and tanh are rnnfast's own, for each number of a long array, on "
+        "reading a working set again and again, of which each thread has its own part. A barrier "
+        "is one of spinning threads. sigmoid and tanh are rnnfast's own, for each number of a long array, on "
         f"one thread.\n\n{_table([*header, 'barrier, ns', 'sigmoid, tanh, ns'], lines)}"
     )
 
@@ -394,8 +394,8 @@ def _missed(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
     if missed:
         text[0] += (
             ' "At the limit" is the ratio of a program whose products come one after the other, '
-            "each at the peak of its arithmetic or at the bandwidth of the cache that holds the weights, then "
-            "the cell's functions at their measured rate, and which does nothing else in between; "
+            "each at the peak of its arithmetic or at the bandwidth of the cache that holds the "
+            "weights, then the cell's functions at their measured rate, and which does nothing else in between; "
             "one row of one layer is divided among threads that meet at each step, or not at all; "
             "of a single step it is the time in which the same threads read as many numbers as "
             "there are weights and do nothing else, called from Python in turns with it. "
@@ -552,8 +552,8 @@ def _products(document: Document) -> str:
     header = ["product", "M, N, K", "threads", *MAKERS, "rnnfast, of FMA peak", ""]
     return (
         "GF/s, packing included; `tn` is a transposed times b, `nn` a times b. rnnfast-matrix is "
-        "how layers multiply float32 batches of 16 rows and more where there is AMX. NumPy's is its own "
-        f"OpenBLAS, torch's is MKL.\n\n{_table(header, lines)}"
+        "how layers multiply float32 batches of 16 rows and more where there is AMX. NumPy's is "
+        f"its own OpenBLAS, torch's is MKL.\n\n{_table(header, lines)}"
     )
 
 
