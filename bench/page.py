@@ -189,8 +189,8 @@ def _limits(document: Document) -> str:
         "The best of several trials of a C++ program: multiply-adds from registers, the same that "
         "a matrix unit (AMX) makes of bfloat16 (six products of parts of the numbers for one), and "
         "reading a working set again and again, of which each thread has its own part. A barrier "
-        "is one of spinning threads. sigmoid and tanh are rnnfast's own, for each number of a long array, on "
-        f"one thread.\n\n{_table([*header, 'barrier, ns', 'sigmoid, tanh, ns'], lines)}"
+        "is one of spinning threads. sigmoid and tanh are rnnfast's own, for each number of a long "
+        f"array, on one thread.\n\n{_table([*header, 'barrier, ns', 'sigmoid, tanh, ns'], lines)}"
     )
 
 
@@ -395,8 +395,8 @@ def _missed(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
         text[0] += (
             ' "At the limit" is the ratio of a program whose products come one after the other, '
             "each at the peak of its arithmetic or at the bandwidth of the cache that holds the "
-            "weights, then the cell's functions at their measured rate, and which does nothing else in between; "
-            "one row of one layer is divided among threads that meet at each step, or not at all; "
+            "weights, then the cell's functions at their measured rate, and which does nothing else "
+            "in between; one row of one layer is divided among threads that meet at each step, or not at all; "
             "of a single step it is the time in which the same threads read as many numbers as "
             "there are weights and do nothing else, called from Python in turns with it. "
             '"Share" is how much of that limit rnnfast reaches. "Parts" is the ratio of a program '
