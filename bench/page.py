@@ -395,8 +395,9 @@ def _missed(limits: Limits, parts: Parts | None, rows: list[Row]) -> str:
         text[0] += (
             ' "At the limit" is the ratio of a program whose products come one after the other, '
             "each at the peak of its arithmetic or at the bandwidth of the cache that holds the "
-            "weights, then the cell's functions at their measured rate, and which does nothing else "
-            "in between; one row of one layer is divided among threads that meet at each step, or not at all; "
+            "weights, then the cell's functions at their measured rate, and which does nothing "
+            "else in between; one row of one layer is divided among threads that meet at each "
+            "step, or not at all; "
             "of a single step it is the time in which the same threads read as many numbers as "
             "there are weights and do nothing else, called from Python in turns with it. "
             '"Share" is how much of that limit rnnfast reaches. "Parts" is the ratio of a program '
