@@ -808,7 +808,7 @@ bool multiply_in_parts(const float* a, const float* b, int64_t m, int64_t n, int
       if (transposed) {
         for (int64_t r = 0; r < k; r += chunk)
           low->split->multiply_tn({a + r * m, m}, m, {b + r * n, n}, n, std::min(chunk, k - r), c,
-                                  n, r > 0, scratch.get(), team);
+                                  n, r > 0, false, scratch.get(), team);
       } else {
         low->split->pack(numbers, reinterpret_cast<uint32_t*>(scratch.get()), low_columns, team);
         const int64_t begin = m * id / threads, end = m * (id + 1) / threads;

@@ -995,8 +995,8 @@ void multiply_rows_of(const Backward<T>& p, const Rows<const T>& a, int64_t m,
                       bool accumulate, Team team) {
   if constexpr (sizeof(T) == sizeof(float))
     if (p.low && lesser(m, n) >= p.low->narrowest)
-      return p.low->kernels->split->multiply_tn(a, m, b, n, rows, c, c_stride, accumulate, p.pack,
-                                                team);
+      return p.low->kernels->split->multiply_tn(a, m, b, n, rows, c, c_stride, accumulate,
+                                                p.layout.transposed, p.pack, team);
   multiply_tn(a, m, b, n, rows, c, c_stride, accumulate, p.pack, team);
 }
 

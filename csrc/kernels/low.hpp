@@ -60,6 +60,7 @@ struct SplitTile {
   const float* special;         // [vectors * lanes] of columns
   Column<const float> from[4];  // what the sums of each vector start with; null for zeros
   Column<float> to[4];          // where they go
+  bool turned;                  // whether operand and columns have changed sides
 
   // Lets sums [rows, vectors * lanes] start and end in one place.
   void stay_in(float* sums, int lanes) {
@@ -77,10 +78,10 @@ struct SplitKernels {
   void (*multiply)(const SplitTile&);
   // Every thread that multiplied calls it once it is done.
   void (*release)();
-  // As those in gemm.hpp.
+  // As those in gemm.hpp; `turned` see split.hpp.
   void (*multiply_tn)(const Rows<const float>& a, int64_t m, const Rows<const float>& b, int64_t n,
-                      int64_t rows, float* c, int64_t c_stride, bool accumulate, float* scratch,
-                      Team team);
+                      int64_t rows, float* c, int64_t c_stride, bool accumulate, bool turned,
+                      float* scratch, Team team);
   int64_t (*tn_scratch)(int64_t n, int64_t rows, int members);
 };
 

@@ -22,8 +22,14 @@ constexpr int kBlock = 2 * kLane, kParts = 3, kBlockWords = kParts * kLane;
 // Of a product, at a time: rows, and words of k.
 constexpr int64_t kSomeRows = 128, kDepth = 1024 / kBlock * kBlockWords;
 
-// The products of a block, smallest first: parts of the operand and of the columns.
-#define RNNFAST_EACH_PRODUCT(X) X(2, 0) X(1, 0) X(1, 1) X(0, 1) X(0, 2) X(0, 0)
+// The products of a block, smallest first: parts of the operand and of the columns. Where those
+// have changed sides, as in the transposed product, the order is the same.
+#define RNNFAST_EACH_PRODUCT(X)                     \
+  if constexpr (kTurned) {                          \
+    X(0, 2) X(0, 1) X(1, 1) X(1, 0) X(2, 0) X(0, 0) \
+  } else {                                          \
+    X(2, 0) X(1, 0) X(1, 1) X(0, 1) X(0, 2) X(0, 0) \
+  }
 
 // Its sign bit tells of numbers from 2^63 on, and of those that are not finite: a product of parts
 // could overflow where the product does not, or with the other sign.
@@ -147,7 +153,7 @@ void shape_for(int rows) {
   _tile_stored(tile, t.to[v].at + (row) * t.to[v].stride, t.to[v].stride * 4);
 
 // Up to 16 rows: all vectors at a time.
-template <int kVectors>
+template <int kVectors, bool kTurned>
 void few_rows(const SplitTile& t) {
   RNNFAST_START(0, 0, 0)
   if constexpr (kVectors > 1) RNNFAST_START(1, 1, 0)
@@ -184,7 +190,7 @@ void few_rows(const SplitTile& t) {
 }
 
 // 17 to 32 rows by one or two vectors, from vector v on.
-template <bool kPair>
+template <bool kPair, bool kTurned>
 void many_rows(const SplitTile& t, int v) {
   RNNFAST_START(0, v, 0)
   RNNFAST_START(1, v, 16)
@@ -226,20 +232,28 @@ void many_rows(const SplitTile& t, int v) {
   }
 }
 
-void multiply_ordinary(const SplitTile& t) {
-  asm volatile("" : : : "memory");  // GCC's intrinsics do not tell it what they read
-  shape_for(t.rows);
+template <bool kTurned>
+void all_rows(const SplitTile& t) {
   if (t.rows > 16) {
-    for (int v = 0; v + 1 < t.vectors; v += 2) many_rows<true>(t, v);
-    if (t.vectors % 2) many_rows<false>(t, t.vectors - 1);
+    for (int v = 0; v + 1 < t.vectors; v += 2) many_rows<true, kTurned>(t, v);
+    if (t.vectors % 2) many_rows<false, kTurned>(t, t.vectors - 1);
     return;
   }
   switch (t.vectors) {
-    case 1: return few_rows<1>(t);
-    case 2: return few_rows<2>(t);
-    case 3: return few_rows<3>(t);
-    case 4: return few_rows<4>(t);
+    case 1: return few_rows<1, kTurned>(t);
+    case 2: return few_rows<2, kTurned>(t);
+    case 3: return few_rows<3, kTurned>(t);
+    case 4: return few_rows<4, kTurned>(t);
   }
+}
+
+void multiply_ordinary(const SplitTile& t) {
+  asm volatile("" : : : "memory");  // GCC's intrinsics do not tell it what they read
+  shape_for(t.rows);
+  if (t.turned)
+    all_rows<true>(t);
+  else
+    all_rows<false>(t);
 }
 
 // The same where some rows or columns are special: those are multiplied as float32.
@@ -430,8 +444,8 @@ int64_t tn_scratch_split(int64_t n, int64_t rows, int members) {
 }
 
 void multiply_tn_split(const Rows<const float>& a, int64_t m, const Rows<const float>& b, int64_t n,
-                       int64_t rows, float* c, int64_t c_stride, bool accumulate, float* scratch,
-                       Team team) {
+                       int64_t rows, float* c, int64_t c_stride, bool accumulate, bool turned,
+                       float* scratch, Team team) {
   constexpr int64_t width = kTnVectors * kLane;
   const int64_t blocks = parts(n, width), depth = words_of(Precision::kSplit, rows);
   const int64_t operand_words = operand_words_split(rows);
@@ -477,6 +491,7 @@ void multiply_tn_split(const Rows<const float>& a, int64_t m, const Rows<const f
         t.depth = depth;
         t.vectors = vectors;
         t.special = marks + j * width;
+        t.turned = turned;
         t.stay_in(sums, kLane);
         float* at = c + row * c_stride + j * width;
         const bool direct = columns >= vectors * kLane;

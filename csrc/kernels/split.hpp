@@ -32,10 +32,10 @@ void release_split();
 void multiply_panels_split(const uint32_t* operand, const float* special, int64_t operand_words,
                            int64_t rows, const Panels<float>& words, const LowColumns& columns,
                            const float* bias, const Rows<float>& c, Team team);
-// As multiply_tn in gemm.hpp.
+// As multiply_tn in gemm.hpp. To the same bits as the transposed product, which is `turned`.
 void multiply_tn_split(const Rows<const float>& a, int64_t m, const Rows<const float>& b, int64_t n,
-                       int64_t rows, float* c, int64_t c_stride, bool accumulate, float* scratch,
-                       Team team);
+                       int64_t rows, float* c, int64_t c_stride, bool accumulate, bool turned,
+                       float* scratch, Team team);
 int64_t tn_scratch_split(int64_t n, int64_t rows, int members);
 
 }  // namespace rnnfast::RNNFAST_ISA
