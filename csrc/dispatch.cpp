@@ -106,10 +106,14 @@ std::vector<const InstructionSet*> available_sets() {
   RNNFAST_LOW_SETS(RNNFAST_ADD)
 #undef RNNFAST_ADD
 #if defined(RNNFAST_HAS_AMX)
-  static InstructionSet every = avx512amx_set, usual = avx512amx_set;
-  every.name = "avx512amx_every";
-  every.split_batch = 1;
-  usual.split_batch = kSplitBatch;
+  const auto splitting = [&](const char* name, int64_t batch) {
+    InstructionSet set = avx512amx_set;
+    set.name = name;
+    set.split_batch = batch;
+    return set;
+  };
+  static const InstructionSet every = splitting("avx512amx_every", 1);
+  static const InstructionSet usual = splitting("avx512amx", kSplitBatch);
   if (processor_has(usual.name)) {
     sets.back() = &every;
     sets.push_back(&usual);

@@ -403,8 +403,8 @@ struct ForwardTile {
   }
 };
 
-// The members that divide the rows [begin, end) of a step that they all multiply, or this one alone
-// with those of its share: a part of them for each.
+// The rows that a member converts, of [from, to) in its share: all where it waits for no one, else
+// its part of those that all who wait for one another multiply.
 struct Converted {
   int64_t begin, end;
 

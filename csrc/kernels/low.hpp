@@ -50,14 +50,14 @@ struct Column {
 // The same of parts, whose sums of each vector may lie elsewhere.
 struct SplitTile {
   const uint32_t* operand;     // [rows, operand_words]
-  const float* operand_scale;  // [rows]
+  const float* operand_scale;  // [rows] 1 where a number is special, else 0
   int64_t operand_words;
   int rows;
-  const uint32_t* panel;  // [vectors, apart]
-  int64_t apart;
+  const uint32_t* panel;  // [vectors, apart], of which [depth, lanes] are multiplied
+  int64_t apart;          // words from one vector's to the next one's
   int64_t depth;
   int vectors;
-  const float* special;         // [vectors * lanes] of columns
+  const float* special;         // [vectors * lanes] the same of columns
   Column<const float> from[4];  // what the sums of each vector start with; null for zeros
   Column<float> to[4];          // where they go
   bool turned;                  // whether operand and columns have changed sides

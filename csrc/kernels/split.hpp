@@ -9,7 +9,10 @@
 // multiply-adds in float32, but for numbers below 2^-102, whose last parts are denormal and count
 // as zero.
 //
-// An element is one chain over blocks of 32 k, whatever tile it falls into: its bits depend neither
+// A block of 32 k takes 48 words, 16 of each part. Rows of the operand hold block after block; in a
+// panel each vector of columns has all of its blocks in a row, so that a tile is 1 KB in a piece.
+//
+// An element is one chain over blocks, whatever tile it falls into: its bits depend neither
 // on the number of threads nor on the rows beside it.
 #pragma once
 
