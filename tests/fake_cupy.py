@@ -58,6 +58,7 @@ class _Memory:
 
     pool: dict[int, list[Any]] = {}  # noqa: RUF012
     live: dict[int, int] = {}  # noqa: RUF012
+    foreign: list[tuple[int, int]] = []  # noqa: RUF012
 
     def __init__(self, size: int) -> None:
         self.size = max(size, 1)
@@ -78,8 +79,29 @@ class _Memory:
 
 
 def _check_memory(pointer: int, size: int) -> None:
-    inside = any(at <= pointer and pointer + size <= at + n for at, n in _Memory.live.items())
+    places = [*_Memory.live.items(), *_Memory.foreign]
+    inside = any(at <= pointer and pointer + size <= at + n for at, n in places)
     assert inside, f"a product touches {size} bytes outside of any allocation"
+
+
+class _Foreign:
+    """The memory of an array that somebody else owns, as long as it is looked at."""
+
+    def __init__(self, owner: Any, host: Any) -> None:
+        self.owner, self.host = owner, host
+        low, high = np.lib.array_utils.byte_bounds(host)
+        self.at = low, high - low
+        _Memory.foreign.append(self.at)
+
+    def __del__(self) -> None:
+        _Memory.foreign.remove(self.at)
+
+
+class _Exported:
+    """An array in a form that NumPy, and who looks by NumPy, keeps together with its memory."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.__array_interface__ = array, array.host.__array_interface__
 
 
 class _Pointer:
@@ -96,7 +118,7 @@ class _Flags:
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
     """A device array. `host` is its memory, which only this file and `asnumpy` touch."""
 
-    def __init__(self, host: Any, memory: _Memory) -> None:
+    def __init__(self, host: Any, memory: _Memory | _Foreign) -> None:
         self.host, self.memory = host, memory
 
     shape = property(lambda self: self.host.shape)
@@ -196,6 +218,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, 0)  # kDLCUDA
 
+    def __dlpack__(self, stream: int | None = None, **options: Any) -> Any:
+        assert stream == get_current_stream().ptr, "handed to another stream"
+        return _tensor_of_torch(self).__dlpack__()
+
 
 def _host(value: Any) -> Any:
     if isinstance(value, ndarray):
@@ -271,9 +297,23 @@ def may_share_memory(a: ndarray, b: ndarray) -> bool:
 
 
 def from_dlpack(value: Any) -> ndarray:
+    """Of an array of its own, or a tensor of torch on the CPU that feigns a device."""
     if isinstance(value, ndarray):
         return value
-    raise BufferError("the emulation knows no other arrays on a device")
+    assert not value.requires_grad, "torch refuses it"
+    narrow = str(value.dtype) == "torch.bfloat16"
+    host = (
+        value.view(sys.modules["torch"].int16).numpy().view("bfloat16") if narrow else value.numpy()
+    )
+    return ndarray(host, _Foreign(value, host))
+
+
+def _tensor_of_torch(a: ndarray) -> Any:
+    torch = sys.modules["torch"]
+    shared = np.asarray(_Exported(a))
+    if a.dtype.name == "bfloat16":
+        return torch.from_numpy(shared.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(shared)
 
 
 # --------------------------------------------------------------------------------- cupy.cuda
@@ -284,6 +324,12 @@ class Device:
         self.id = 0
         self.attributes = limits
         self.compute_capability = compute_capability
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
 
 
 class Event:
@@ -334,6 +380,12 @@ class Stream:
         for stream in _streams:
             stream.capturing = False
         return Graph(work)
+
+
+class ExternalStream(Stream):
+    def __init__(self, ptr: int, device_id: int = -1) -> None:
+        super().__init__()
+        self.ptr = ptr
 
 
 _null = Stream(null=True)
@@ -572,6 +624,7 @@ def modules() -> dict[str, ModuleType]:
     cuda.__dict__.update(
         Device=Device,
         Event=Event,
+        ExternalStream=ExternalStream,
         Stream=_new_stream,
         get_current_stream=get_current_stream,
         runtime=runtime,

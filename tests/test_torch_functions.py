@@ -243,14 +243,14 @@ def test_wrong_arguments(training: bool) -> None:
 
 def test_tensors_elsewhere() -> None:
     """What lives on a device is refused by name; here the device is feigned."""
-    from rnnfast.torch import calls
+    from rnnfast.torch import memory
 
     class Elsewhere:
-        is_cpu = False
-        device = "cuda:0"
+        is_cpu = is_cuda = False
+        device = "xpu:0"
 
-    with pytest.raises(rnnfast.UnsupportedError, match=r"cuda:0.*\.cpu\(\)"):
-        calls.array(Elsewhere())  # type: ignore[arg-type]
+    with pytest.raises(rnnfast.UnsupportedError, match=r"xpu:0.*\.cpu\(\)"):
+        memory.array(Elsewhere())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tells", [True, False])

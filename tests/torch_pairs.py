@@ -54,7 +54,9 @@ def trained(module: Any, x: Any, hx: Any, seed: int = 0) -> tuple[Any, list[Tens
     results = module(x, hx)
     outputs = flat(results)
     generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in outputs]
+    weights = [
+        torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for t in outputs
+    ]
     loss = sum(((t * w).sum() for t, w in zip(outputs, weights, strict=True)), torch.zeros(()))
     inputs = [t for t in (*flat(x), *flat(hx)) if t.requires_grad]
     return results, list(torch.autograd.grad(loss, [*inputs, *module.parameters()]))

@@ -11,7 +11,7 @@ from torch import Tensor
 import rnnfast
 
 from ..spec import CELLS, Steps
-from . import calls, mapped
+from . import calls, mapped, memory
 from .calls import Call, Lengths, Results
 
 
@@ -144,7 +144,7 @@ class _Transformed(torch.autograd.Function):
         call: Call,
         *weights: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        structure = call.structure([calls.array(w) for w in weights])
+        structure = call.structure([memory.array(w) for w in weights])
         return calls.run_and_keep(x, h_0, c_0, structure, lengths, seed, call)
 
     @staticmethod
@@ -178,7 +178,7 @@ def _any_way(
     """A call below the transformation that has been taken care of."""
     if is_transformed():
         return transformed(x, h_0, c_0, weights, lengths, seed, call)
-    given = Given(call.structure([calls.array(w) for w in weights]), lengths, seed, call)
+    given = Given(call.structure([memory.array(w) for w in weights]), lengths, seed, call)
     if needs_gradients(x, h_0, c_0, *weights):
         return train(x, h_0, c_0, weights, given)
     return calls.run(x, h_0, c_0, *given)

@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,6 +38,7 @@ from ..api import Backward, short_vjp, spec_of
 from ..spec import CELLS, Spec, Steps
 from ..weights import InOrder
 from . import tapes
+from .memory import array, as_tensor, place
 
 Lengths: TypeAlias = "Tensor | Steps | None"
 Results: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"  # y, h_n, and c_n where there is one
@@ -123,10 +123,11 @@ def run(
 
     Here and below, weights are arrays, as rnnfast takes them.
     """
-    y, state_n = getattr(rnnfast, call.cell)(
-        array(x), weights, state(call, h_0, c_0), **_keywords(call, lengths, seed, False)
-    )
-    return results(call, y, state_n)
+    with place(x):
+        y, state_n = getattr(rnnfast, call.cell)(
+            array(x), weights, state(call, h_0, c_0), **_keywords(call, lengths, seed, False)
+        )
+        return results(call, y, state_n)
 
 
 def run_and_keep(
@@ -139,7 +140,7 @@ def run_and_keep(
     call: Call,
 ) -> Kept:
     """y, h_n, c_n and a tape, from which `gradients` goes back."""
-    spec = spec_of_call(call) if lengths is None and seed is None else None
+    spec = spec_of_call(call) if lengths is None and seed is None and x.is_cpu else None
     if spec is not None:
 
         def run(of_x: Any, state_0: Any) -> Any:
@@ -149,8 +150,9 @@ def run_and_keep(
         done = run_and_keep_short(x, h_0, c_0, call, run)
         if done is not None:
             return done
-    y, state_n, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
-    return (*results(call, y, state_n), tapes.record(backward))
+    with place(x):
+        y, state_n, backward = _vjp(x, h_0, c_0, weights, lengths, seed, call)
+        return (*results(call, y, state_n), tapes.record(backward))
 
 
 def run_and_keep_short(
@@ -241,12 +243,13 @@ def gradients(
                 dx = dx.transpose(0, 1)
             states = _both(call, h_0, c_0, dinitial)
             return [dx, *states, *(d for layer in layers for d in layer if d is not None)]
-    backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
-    of_dx, dweights, dinitial = backward(
-        _array(dy), state(call, dh_n, dc_n), dx=of_x, dstate_0=of_state
-    )
-    arrays = _both(call, h_0, c_0, dinitial)
-    return [*map(_tensor, (of_dx, *arrays)), *_flat(call, dweights, len(weights))]
+    with place(x):
+        backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
+        of_dx, dweights, dinitial = backward(
+            _array(dy), state(call, dh_n, dc_n), dx=of_x, dstate_0=of_state
+        )
+        arrays = _both(call, h_0, c_0, dinitial)
+        return [*map(_tensor, (of_dx, *arrays)), *_flat(call, dweights, len(weights))]
 
 
 def _both(call: Call, h_0: Tensor | None, c_0: Tensor | None, dstate_0: Any) -> list[Any]:
@@ -273,35 +276,21 @@ def second(
     ddweights: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """The gradients of dy, dh_n, dc_n, x, h_0, c_0 and the weights, given those of `gradients`."""
-    backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
-    _, double_backward = backward.vjp(_array(dy), state(call, dh_n, dc_n))
-    (gx, gweights, gstate), (gdy, gdstate) = double_backward(
-        _array(ddx), call.unflatten(list(map(_array, ddweights))), state(call, ddh_0, ddc_0)
-    )
-    return [
-        *results(call, gdy, gdstate),
-        *results(call, gx, gstate),
-        *_flat(call, gweights, len(weights)),
-    ]
-
-
-def array(tensor: Tensor) -> NDArray[Any]:
-    """The memory of a tensor."""
-    if not tensor.is_cpu:
-        raise rnnfast.UnsupportedError(
-            f"expected tensors on the CPU, got one on {tensor.device}; no backend for devices is "
-            f"there yet, so move the module and its inputs with .cpu()"
+    with place(x):
+        backward = _backward(tape, x, h_0, c_0, weights, lengths, seed, call)
+        _, double_backward = backward.vjp(_array(dy), state(call, dh_n, dc_n))
+        (gx, gweights, gstate), (gdy, gdstate) = double_backward(
+            _array(ddx), call.unflatten(list(map(_array, ddweights))), state(call, ddh_0, ddc_0)
         )
-    if tensor.dtype is torch.bfloat16:
-        raise TypeError(
-            "expected tensors of float32 or float64, got torch.bfloat16; keep the module in "
-            "float32: under torch.autocast its inputs are cast"
-        )
-    return tensor.numpy(force=True)
+        return [
+            *results(call, gdy, gdstate),
+            *results(call, gx, gstate),
+            *_flat(call, gweights, len(weights)),
+        ]
 
 
-def _array(tensor: Tensor | None) -> NDArray[Any] | None:
-    return None if tensor is None else array(tensor)
+def _array(given: Tensor | None) -> NDArray[Any] | None:
+    return None if given is None else array(given)
 
 
 def _flat(call: Call, structure: list[Any], count: int) -> list[Tensor | None]:
@@ -309,7 +298,7 @@ def _flat(call: Call, structure: list[Any], count: int) -> list[Tensor | None]:
 
 
 def _tensor(a: NDArray[Any] | None) -> Tensor | None:
-    return None if a is None else torch.from_numpy(a)
+    return None if a is None else as_tensor(a)
 
 
 def state(call: Call, h: Tensor | None, c: Tensor | None) -> Any:
@@ -349,8 +338,8 @@ def _vjp(
 def results(call: Call, y: NDArray[Any], state_n: Any) -> Results:
     """What rnnfast returned, as tensors on the same memory."""
     if CELLS[call.cell].has_c:
-        return torch.from_numpy(y), torch.from_numpy(state_n[0]), torch.from_numpy(state_n[1])
-    return torch.from_numpy(y), torch.from_numpy(state_n), None
+        return as_tensor(y), as_tensor(state_n[0]), as_tensor(state_n[1])
+    return as_tensor(y), as_tensor(state_n), None
 
 
 def _backward(

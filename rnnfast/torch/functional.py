@@ -12,7 +12,7 @@ import rnnfast
 from .. import arrays
 from ..spec import CELLS
 from ..weights import InOrder, Weights, is_entry, parse
-from . import autograd, calls, ops
+from . import autograd, calls, memory, ops
 from .autograd import Given
 from .calls import Call, Results
 
@@ -135,7 +135,7 @@ def _call(
     call = Call(cell, fields, directions, batch_first, dropout, chosen, places)
     if not autograd.is_plain(x):
         return ops.general(x, h_0, c_0, flat, ends, seed, call)
-    structure = call.structure([calls.array(w) for w in flat])
+    structure = call.structure([memory.array(w) for w in flat])
     if autograd.needs_gradients(x, h_0, c_0, *flat):
         return autograd.train(x, h_0, c_0, flat, Given(structure, ends, seed, call))
     return calls.run(x, h_0, c_0, structure, ends, seed, call)
@@ -184,16 +184,16 @@ def _as_arrays(value: Any) -> Any:
         return Weights(*map(_as_arrays, value))
     if isinstance(value, (list, tuple)):
         return type(value)(map(_as_arrays, value))
-    return calls.array(value) if isinstance(value, Tensor) else value
+    return memory.array(value) if isinstance(value, Tensor) else value
 
 
 def _seed(rng: Any) -> Tensor:
     if rng is None:
-        return torch.randint(2**62, ())
+        return torch.randint(2**62, (), device="cpu")
     if isinstance(rng, torch.Generator):
-        return torch.randint(2**62, (), generator=rng)
+        return torch.randint(2**62, (), generator=rng, device=rng.device)
     if isinstance(rng, int) and not isinstance(rng, bool):
-        return torch.tensor(rng)
+        return torch.tensor(rng, device="cpu")
     raise TypeError(f"rng: expected a torch.Generator, an int or None, got {arrays.describe(rng)}")
 
 

@@ -14,10 +14,12 @@ from torch.nn import Parameter
 import rnnfast
 
 from .. import arrays
+from ..api import spec_of
 from ..backends import get
+from ..options import with_weights
 from ..spec import CELLS
 from ..weights import Checked
-from . import autograd, calls, tapes
+from . import autograd, calls, memory, tapes
 from .autograd import Given
 from .calls import Call
 
@@ -37,18 +39,23 @@ class Held:
 
     def __init__(self, weights: Sequence[Tensor], call: Call) -> None:
         self.call = call
-        held = [calls.array(w) for w in weights]
+        held = [memory.array(w) for w in weights]
         self.structure = call.structure(held)
         # Memory in another layout is copied where it is checked, so in every call.
         apart = all(map(arrays.is_contiguous, held))
         self.weights = Checked(self.structure, CELLS[call.cell]) if apart else self.structure
         self._given = Given(self.weights, None, None, call)
+        self._on_device = arrays.on_device(held[0])
+        # A device reads weights as they are, whatever they have become.
+        self._in_place = _in_place(self.weights, call) if self._on_device else None
         self._trainer: Any = None
         self._spec = spec = calls.spec_of_call(call)
         # Arrays of negated views, as the imaginary part of a conjugate is, are copies.
         self._share = not any(w.is_neg() for w in weights)
         # Subclasses of tensors may mean something else by their memory.
-        self._tell = tapes.TELLS and self._share and all(type(w) in _TYPES for w in weights)
+        self._tell = (
+            tapes.TELLS and self._share and all(type(w) in _TYPES and w.is_cpu for w in weights)
+        )
         single = self.weights.single if type(self.weights) is Checked else None
         if single and any(a is not None for w in single for a in w[4:]):
             single = None  # a projection takes the long way
@@ -102,6 +109,8 @@ class Held:
         Against these, and changes through NumPy, small arrays are compared, and samples of
         others.
         """
+        if self._on_device:
+            return self._in_place
         values = self._values(weights)
         if values is None:
             return None
@@ -131,6 +140,15 @@ class Held:
         if self._samples is None:
             self._samples = [_sample(a) for a in self._arrays]
         return [*map(_version, weights)], [s.tobytes() for s in self._samples]
+
+
+def _in_place(weights: Any, call: Call) -> rnnfast.Packed | None:
+    """Without a copy, where that is possible."""
+    if type(weights) is not Checked:
+        return None
+    named = spec_of(call.cell, True, call.keywords(False).get("nonlinearity", "tanh"))
+    spec = with_weights(named, weights.layers)
+    return rnnfast.Packed(spec, get("auto", spec, True), weights.layers, None, named)
 
 
 def _is_negated(x: Tensor, hx: Any) -> bool:

@@ -15,6 +15,7 @@ from .calls import Call, Lengths, Results
 from .held import Held
 
 _FLOATS = (torch.float32, torch.float64)
+_ON_DEVICES = (*_FLOATS, torch.float16, torch.bfloat16)
 _FIELDS = {
     (True, False): "w_ih w_hh b_ih b_hh",
     (False, False): "w_ih w_hh",
@@ -58,7 +59,7 @@ class _Recurrent(torch.nn.RNNBase):
         ValueError, RuntimeError, TypeError
             What torch.nn's layer raises for the same call.
         UnsupportedError
-            For tensors that are not on the CPU.
+            For tensors that are neither on the CPU nor, with CuPy, on a CUDA device.
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
@@ -77,7 +78,7 @@ class _Recurrent(torch.nn.RNNBase):
                 done = held.run(x, hx, weights)
             if done is not None:
                 return done
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             x, state = self._without_autocast(x, state, weights[0].dtype)
         if not self._fits(x, state, weights[0]):
             self._refuse(input, hx)
@@ -141,7 +142,7 @@ class _Recurrent(torch.nn.RNNBase):
         data, batch_sizes, order, back = packed
         weights = self._weights()
         x, state = data, self._split(hx)
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             x, state = self._without_autocast(x, state, weights[0].dtype)
         batch = int(batch_sizes[0])
         if x.dim() != 2 or not self._fits_in_batch(x, state, weights[0], (batch,)):
@@ -192,7 +193,7 @@ class _Recurrent(torch.nn.RNNBase):
         dtype, device = x.dtype, x.device
         if (
             x.shape[-1] != self.input_size
-            or dtype not in _FLOATS
+            or dtype not in (_ON_DEVICES if x.is_cuda else _FLOATS)
             or dtype != weight.dtype
             or device != weight.device
         ):

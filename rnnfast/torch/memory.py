@@ -1,0 +1,64 @@
+"""The memory of tensors as the arrays that rnnfast takes, and back: NumPy's on the CPU, CuPy's on a
+CUDA device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from .. import arrays
+from ..errors import UnsupportedError
+
+
+def array(tensor: Tensor) -> NDArray[Any]:
+    """The memory of a tensor."""
+    if not tensor.is_cpu:
+        with _on_device(tensor):
+            return arrays.take("tensor", tensor.detach().resolve_neg())
+    if tensor.dtype is torch.bfloat16:
+        raise TypeError(
+            "expected tensors of float32 or float64, got torch.bfloat16; keep the module in "
+            "float32: under torch.autocast its inputs are cast"
+        )
+    return tensor.numpy(force=True)
+
+
+def as_tensor(a: Any) -> Tensor:
+    """A tensor on the memory of an array, within the `place` of its call."""
+    return torch.from_numpy(a) if isinstance(a, np.ndarray) else from_dlpack(a)
+
+
+def place(tensor: Tensor) -> AbstractContextManager[None]:
+    """In which the current device and stream of CuPy are those that PyTorch has for a tensor."""
+    return _ANYWHERE if tensor.is_cpu else _on_device(tensor)
+
+
+_ANYWHERE = nullcontext()
+
+
+@contextmanager
+def _on_device(tensor: Tensor) -> Iterator[None]:
+    if not tensor.is_cuda:
+        raise UnsupportedError(
+            f"expected tensors on the CPU or on a CUDA device, got one on {tensor.device}, for "
+            f"which there is no backend; move the module and its inputs with .cpu()"
+        )
+    try:
+        import cupy
+    except ImportError as error:
+        raise UnsupportedError(
+            f"expected tensors on the CPU, got one on {tensor.device}: the backend for devices "
+            f"needs CuPy ({error}); install it, or move the module and its inputs with .cpu()"
+        ) from error
+    device = tensor.device.index
+    stream = torch.cuda.current_stream(device).cuda_stream
+    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
+        yield
