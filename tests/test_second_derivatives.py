@@ -121,6 +121,18 @@ def test_larger(spec: Spec, target: str, sizes: tuple[int, int, int, int]) -> No
     check_by_differences(Case(spec, T=T, B=B, I=I, H=H), target)
 
 
+@pytest.mark.parametrize("T", [1, 3])
+def test_products_of_one_row(spec: Spec, target: str, T: int) -> None:
+    """Of one step of one row, of a segment of one, and of a step that only one row has.
+
+    Sizes have whole vectors of every instruction set, and a rest.
+    """
+    case = Case(spec, T=T, B=1, I=8, H=19)
+    check_by_differences(case, target)
+    check_by_differences(case, target, checkpoint=2)
+    check_by_differences(Case(spec, T=T, B=2, I=8, H=19, L=2, ragged=True), target)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -110,7 +110,7 @@ void row_times_columns(const T* a, const Panels<T>& p, int64_t vector, int vecto
       int64_t k = 0;
       if (columns == n)
         for (; k + n <= p.k; k += n) {
-          for (int i = 0; i < n; i++) v[i] = load(from + i * s.column + k);
+          for (int i = 0; i < n; i++) v[i] = load_tail(from + i * s.column + k, n);
           transpose_all<T>(v);
           for (int i = 0; i < n; i++) sum = fma(broadcast(a[k + i]), v[i], sum);
         }
@@ -419,7 +419,8 @@ RNNFAST_INLINE void outer_row(const Rows<const T>& a, int64_t i, const Rows<cons
   int64_t j = 0;
   if (rows == 1 && !accumulate)
 #pragma GCC unroll 4
-    for (; j + n <= columns; j += n) store(c + j, fma(scalar, load(first + j), Vec<T>{}));
+    for (; j + n <= columns; j += n)
+      store_tail(c + j, fma(scalar, load_tail(first + j, n), Vec<T>{}), n);
   for (; j < columns; j += n) {
     const int lanes = int(smaller(n, columns - j));
     Vec<T> sum{};

@@ -91,7 +91,19 @@ RNNFAST_INLINE bool is_low(const Tile& tile) {
   return false;
 }
 
-// Calls tile.run<kRows, kVectors>(row, unit, panel) for even tiles of rows.
+// What a tile fetches while it multiplies: its part of a block, of as many as that has vectors.
+template <class T>
+struct Ahead {
+  const T* block;
+  int64_t part;
+
+  // Of rows [first, first + count) of the block: a vector for each.
+  RNNFAST_INLINE const T* of(int64_t vectors, int64_t first, int64_t count) const {
+    return block + (first * vectors + part * count) * kLanes<T>;
+  }
+};
+
+// Calls tile.run<kRows, kVectors>(row, unit, panel, ahead) for even tiles of rows.
 template <int kGroups, int kVectors, class Tile, class T>
 void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const T* panel,
                const T* next, int64_t depth) {
@@ -112,8 +124,8 @@ void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const
     // Each tile fetches a part of the next block. The first one, which waits for its own, has to
     // help where there are few.
     const int64_t part = i - (tiles > kGroups * kVectors);
-    const T* ahead =
-        part >= 0 && part < kGroups * kVectors ? next + part * depth * kLanes<T> : panel;
+    const Ahead<T> ahead =
+        part >= 0 && part < kGroups * kVectors ? Ahead<T>{next, part} : Ahead<T>{panel, 0};
     switch (rows) {
       case 1: tile.template run<1, kVectors>(row, unit, panel, ahead); break;
       case 2: tile.template run<2, kVectors>(row, unit, panel, ahead); break;
@@ -241,7 +253,7 @@ struct ForwardTile {
   }
 
   template <int kRows, int kVectors>
-  void run(int64_t row, int64_t unit, const T* panel, const T* ahead) const {
+  void run(int64_t row, int64_t unit, const T* panel, Ahead<T> ahead) const {
     constexpr int n = kLanes<T>;
     constexpr int gates_here = Cell::stage_gates(kStage);
 
@@ -256,7 +268,7 @@ struct ForwardTile {
     if (operand)
       multiply<T, kRows, gates_here * kVectors, fetches(kRows)>(
           acc, [&](int m, int64_t k) { return operand[(row + m) * operand_stride + k]; }, panel,
-          hidden, ahead);
+          hidden, ahead.of(gates_here * kVectors, 0, hidden));
     T sums[kRows * gates_here * kVectors * n] __attribute__((aligned(64)));
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; m++)
@@ -648,7 +660,7 @@ struct BackwardTile {
   const float* low_special;     // [n]
 
   template <int kRows, int kVectors>
-  void run(int64_t row, int64_t unit, const T* panel, const T* ahead) const {
+  void run(int64_t row, int64_t unit, const T* panel, Ahead<T> ahead) const {
     constexpr int n = kLanes<T>;
     const int64_t left = hidden - unit;
     T sums[kRows * kVectors * n] __attribute__((aligned(64)));
@@ -668,10 +680,11 @@ struct BackwardTile {
           const int64_t first = k > k_begin ? k : k_begin;
           const int64_t column = Cell::back_first(kStage, part) * hidden + first - k;
           k += Cell::back_gates(kStage, part) * hidden;
-          if (first < lesser(k, k_end))
+          const int64_t count = lesser(k, k_end) - first;
+          if (count > 0)
             multiply<T, kRows, kVectors, fetches(kRows)>(
                 acc, [&](int m, int64_t i) { return operand[(row + m) * stride + column + i]; },
-                panel + first * kVectors * n, lesser(k, k_end) - first, ahead + first * n);
+                panel + first * kVectors * n, count, ahead.of(kVectors, first, count));
         }
       }
 #pragma GCC unroll 8
