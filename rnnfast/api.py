@@ -787,8 +787,8 @@ class _Call:
         name = f"backend {self.backend.name!r}"
         if self.dtype != np.float64:
             raise UnsupportedError(
-                f"x: second derivatives are for float64, got {self.dtype}; reference and native "
-                f"have them"
+                f"x: second derivatives are for float64, got {self.dtype}; convert x, weights and "
+                f"states"
             )
         for option in ("truncate", "grad_clip"):
             if getattr(self.spec, option) is not None:

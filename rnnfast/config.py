@@ -8,17 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from . import threads
 from .arrays import describe
 from .backends import backends
-from .errors import UnsupportedError
-
-
-def _module() -> Any:
-    try:
-        from . import _native
-    except ImportError as error:
-        raise UnsupportedError(f"the native backend cannot be used here: {error}") from error
-    return _native
 
 
 def set_num_threads(n: int) -> None:
@@ -37,19 +29,17 @@ def set_num_threads(n: int) -> None:
     ------
     TypeError, ValueError
         If n is not such a number.
-    UnsupportedError
-        If the native backend cannot be loaded.
     """
     if not isinstance(n, int | np.integer) or isinstance(n, bool):
         raise TypeError(f"n: expected an int, got {describe(n)}")
     if not 1 <= n <= 1024:
         raise ValueError(f"n: expected 1 to 1024 threads, got {n}")
-    _module().set_num_threads(int(n))
+    threads.put(int(n))
 
 
 def get_num_threads() -> int:
     """How many threads a call may use; see `set_num_threads`."""
-    return int(_module().get_num_threads())
+    return int(threads.get())
 
 
 def show_config() -> dict[str, Any]:
@@ -71,10 +61,11 @@ def show_config() -> dict[str, Any]:
     for name, reason in backends().items():
         config[f"backend {name}"] = "usable" if reason is None else reason
     if config["backend native"] == "usable":
-        native = _module()
-        config["instruction set"] = native.get_isa()
-        config["instruction sets available"] = ", ".join(native.available_isas())
-        config["threads"] = native.get_num_threads()
+        from . import _native
+
+        config["instruction set"] = _native.get_isa()
+        config["instruction sets available"] = ", ".join(_native.available_isas())
+    config["threads"] = get_num_threads()
     width = max(map(len, config))
     for key, value in config.items():
         print(f"{key:<{width}}  {value}")

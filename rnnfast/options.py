@@ -112,7 +112,8 @@ def parse(spec: Spec, options: dict[str, Any]) -> tuple[Spec, Noise]:
     for name in options:
         if name not in Options.__annotations__:
             raise TypeError(
-                f"{name}: unexpected argument; expected one of {', '.join(Options.__annotations__)}"
+                f"{name}: unexpected argument; expected one that the function names, or one of "
+                f"{', '.join(Options.__annotations__)}"
             )
         if spec.cell not in WHOSE.get(name, (spec.cell,)):
             raise UnsupportedError(

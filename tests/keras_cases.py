@@ -628,6 +628,15 @@ def test_replace_refuses_what_it_cannot_do() -> None:
         rnnfast.keras.replace(Own())
     with pytest.raises(ValueError, match="at least one LSTM"):
         rnnfast.keras.replace(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+
+    class Doubled(keras.Sequential):
+        def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+            return 2 * super().call(inputs, training=training, mask=mask)
+
+    doubled = Doubled([keras.Input((3, 2)), keras.layers.GRU(2, return_sequences=True)])
+    for model in (doubled, keras.Sequential([keras.Input((3, 2)), doubled])):
+        with pytest.raises(rnnfast.UnsupportedError, match="functional model, got Doubled"):
+            rnnfast.keras.replace(model)
     layers = [keras.Input((3, 2)), keras.layers.GRU(2, return_sequences=True), Special(2)]
     with pytest.raises(rnnfast.UnsupportedError, match="a Special, cannot be replaced"):
         rnnfast.keras.replace(keras.Sequential(layers))

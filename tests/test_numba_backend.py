@@ -546,3 +546,23 @@ def test_no_second_derivatives() -> None:
     _, _, backward = rnnfast.lstm_vjp(p.x, p.weights, backend="numba")
     with pytest.raises(rnnfast.UnsupportedError, match="numba"):
         backward.vjp(p.dy)
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [({"RNNFAST_NUM_THREADS": "3"}, 3), ({"LOCAL_WORLD_SIZE": "1000"}, 1)],
+    ids=str,
+)
+def test_threads_without_the_native_module(environment: dict[str, str], wanted: int) -> None:
+    """For machines where it cannot be built."""
+    code = """if True:
+        import sys
+        sys.modules["rnnfast._native"] = None
+        import numpy as np, rnnfast
+        from rnnfast.backends.numba.threads import wanted
+        before = rnnfast.get_num_threads()
+        rnnfast.set_num_threads(2)
+        print(before, rnnfast.get_num_threads(), wanted())
+    """
+    done = python(code, **{"RNNFAST_NUM_THREADS": "", "LOCAL_WORLD_SIZE": "", **environment})
+    assert done.stdout.split() == [str(wanted), "2", "2"], done.stderr

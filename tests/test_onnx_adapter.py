@@ -475,9 +475,7 @@ def test_weights(operator: str, direction: str, layout: int, tmp_path: Path) -> 
             _ = layer.options
         return
     function = getattr(rnnfast, layer.cell)
-    same, _ = function(
-        x, layer.weights, state, lengths=lengths, batch_first=bool(layout), **layer.options
-    )
+    same, _ = function(x, layer.weights, state, lengths=lengths, **layer.options)
     np.testing.assert_array_equal(same, layer(x, state, lengths=lengths)[0])
 
 

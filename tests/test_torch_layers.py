@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
-from torch_pairs import NAMES, close, flat, pair, same_training, trained
+from torch_pairs import NAMES, RTOL, close, flat, pair, same_training, trained
 
 import rnnfast
 import rnnfast.torch
@@ -329,3 +329,63 @@ def test_the_cases_of_torch_s_own_tests(training: bool, dtype: Any) -> None:
                 same_training(ours, theirs, x, hx, rtol=1e4 * torch.finfo(dtype).eps)
             count += 1
     assert count >= 80
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_y_of_batch_first_may_be_changed_in_place(name: str, dtype: Any) -> None:
+    """As with torch.nn, whose gradients of a residual connection these are."""
+    theirs, ours = pair(name, 4, 4, batch_first=True, dtype=dtype)
+    x = torch.randn(3, 5, 4, dtype=dtype)
+    found = []
+    for module in (ours, ours, theirs):
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)[0]
+        y = y + leaf if module is theirs else y.add_(leaf)
+        found.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaf)])
+    for got in found[:2]:
+        close(got, found[2], RTOL if dtype is torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_that_shrink_where_they_are(name: str, training: bool) -> None:
+    """They keep addresses and strides, and a layer that has been called must not use the old."""
+    theirs, ours = pair(name, 4, 6)
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    with torch.set_grad_enabled(training):
+        for _ in range(3):
+            ours(x)
+        for module in (theirs, ours):
+            gates = module.weight_hh_l0.shape[0] // 6
+            for key in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+                parameter = getattr(module, key)
+                parameter.data = parameter.data[: 4 * gates]
+                if key == "weight_hh_l0":
+                    parameter.data = parameter.data[:, :4]
+            module.hidden_size = 4
+        wanted, got = theirs(x), ours(x)
+    close(flat(got), flat(wanted))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch's own
+def test_tangents_are_refused() -> None:
+    from torch.autograd import forward_ad
+
+    layer = rnnfast.torch.GRU(4, 4, dtype=torch.float64)
+    x = torch.randn(5, 3, 4, dtype=torch.float64)
+    for frozen in (False, True):
+        layer.requires_grad_(not frozen)
+        for enabled in (False, True):
+            with torch.set_grad_enabled(enabled), forward_ad.dual_level():
+                layer(x)
+                with pytest.raises(rnnfast.UnsupportedError, match="forward-mode"):
+                    layer(forward_ad.make_dual(x, torch.ones_like(x)))
+    with pytest.raises(rnnfast.UnsupportedError, match="forward-mode"):
+        torch.func.jvp(lambda x: layer(x)[0], (x,), (x,))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_scripting_is_refused() -> None:
+    with pytest.raises(rnnfast.UnsupportedError, match=r"torch\.jit\.trace.*rnnfast\.torch\.GRU"):
+        torch.jit.script(torch.nn.Sequential(rnnfast.torch.GRU(4, 4)))

@@ -91,7 +91,7 @@ def _run_packed(
     """
     from torch import from_numpy
 
-    from ..torch.calls import array
+    from ..torch.memory import array
 
     initial: Any = None
     if not at_zero:

@@ -45,12 +45,12 @@ def replace(model: Any) -> Any:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"model: expected a keras.Model, got {type(model).__name__}")
-    # clone_model takes no other kinds; `operations` is what makes a model functional.
-    if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
-        raise UnsupportedError(
-            f"model: expected a Sequential or functional model, got {type(model).__name__}, a "
-            f"subclass of keras.Model; use the layers of rnnfast.keras in its code"
-        )
+    for part in _inside(model):
+        if isinstance(part, keras.Model) and not _is_plain(part):
+            raise UnsupportedError(
+                f"model: expected a Sequential or functional model, got {type(part).__name__}, a "
+                f"subclass of keras.Model; use the layers of rnnfast.keras in its code"
+            )
     if not any(type(layer) in _OURS for layer in _inside(model)):
         raise ValueError("model: expected at least one LSTM, GRU or SimpleRNN layer of Keras")
     replaced = keras.models.clone_model(model, clone_function=_clone, recursive=True)
@@ -64,6 +64,13 @@ def replace(model: Any) -> Any:
     if model.built:
         replaced.set_weights(model.get_weights())
     return replaced
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether clone_model makes one that computes the same."""
+    if isinstance(model, keras.Sequential):
+        return type(model) is keras.Sequential
+    return hasattr(model, "operations")  # which makes it functional
 
 
 def _inside(model: Any) -> list[Any]:

@@ -124,7 +124,7 @@ class Layer:
                 "options: the node has a reverse direction alone, which no option of rnnfast "
                 "selects; call the layer itself, or turn x and y round"
             )
-        return only.options
+        return {**only.options, "batch_first": True} if self.batch_first else only.options
 
     def pack(self) -> Layer:
         """The same layer, for inference, with its weights packed once; see `rnnfast.pack`."""

@@ -36,8 +36,8 @@ def weights(
     -------
     Layer
         The node's weights as rnnfast's functions take them and what else a call needs: `cell`,
-        `weights`, `options`; and itself a function, ``y, state_n = layer(x)``, that does what the
-        node does, in rnnfast's shapes.
+        `weights`, `state`, `options`; and itself a function, ``y, state_n = layer(x)``, that does
+        what the node does, in rnnfast's shapes.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def weights(
     --------
     >>> layer = rnnfast.onnx.weights("model.onnx")
     >>> y, (h_n, c_n) = layer(x)
-    >>> y, (h_n, c_n) = rnnfast.lstm(x, layer.weights, **layer.options)  # the same
+    >>> y, (h_n, c_n) = rnnfast.lstm(x, layer.weights, layer.state, **layer.options)  # the same
     """
     proto = _load(model)
     if proto.functions:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import rnnfast
 
@@ -89,6 +90,13 @@ def gradients(
     return found
 
 
+def _refuse_tangents() -> NoReturn:
+    raise rnnfast.UnsupportedError(
+        "a tensor has a tangent, and rnnfast.torch has no forward-mode derivatives; expected "
+        "backward or torch.func.vjp, or jax.jvp of rnnfast.jax"
+    )
+
+
 def refuse(ctx: Any, *cotangents: Any) -> Any:
     raise rnnfast.UnsupportedError(
         "these gradients of rnnfast cannot be differentiated again: there are second derivatives, "
@@ -146,6 +154,10 @@ class _Transformed(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         structure = call.structure([memory.array(w) for w in weights])
         return calls.run_and_keep(x, h_0, c_0, structure, lengths, seed, call)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        _refuse_tangents()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -248,12 +260,21 @@ def _saved(ctx: Any) -> list[Any]:
 
 
 def needs_gradients(*tensors: Tensor | None) -> bool:
+    if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
+        _refuse_tangents()
     if not torch.is_grad_enabled():
         return False
     for tensor in tensors:  # noqa: SIM110 - a generator costs a microsecond
         if tensor is not None and tensor.requires_grad:
             return True
     return False
+
+
+def _has_tangent(tensor: Tensor | None) -> bool:
+    if tensor is None:
+        return False
+    _, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return tangent is not None
 
 
 def is_traced(x: Tensor) -> bool:

@@ -172,7 +172,8 @@ def run_and_keep_short(
         return None
     y, state_n, tape = done
     h_n, c_n = state_n if CELLS[call.cell].has_c else (state_n, None)
-    return y.transpose(0, 1) if swap else y, h_n, c_n, tape
+    # In place: autograd would not let a view of its own making be changed in place.
+    return y.transpose_(0, 1) if swap else y, h_n, c_n, tape
 
 
 def _readable(tensor: Tensor | None, swap: bool = False) -> Tensor | None:

@@ -167,7 +167,8 @@ _version = attrgetter("_version")
 
 
 def _addresses(weights: Sequence[Tensor]) -> list[Any]:
-    return [*map(Tensor.data_ptr, weights), *map(Tensor.stride, weights)]
+    places = [*map(Tensor.data_ptr, weights), *map(Tensor.stride, weights)]
+    return places + [w.shape for w in weights]
 
 
 def _sample(array: NDArray[Any]) -> NDArray[Any]:

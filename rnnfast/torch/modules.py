@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ..errors import UnsupportedError
 from ..spec import Steps
 from . import autograd, calls, ops
 from .autograd import Given
@@ -96,6 +97,12 @@ class _Recurrent(torch.nn.RNNBase):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
         return {k: v for k, v in state.items() if k != "_held"}
+
+    def __prepare_scriptable__(self) -> NoReturn:  # of torch.jit.script
+        raise UnsupportedError(
+            f"torch.jit.script: expected torch.compile, torch.export or torch.jit.trace for a "
+            f"model with {type(self).__module__.rpartition('.')[0]}.{type(self).__name__}"
+        )
 
     def _call(self, batch_first: bool, dropout: bool) -> Call:
         fields = _FIELDS[self.bias, self.proj_size > 0]

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ...threads import get as wanted
 from .. import Array
 from .plans import BEGUN, BOARD, FAILED, LINE, MOST, ROLE, STAYING
 from .shared import stay_for_next
@@ -31,22 +32,6 @@ from .shared import stay_for_next
 LEAST, SMALL = 1_500_000, 8_000_000
 NOBODY: Array = np.zeros(BOARD, np.int64)  # the board of a pass that no other thread takes part in
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
-
-
-def _default() -> int:
-    """The number of threads where there is no native module."""
-    given = os.environ.get("RNNFAST_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
-        return int(given)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-try:
-    from ..._native import get_num_threads as wanted
-except ImportError:
-    wanted = _default
 
 
 def _where() -> Callable[[], int]:
