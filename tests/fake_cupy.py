@@ -370,6 +370,9 @@ class Stream:
         assert event.recorded, "waiting for an event that was not recorded"
         self.capturing = self.capturing or event.capturing
 
+    def is_capturing(self) -> bool:
+        return self.capturing
+
     def begin_capture(self) -> None:
         assert Stream.captured is None, "a capture within a capture"
         Stream.captured, self.capturing = [], True

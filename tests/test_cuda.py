@@ -108,8 +108,17 @@ def test_the_current_stream_is_respected(cupy: Any) -> None:
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_a_call_does_not_wait_for_the_device(cupy: Any) -> None:
-    p = problem(Case(Spec("gru"), T=4, B=3, I=5, H=64)).map(cupy.asarray)
+@pytest.mark.parametrize("engine", ["alternating", "grid", "cluster"])
+def test_a_call_does_not_wait_for_the_device(
+    cupy: Any, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """Neither the second call, in which a graph is captured, nor the third."""
+    from rnnfast.backends.cuda.launch import limits
+
+    if engine == "cluster" and not limits().clusters:
+        pytest.skip("this device has no clusters")
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", engine)
+    p = problem(Case(Spec("gru"), T=4, B=3, I=5, H=64, dtype="float32")).map(cupy.asarray)
     rnnfast.gru(p.x, p.weights)
     big = cupy.ones((8192, 8192), np.float32)
     big @ big
@@ -117,9 +126,22 @@ def test_a_call_does_not_wait_for_the_device(cupy: Any) -> None:
     stream = cupy.cuda.get_current_stream()
     for _ in range(30):
         big @ big
-    rnnfast.gru(p.x, p.weights)
+    for _ in range(2):
+        rnnfast.gru(p.x, p.weights)
     assert not stream.done
     stream.synchronize()
+
+
+def test_a_graph_of_the_caller_is_refused(cupy: Any) -> None:
+    p = problem(Case(Spec("lstm"), T=9, B=3, I=5, H=64, dtype="float32")).map(cupy.asarray)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        wanted = rnnfast.lstm(p.x, p.weights, p.state)[0].get()
+        stream.begin_capture()
+        with pytest.raises(rnnfast.UnsupportedError, match="captured in a CUDA graph"):
+            rnnfast.lstm(p.x, p.weights, p.state)
+        stream.end_capture()
+        np.testing.assert_array_equal(rnnfast.lstm(p.x, p.weights, p.state)[0].get(), wanted)
 
 
 def test_several_devices(cupy: Any) -> None:
@@ -129,6 +151,10 @@ def test_several_devices(cupy: Any) -> None:
     with cupy.cuda.Device(1):
         assert_agrees(case, run(problem(case), "cuda"))
         x = problem(case).map(cupy.asarray).x
+        packed = rnnfast.pack(problem(case).map(cupy.asarray).weights, cell="lstm")
+        rnnfast.lstm(x, packed)
+    with pytest.raises(rnnfast.UnsupportedError, match="device 1"):
+        rnnfast.lstm(problem(case).map(cupy.asarray).x, packed)
     with pytest.raises(rnnfast.UnsupportedError, match="device 1"):
         rnnfast.lstm(x, problem(case).map(cupy.asarray).weights)
 

@@ -46,9 +46,9 @@ def clusters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "cluster")
     monkeypatch.setattr(fake_cupy, "compute_capability", "90")
-    launch._device.cache_clear()
+    launch._devices.clear()
     yield
-    launch._device.cache_clear()
+    launch._devices.clear()
     assert fake_cupy.damaged == []
 
 
@@ -143,17 +143,21 @@ def test_plans_fit(data: Any) -> None:
     H, B = data.draw(st.integers(1, 700)), data.draw(st.integers(1, 300))
     backward, equal = data.draw(st.booleans()), data.draw(st.booleans())
     limits = Limits(
-        data.draw(st.integers(1, 150)), data.draw(st.sampled_from([49152, 232448])), True, True
+        data.draw(st.integers(1, 150)),
+        data.draw(st.sampled_from([49152, 232448])),
+        True,
+        data.draw(st.sampled_from([8, 16])),
     )
     dtype = np.dtype(data.draw(st.sampled_from(DTYPES)))
     gates = len(spec.info.gates)
     directions = data.draw(st.integers(1, 2))
     found = cluster.plan(spec, dtype, H, B, directions, equal, backward, limits)
     if found is None:
-        assert H > 128 or limits.shared < 100000
+        assert 8 * limits.clusters < H or limits.shared < 100000
         return
     assert found.shared <= limits.shared
     blocks, rows, units, lanes, numbers, *known = cluster.division_of(found)
+    assert blocks <= limits.clusters
     assert (blocks - 1) * found.units < H <= blocks * found.units
     assert found.units == 256 // lanes * units
     assert lanes * numbers >= H * (4 if backward and gates > 1 else 1)
@@ -168,7 +172,7 @@ def test_the_whole_of_an_h100() -> None:
     from rnnfast.backends.cuda.launch import Limits
 
     def plan(cell: str, H: int, B: int, backward: bool = False) -> Any:
-        limits = Limits(132, 232448, True, True)
+        limits = Limits(132, 232448, True, 16)
         return cluster.plan(Spec(cell), np.dtype("float32"), H, B, 1, True, backward, limits)
 
     assert plan("lstm", 64, 1)[:1] == (1,)
@@ -176,6 +180,19 @@ def test_the_whole_of_an_h100() -> None:
     assert 1 < plan("lstm", 256, 8).blocks <= 16
     assert plan("lstm", 512, 1) is None
     assert plan("rnn", 512, 1).blocks <= 16
+
+
+def test_small_devices_have_the_clusters_that_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver refuses one of 16 blocks where they do not fit."""
+    from rnnfast.backends.cuda import launch
+
+    for processors, blocks in ((78, 8), (132, 16)):
+        monkeypatch.setitem(fake_cupy.limits, "MultiProcessorCount", processors)
+        launch._devices.clear()
+        assert launch.limits().clusters == blocks
+    monkeypatch.setattr(fake_cupy, "compute_capability", "89")
+    launch._devices.clear()
+    assert launch.limits().clusters == 0
 
 
 def test_what_there_is_not_is_refused() -> None:
@@ -195,7 +212,7 @@ def test_devices_without_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for capability in ("80", "89", "120"):
         monkeypatch.setattr(fake_cupy, "compute_capability", capability)
-        launch._device.cache_clear()
+        launch._devices.clear()
         with pytest.raises(rnnfast.UnsupportedError, match="cluster"):
             forward(problem(Case(Spec("rnn"), H=5, dtype="float32")), "cuda")
 

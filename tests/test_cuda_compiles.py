@@ -99,8 +99,9 @@ def architectures() -> tuple[str, ...]:
 
 
 def of_gpu(options: tuple[str, ...], architecture: str) -> tuple[str, ...]:
-    """Those of the backend, and the architecture, which CuPy adds."""
-    return (*options, f"-arch={architecture}", "--ptxas-options=-v")
+    """Those of the backend, and what CuPy adds."""
+    own = ("-ftz=true", "--device-as-default-execution-space")
+    return (*options, *own, f"-arch={architecture}", "--ptxas-options=-v")
 
 
 def options(spec: Spec, dtype: str, architecture: str) -> tuple[str, ...]:
@@ -178,7 +179,7 @@ def test_divisions_of_clusters(architecture: str) -> None:
     """Small and large ones of each cell, of one block and of 16, without a register in memory."""
     if architecture not in architectures():
         pytest.skip(f"this NVRTC does not know {architecture}")
-    device = launch.Limits(132, 232448, True, True)
+    device = launch.Limits(132, 232448, True, 16)
     wanted, blocks = [], set()
     for cell in CELLS:
         for H, B, dtype in (

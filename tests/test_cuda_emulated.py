@@ -278,7 +278,7 @@ def test_biases_of_one_direction(engine: str, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setenv("RNNFAST_CUDA_ENGINE", engine)
     monkeypatch.setattr(fake_cupy, "compute_capability", "90")
-    launch._device.cache_clear()
+    launch._devices.clear()
     p = problem(Case(Spec("gru"), T=3, B=2, I=4, H=5, D=2, dtype="float32"))
     for absent in (("b_ih", "b_hh"), ("b_ih",), ("b_hh",)):
         (forwards, back) = p.weights[0]
@@ -293,7 +293,7 @@ def test_biases_of_one_direction(engine: str, monkeypatch: pytest.MonkeyPatch) -
             packed = rnnfast.pack(one.map(fake_cupy.asarray).weights, cell="gru")
             y, _ = rnnfast.gru(fake_cupy.asarray(p.x), packed, fake_cupy.asarray(p.h_0))
             assert_close({"y": y.get()}, {"y": wanted["y"]}, 1e-5)
-    launch._device.cache_clear()
+    launch._devices.clear()
 
 
 # ------------------------------------------------------------------------ arrays and launches
@@ -310,6 +310,23 @@ def test_a_graph_runs_from_the_second_call_on(spec: Spec) -> None:
     assert runs[-1][1] > 0
     for found, _ in runs[1:]:
         assert_same_bits(found, runs[0][0])
+
+
+def test_a_graph_of_the_caller_is_refused() -> None:
+    """It would use memory that is free again when the call has ended."""
+    p = problem(Case(Spec("gru"))).map(fake_cupy.asarray)
+    _, _, backward = rnnfast.gru_vjp(p.x, p.weights, p.h_0)
+    packed = rnnfast.pack(p.weights, cell="gru")
+    with fake_cupy._new_stream() as stream:
+        stream.begin_capture()
+        for call in (
+            lambda: rnnfast.gru(p.x, p.weights),
+            lambda: rnnfast.gru(p.x, packed),
+            lambda: backward(p.dy),
+        ):
+            with pytest.raises(rnnfast.UnsupportedError, match="captured in a CUDA graph"):
+                call()
+        stream.end_capture()
 
 
 def test_a_graph_reads_the_numbers_of_its_call(spec: Spec) -> None:

@@ -197,7 +197,7 @@ def test_how_products_are_made() -> None:
         ("float16", False, 1, "Lanes<1>"),
         ("float32", True, 64, "Lanes<8>"),
     ):
-        found = plan(Spec("lstm"), np.dtype(name), 256, rows, 1, Limits(100, 1 << 17, cores, False))
+        found = plan(Spec("lstm"), np.dtype(name), 256, rows, 1, Limits(100, 1 << 17, cores, 0))
         assert found is not None
         assert found.products == way
 

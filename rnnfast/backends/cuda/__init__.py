@@ -22,7 +22,7 @@ from .. import Array
 from .cluster import able
 from .engine import Backward, Forward, run_backward, run_forward
 from .inference import Calls
-from .launch import check_dtype, check_precision, limits
+from .launch import check_dtype, check_precision, check_stream, limits
 
 
 def _count_devices() -> int:
@@ -88,6 +88,7 @@ class Cuda:
         save: str | None,
         masks: list[Masks] | None,
     ) -> list[_Saved]:
+        check_stream()
         saved = []
         for k, (layer, y) in enumerate(zip(prepared, ys, strict=True)):
             at = slice(k * len(layer), (k + 1) * len(layer))
@@ -112,6 +113,7 @@ class Cuda:
         dc_n: Array | None,
         masks: list[Masks] | None,
     ) -> tuple[Array, list[Weights], Array, Array | None]:
+        check_stream()
         w_hh, batch = prepared[0][0].w_hh, saved[0].steps.batch
         dtype = w_hh.dtype
         count, outputs = len(prepared) * len(prepared[0]), w_hh.shape[1]

@@ -153,6 +153,13 @@ struct Thread {
         unit(part.unit + threadIdx.x / D::kLanes * D::kUnits),
         unit_end(part.unit_end) {}
 
+  // Whether any thread of its warp gives numbers. One that does not stays out of the steps: nobody
+  // waits for it, so that phases of a mailbox could pass it by, of which it knows two apart.
+  __device__ bool gives() const {
+    const int first = unit - int(threadIdx.x % 32) / D::kLanes * D::kUnits;
+    return D::kBlocks == 1 || first < unit_end;
+  }
+
   // Number i of a column that it has.
   __device__ int number(int i) const { return 4 * (lane + i / 4 * D::kLanes) + i % 4; }
 
@@ -271,7 +278,7 @@ __device__ void forward_cluster(const ForwardSequence<T, S>& sequence, void* mem
   Index k = 0;
   while (!D::kEqual && k < s.visit_count && part.rows_of(part.visit(k)) == 0) k++;
   Visit visit = part.visit(k);
-  int n = part.rows_of(visit);
+  int n = thread.gives() ? part.rows_of(visit) : 0;
   fetch_inputs(visit, n, 0);
   for (int turn = 0; n > 0; turn++) {
     const Visit next = part.visit(++k);
@@ -404,7 +411,8 @@ __device__ void backward_cluster(const BackwardSequence<T, S>& sequence, void* m
   Index k = s.visit_count - 1;
   while (!D::kEqual && k >= 0 && part.rows_of(part.visit(k)) == 0) k--;
   Visit visit = part.visit(k), next = part.visit(--k);
-  int n = part.rows_of(visit), more = part.rows_of(next);
+  int n = thread.gives() ? part.rows_of(visit) : 0;
+  int more = n > 0 ? part.rows_of(next) : 0;
   fetch_saved(visit, n, 0);
   fetch_saved(next, more, 1);
   if (n > 0) exchange.expect(0, n * kPiece * H);

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .engine import Pass
 
 _THREADS = 256
-_MOST_BLOCKS = 16  # of a cluster, on a device that `Limits` says has clusters
 _MOST_NUMBERS = 128  # of w_hh in the registers of a thread
 # For `_cost`, in cycles of a multiprocessor: what blocks take to tell each other the state, and a
 # unit beside its sums. Estimates, after times of divisions on an H100 (docs/cuda.md).
@@ -45,7 +44,7 @@ def able(spec: Spec, dtype: np.dtype[Any], on: Limits) -> bool:
     """Whether cluster.cu has the cell with its options."""
     two_products = spec.cell == "gru" and not spec.reset_after
     plain = not spec.layer_norm and not spec.projection and not two_products
-    return on.clusters and plain and computed(dtype) == np.float32
+    return on.clusters > 0 and plain and computed(dtype) == np.float32
 
 
 @cache
@@ -91,7 +90,7 @@ def _plans(
         if units == 0 or numbers * units_of_thread * sums > _MOST_NUMBERS:
             continue
         blocks = divided(hidden, units)
-        if blocks > _MOST_BLOCKS:
+        if blocks > on.clusters:
             continue
         for rows in (1, 2, 4, 8, 12, 16):
             at_a_time = min(4, rows)

@@ -11,7 +11,7 @@ With weights of 16 bits everything is computed and kept in float32 but for what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import cupy
@@ -89,7 +89,7 @@ def row_stride(a: Any) -> int:
     return max(1, stride)
 
 
-@cache
+@lru_cache(256)  # the number of packed rows is in it
 def _layout(
     shapes: tuple[tuple[str, tuple[int, int]], ...], real: np.dtype[Any], stored: np.dtype[Any]
 ) -> list[tuple[np.dtype[Any], int, list[tuple[str, int, tuple[int, int]]]]]:

@@ -18,7 +18,7 @@ from ...weights import Layer
 from .. import Array
 from . import choice, cluster
 from .engine import Forward, aligned, plan_of, pointer
-from .launch import Matrix, gemms, launch_clusters, of_cluster, products
+from .launch import Matrix, check_stream, gemms, launch_clusters, of_cluster, products
 from .parameters import FORWARD_SEQUENCES, FORWARD_STEP, SEQUENCE, array, by_value
 from .sequences import launch
 
@@ -41,7 +41,7 @@ class Calls:
     def __init__(self, spec: Spec, layers: list[Layer]) -> None:
         self.spec, self.layers = spec, layers
         w = layers[0][0]
-        self.dtype, self.features = w.w_ih.dtype, w.w_ih.shape[1]
+        self.dtype, self.features, self.device = w.w_ih.dtype, w.w_ih.shape[1], w.w_ih.device.id
         self.hidden, self.directions = w.w_hh.shape[1], len(layers[0])
         self.launches = lru_cache(_KEPT)(self._launches)
 
@@ -51,7 +51,7 @@ class Calls:
         shape, device = x.shape, x.device.id
         if len(shape) != 3 or shape[2] != self.features or 0 in shape or x.dtype != self.dtype:
             return None
-        if not x.flags.c_contiguous or device != cupy.cuda.Device().id:
+        if not x.flags.c_contiguous or not device == self.device == cupy.cuda.Device().id:
             return None
         has_c = self.spec.info.has_c
         batch = shape[1]
@@ -66,6 +66,7 @@ class Calls:
                     return None
                 if not a.flags.c_contiguous or a.device.id != device:
                     return None
+        check_stream()
         launches = self.launches(shape, device, choice.forced())
         if launches is None:
             return None

@@ -37,7 +37,10 @@ _TYPES = {
     "bfloat16": ("rnnfast::BFloat16", 14),
 }
 _AMPERE = 80  # compute capability of the first with bfloat16, and an instruction of grid.cu
-_CLUSTERS_OF_16 = (9, 10)  # major ones of those that have them
+# Blocks of a cluster, by the major one: 16 on the large devices, which have so many processors; 8
+# is what all have.
+_CLUSTERS = (9, 10)
+_LARGE, _MOST_BLOCKS, _PORTABLE_BLOCKS = 100, 16, 8
 _NON_PORTABLE_CLUSTERS = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 
 Operation = Callable[[cublas.Handle], None]
@@ -233,13 +236,14 @@ _products = cache(Products)
 class Limits(NamedTuple):
     """Of a cooperative launch: blocks at once, one on each multiprocessor; bytes for each.
 
-    And whether there is the instruction of tensor cores that grid.cu has, and clusters.
+    And whether there is the instruction of tensor cores that grid.cu has, and how many blocks a
+    cluster may have.
     """
 
     blocks: int
     shared: int
     tensor_cores: bool
-    clusters: bool
+    clusters: int
 
 
 class _Device:
@@ -251,29 +255,31 @@ class _Device:
         self.capturing = cupy.cuda.Stream(non_blocking=True)
         self.beside = cupy.cuda.Stream(non_blocking=True)
         self.graphs: OrderedDict[Any, Any] = OrderedDict()
-        self.last: tuple[int, Any] | None = None  # cooperative launch: its stream and its end
+        self.last: Any = None  # the end of the last cooperative launch
 
     @cached_property
     def limits(self) -> Limits:
         attributes = cupy.cuda.Device().attributes
         capability = int(cupy.cuda.Device().compute_capability)
+        processors = attributes["MultiProcessorCount"]
+        of_cluster = _MOST_BLOCKS if processors >= _LARGE else _PORTABLE_BLOCKS
         return Limits(
-            attributes["MultiProcessorCount"] * attributes["CooperativeLaunch"],
+            processors * attributes["CooperativeLaunch"],
             attributes["MaxSharedMemoryPerBlockOptin"],
             capability >= _AMPERE,
-            capability // 10 in _CLUSTERS_OF_16,
+            of_cluster if capability // 10 in _CLUSTERS else 0,
         )
 
     def together(self, function: Any, grid: Sizes, shared: int, arguments: Any) -> None:
         with self.lock:
             stream = cupy.cuda.get_current_stream()
-            if self.last is not None and self.last[0] != stream.ptr:
-                stream.wait_event(self.last[1])
+            if self.last is not None:
+                stream.wait_event(self.last)
             if function.max_dynamic_shared_size_bytes < shared:
                 function.max_dynamic_shared_size_bytes = shared
             kernel, block = function.kernel, (_THREADS,)
             kernel(grid, block, arguments, shared_mem=shared, enable_cooperative_groups=True)
-            self.last = stream.ptr, stream.record(_event())
+            self.last = stream.record(_event())
 
     def run(self, operations: Iterable[Operation]) -> None:
         with self.lock:
@@ -319,9 +325,17 @@ def _event() -> Any:
     return cupy.cuda.Event(disable_timing=True)
 
 
-@cache
+_devices: dict[int, _Device] = {}
+_devices_lock = Lock()
+
+
 def _device(number: int) -> _Device:
-    return _Device()
+    """The one of a number; the same for all threads, which wait for each other's launches by it."""
+    found = _devices.get(number)
+    if found is None:
+        with _devices_lock:
+            found = _devices.get(number) or _devices.setdefault(number, _Device())
+    return found
 
 
 def run(operations: Iterable[Operation]) -> None:
@@ -377,6 +391,15 @@ def _of_clusters(device: int, options: tuple[str, ...], name: str, shared: int) 
     driver.funcSetAttribute(function.kernel.ptr, _NON_PORTABLE_CLUSTERS, 1)
     function.max_dynamic_shared_size_bytes = shared
     return function
+
+
+def check_stream() -> None:
+    """Refuse a call whose temporary memory a graph of the caller would use after its end."""
+    if cupy.cuda.get_current_stream().is_capturing():
+        raise UnsupportedError(
+            "the current stream is being captured in a CUDA graph, of which backend 'cuda' cannot be "
+            "a part; call it before or after: it makes graphs of its steps by itself"
+        )
 
 
 def check_dtype(dtype: np.dtype[Any]) -> None:
