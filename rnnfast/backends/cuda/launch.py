@@ -397,8 +397,8 @@ def check_stream() -> None:
     """Refuse a call whose temporary memory a graph of the caller would use after its end."""
     if cupy.cuda.get_current_stream().is_capturing():
         raise UnsupportedError(
-            "the current stream is being captured in a CUDA graph, of which backend 'cuda' cannot be "
-            "a part; call it before or after: it makes graphs of its steps by itself"
+            "the current stream is being captured in a CUDA graph; backend 'cuda' cannot be a part "
+            "of it: call before or after, as it makes graphs of its steps by itself"
         )
 
 
