@@ -47,15 +47,19 @@ class Limits:
     def threads(self) -> list[int]:
         return sorted(self._rows)
 
-    def flops(self, threads: int, rows: float = 1) -> float:
-        """Operations a second from registers, of products of so many rows in float32.
+    def peaks(self, threads: int) -> tuple[float, float]:
+        """Operations a second in float32 of multiply-adds from registers, and of a matrix unit for
+        bfloat16 from the second-level cache; 0 where there is none.
 
-        Of multiply-adds, or of parts of the numbers in a matrix unit for bfloat16, which is what
-        csrc/kernels/split.hpp does.
+        That takes six products of parts of the numbers for one, as csrc/kernels/split.hpp does.
         """
         row = self._rows[threads]
-        matrix = float(row.get("matrix_gflops", 0)) if rows >= MATRIX_ROWS else 0
-        return max(float(row["fma_gflops"]), matrix) * 1e9
+        return float(row["fma_gflops"]) * 1e9, float(row.get("matrix_gflops", 0)) * 1e9
+
+    def flops(self, threads: int, rows: float = 1) -> float:
+        """The higher one that products of so many rows can reach."""
+        fma, matrix = self.peaks(threads)
+        return max(fma, matrix) if rows >= MATRIX_ROWS else fma
 
     def bandwidth(self, threads: int, size: float) -> float:
         """Bytes a second that all threads together read of a working set of `size` bytes."""
@@ -173,14 +177,34 @@ def _on(limits: Limits, row: Row, threads: int) -> float:
     return total
 
 
-def product(limits: Limits, row: Row, threads: int, width: int, reads: int = 1) -> float:
-    """Seconds of a layer's product of all steps with weights [G*H, width], read so many times."""
+def product(
+    limits: Limits,
+    row: Row,
+    threads: int,
+    width: int,
+    reads: int = 1,
+    peaks: tuple[float, float] | None = None,
+) -> float:
+    """Seconds of a layer's product of all steps with weights [G*H, width], read so many times.
+
+    In the faster way: of numbers of 4 bytes, or in a matrix unit, which reads 6 and has place for
+    16 rows whether there are so many or not. `peaks` are those of the limits, or others.
+    """
     gates, shape = _problem(row)
     numbers = gates * shape.H * width * shape.D
     operations = 2.0 * shape.steps * shape.B * numbers
-    rate = limits.bandwidth(threads, working_set(row))
     rows = shape.steps * shape.B / reads
-    return max(operations / limits.flops(threads, rows), 4.0 * numbers * reads / rate)
+    fma, matrix = peaks or limits.peaks(threads)
+
+    def reading(size: int) -> float:
+        rate = limits.bandwidth(threads, working_set(row) * size / 4)
+        return numbers * reads * size / rate
+
+    by_numbers = max(operations / fma, reading(4))
+    if rows < MATRIX_ROWS or not matrix:
+        return by_numbers
+    places = math.ceil(rows / MATRIX_ROWS) * MATRIX_ROWS
+    return min(by_numbers, max(operations * places / rows / matrix, reading(6)))
 
 
 def functions(limits: Limits, row: Row, threads: int) -> float:

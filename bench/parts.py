@@ -95,12 +95,8 @@ class Parts:
         inputs = shape.I
         for _ in range(shape.L):
             total += functions(self._limits, row, threads)
-            of_steps = product(self._limits, row, threads, shape.H, shape.T)
-            fastest = self._fastest.get((matrix, threads))
-            if shape.B > 1 and fastest:
-                operations = 2.0 * rows * wide * shape.H * shape.D
-                of_steps = max(of_steps, operations / fastest)
-            total += of_steps * passes
+            peaks = self._peaks(threads) if shape.B > 1 else None
+            total += product(self._limits, row, threads, shape.H, shape.T, peaks) * passes
             wanted = [("nn", wide, inputs)]
             if training:
                 wanted += [("nn", inputs, wide), ("tn", wide, inputs), ("tn", wide, shape.H)]
@@ -115,6 +111,11 @@ class Parts:
                 total += 2.0 * rows * wide * width * shape.D / rate
             inputs = shape.D * shape.H
         return total
+
+    def _peaks(self, threads: int) -> tuple[float, float] | None:
+        """The fastest product that was measured, without and in a matrix unit."""
+        found = [self._fastest.get((matrix, threads), 0.0) for matrix in (False, True)]
+        return (found[0], found[1] if found[1] > found[0] else 0.0) if found[0] else None
 
     def _rate(self, key: tuple[bool, int, str, int, int], rows: float) -> float | None:
         """Operations a second of a product, of the number of rows that comes closest."""

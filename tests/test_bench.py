@@ -495,6 +495,29 @@ def test_limits_of_a_row() -> None:
     assert not together.are_apart(row | {"threads": 1, "meeting_ns": None})
 
 
+def test_limits_of_products_in_a_matrix_unit() -> None:
+    """It has place for whole sixteens of rows, and reads 6 bytes for 4; the faster way counts."""
+    row = row_of("gru", "forward", 7, 20, 4, 8)
+    x, h = 7 * 20 * 24 * 4 * 2, 7 * 20 * 24 * 8 * 2  # operations
+
+    def seconds(rate: float, matrix: float) -> float:
+        machine = {"threads": 2, "fma_gflops": 10.0, "matrix_gflops": matrix, "read": [[1, rate]]}
+        return limits.in_turn(limits.Limits([machine]), row)
+
+    assert seconds(1e6, 0.0) == pytest.approx((x + h) / 10e9)
+    assert seconds(1e6, 40.0) == pytest.approx((x * 144 / 140 + h * 32 / 20) / 40e9)
+    # Where memory is the limit, numbers are read sooner than their parts.
+    slow = 0.5 * h / 10e9 / (7 * 24 * 8 * 4)  # seconds a byte
+    of_steps = min(h / 10e9, 7 * 24 * 8 * 6 * slow)
+    assert seconds(1e-9 / slow, 40.0) == pytest.approx(x * 144 / 140 / 40e9 + of_steps)
+    assert limits.in_turn(
+        limits.Limits(
+            [{"threads": 2, "fma_gflops": 10.0, "matrix_gflops": 40.0, "read": [[1, 1e6]]}]
+        ),
+        row_of("gru", "forward", 7, 15, 4, 8),
+    ) == pytest.approx((7 * 15 * 24 * (4 * 2 * 112 / 105 / 40e9 + 8 * 2 / 10e9)))
+
+
 @pytest.mark.usefixtures("same_threads")
 def test_threads_meet() -> None:
     rnnfast.set_num_threads(1)
