@@ -188,8 +188,9 @@ def _limits(document: Document) -> str:
     return (
         "The best of several trials of a C++ program: multiply-adds from registers, the same that "
         "a matrix unit (AMX) makes of bfloat16 (six products of parts of the numbers for one, from "
-        "the second-level cache, as eight tiles do not hold what a product reads), and reading a working set again and again, of which each thread has its own part. A barrier "
-        "is one of spinning threads. sigmoid and tanh are rnnfast's own, for each number of a long "
+        "the second-level cache, as eight tiles do not hold what a product reads), and reading a "
+        "working set again and again, of which each thread has its own part. A barrier is one of "
+        "spinning threads. sigmoid and tanh are rnnfast's own, for each number of a long "
         f"array, on one thread.\n\n{_table([*header, 'barrier, ns', 'sigmoid, tanh, ns'], lines)}"
     )
 

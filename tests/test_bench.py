@@ -515,7 +515,7 @@ def test_limits_of_products_in_a_matrix_unit() -> None:
             [{"threads": 2, "fma_gflops": 10.0, "matrix_gflops": 40.0, "read": [[1, 1e6]]}]
         ),
         row_of("gru", "forward", 7, 15, 4, 8),
-    ) == pytest.approx((7 * 15 * 24 * (4 * 2 * 112 / 105 / 40e9 + 8 * 2 / 10e9)))
+    ) == pytest.approx(7 * 15 * 24 * (4 * 2 * 112 / 105 / 40e9 + 8 * 2 / 10e9))
 
 
 @pytest.mark.usefixtures("same_threads")
