@@ -2,10 +2,10 @@
 //
 // Prints one JSON object: float32 multiply-adds from registers (fma_gflops), those that a matrix
 // unit for bfloat16 can make of its own, which takes six products of parts for one, from the
-// second-level cache (matrix_gflops, 0 without such a unit), reading of buffers of growing size, in all (read: [[bytes, GB/s], ...]),
-// and one barrier of spinning threads (barrier_ns). Each thread reads a buffer of its own, of bytes
-// / THREADS. SECONDS is the length of one trial; the best of the trials counts, because limits are
-// asked for, not averages.
+// second-level cache (matrix_gflops, 0 without such a unit), reading of buffers of growing size, in
+// all (read: [[bytes, GB/s], ...]), and one barrier of spinning threads (barrier_ns). Each thread
+// reads a buffer of its own, of bytes / THREADS. SECONDS is the length of one trial; the best of the
+// trials counts, because limits are asked for, not averages.
 
 #include <algorithm>
 #include <atomic>

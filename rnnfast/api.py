@@ -74,6 +74,18 @@ class Packed:
         masked = spec.zoneout or spec.recurrent_dropout
         self.shortcut = None if masked else backend.shortcut(spec, self.prepared)
 
+    def __copy__(self) -> Packed:
+        return self  # nobody can change it
+
+    def __deepcopy__(self, memo: Any) -> Packed:
+        return self
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "packed weights cannot be pickled, as they are laid out for this processor; pickle the "
+            "weights, and call rnnfast.pack where they are used"
+        )
+
     def __repr__(self) -> str:
         return (
             f"<rnnfast.Packed {self.spec.variants()}, {len(self.prepared)} layer(s), "

@@ -19,6 +19,7 @@ from .errors import UnsupportedError
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _HALVES = ("float16", "bfloat16")  # NumPy has the second from the package ml_dtypes
+_CUPY_OF_BFLOAT16 = 14
 _CPU, _CUDA = 1, (2, 13)  # kDLCPU, kDLCUDA and kDLCUDAManaged of the DLPack standard
 
 
@@ -52,7 +53,7 @@ def take(name: str, value: Any) -> NDArray[Any]:
         if place == _CPU:
             return np.from_dlpack(value)
         if place in _CUDA:
-            return on_current_device(name, _cupy_view(value, dlpack))
+            return on_current_device(name, _cupy_view(name, value, dlpack))
     except ImportError as error:
         raise UnsupportedError(
             f"{name}: {describe(value)} lives on a CUDA device; expected an array in CPU memory, "
@@ -66,9 +67,15 @@ def take(name: str, value: Any) -> NDArray[Any]:
     )
 
 
-def _cupy_view(value: Any, dlpack: bool) -> Any:
+def _cupy_view(name: str, value: Any, dlpack: bool) -> Any:
     import cupy
 
+    old = int(cupy.__version__.partition(".")[0]) < _CUPY_OF_BFLOAT16
+    if old and "bfloat16" in str(getattr(value, "dtype", "")):  # the oldest crash
+        raise UnsupportedError(
+            f"{name}: CuPy has bfloat16 from version {_CUPY_OF_BFLOAT16} on, this is "
+            f"{cupy.__version__}; expected float16, float32 or float64"
+        )
     return cupy.from_dlpack(value) if dlpack else cupy.asarray(value)
 
 

@@ -47,7 +47,8 @@ class Stream:
 
     Notes
     -----
-    A stream has one state: let one thread at a time call it.
+    A stream has one state: let one thread at a time call it. `copy.copy` makes another one, which
+    goes on from the same state by itself and shares the packed weights.
 
     Examples
     --------
@@ -98,6 +99,19 @@ class Stream:
         self._given_state: Any = None  # the same arrays, as the function takes them
         self._x = self._y = np.empty(0, weights.dtype)  # buffers that only grow
         self._out: Any = None  # y and state of the last call, for a call of the same shape
+
+    def __copy__(self) -> Stream:
+        """Another stream, which goes on from the same state with the same packed weights."""
+        other = object.__new__(Stream)
+        other.__dict__.update(self.__dict__)
+        other._states, other._given_state, other._out = [], None, None
+        other._x = other._y = np.empty(0, self._packed.dtype)
+        if not self._fresh:
+            other.state = self.state
+        return other
+
+    def __deepcopy__(self, memo: Any) -> Stream:
+        return self.__copy__()
 
     def __repr__(self) -> str:
         return f"<rnnfast.Stream, {self._packed!r}>"

@@ -42,6 +42,8 @@ _EMULATION = Path(__file__).with_name("cuda_emulation.cpp")
 REQUIRED = os.environ.get("RNNFAST_REQUIRE_CUDA") == "1"  # whether CI may leave its tests out
 _GUARD, _GUARD_BYTE = 256, 0xA5
 
+__version__ = "14.2.0"  # what it acts like
+
 launches: list[str] = []  # what has run: names of kernels, "gemm", "graph"
 damaged: list[str] = []  # what was written outside of its memory
 limits = {"MultiProcessorCount": 6, "CooperativeLaunch": 1, "MaxSharedMemoryPerBlockOptin": 232448}
@@ -325,11 +327,14 @@ class Device:
         self.attributes = limits
         self.compute_capability = compute_capability
 
+    entered = 0  # how deep
+
     def __enter__(self) -> Any:
+        Device.entered += 1
         return self
 
     def __exit__(self, *_: Any) -> None:
-        pass
+        Device.entered -= 1
 
 
 class Event:

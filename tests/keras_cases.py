@@ -633,6 +633,13 @@ def test_replace_refuses_what_it_cannot_do() -> None:
         def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
             return 2 * super().call(inputs, training=training, mask=mask)
 
+    class Functional(keras.Model):
+        def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+            return 2 * super().call(inputs, training=training, mask=mask)
+
+    x = keras.Input((3, 2))
+    with pytest.raises(rnnfast.UnsupportedError, match="functional model, got Functional"):
+        rnnfast.keras.replace(Functional(x, keras.layers.GRU(2)(x)))
     doubled = Doubled([keras.Input((3, 2)), keras.layers.GRU(2, return_sequences=True)])
     for model in (doubled, keras.Sequential([keras.Input((3, 2)), doubled])):
         with pytest.raises(rnnfast.UnsupportedError, match="functional model, got Doubled"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -100,3 +102,10 @@ def test_repr_tells_what_it_is(spec: Spec, target: str) -> None:
     text = repr(pack(p, target))
     for part in (spec.variants(), "2 layer", "2 direction", "I=4", "H=5", "float64", target):
         assert part in text
+
+
+def test_copies_and_pickles() -> None:
+    packed = rnnfast.pack(rnnfast.init_weights("gru", 3, 4, rng=0), cell="gru")
+    assert copy.copy(packed) is copy.deepcopy([packed])[0] is packed
+    with pytest.raises(TypeError, match=r"pickle the weights, and call rnnfast\.pack"):
+        pickle.dumps(packed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tracemalloc
 from typing import Any
 
@@ -444,3 +445,19 @@ def test_an_instruction_set_chosen_later() -> None:
     stream.reset()
     with use_isa("baseline"):
         assert_same_bits({"y": stream(P.x)}, {"y": wanted})
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
+def test_a_copy_goes_on_by_itself(make: Any, spec: Spec, target: str) -> None:
+    p = problem(Case(spec, T=STEPS, B=2, I=3, H=17, L=2))
+    stream = rnnfast.Stream(p.weights, backend=target, **variant(spec))
+    assert make(stream).state is None
+    stream.state = p.state
+    stream(p.x[:5])
+    other = make(stream)
+    wanted = stream(p.x[5:]).copy()
+    got = other(p.x[5:])
+    assert_same_bits({"y": got}, {"y": wanted})
+    assert_same_bits(flat(got, other.state), flat(wanted, stream.state))
+    stream.reset()
+    assert_same_bits(flat(got, other.state), flat(wanted, make(other).state))

@@ -232,6 +232,34 @@ def test_work_goes_to_the_stream_of_torch(place: str, monkeypatch: pytest.Monkey
     assert cupy.cuda.get_current_stream().ptr == before
 
 
+def test_all_is_read_on_the_device_of_the_tensors(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever CuPy's current device is."""
+    if place == "cuda":
+        pytest.skip("asks the emulation")
+    from rnnfast import arrays
+
+    entered = []
+    on_current_device = arrays.on_current_device
+
+    def watched(name: str, value: Any) -> Any:
+        entered.append(fake_cupy.Device.entered)
+        return on_current_device(name, value)
+
+    monkeypatch.setattr(arrays, "on_current_device", watched)
+    for name in NAMES:
+        layer = getattr(rnnfast.torch, name)(4, 6)
+        x = torch.randn(5, 3, 4)
+        layer(x)[0].sum().backward()
+        with torch.no_grad():
+            for _ in range(3):
+                layer(x)
+    assert entered
+    assert min(entered) > 0
+    assert fake_cupy.Device.entered == 0
+
+
 def test_refusals(place: str) -> None:
     layer = rnnfast.torch.GRU(4, 6, dtype=torch.float64).to(place)
     x = moved(torch.randn(5, 3, 4, dtype=torch.float64), place).requires_grad_()
@@ -244,6 +272,15 @@ def test_refusals(place: str) -> None:
             rnnfast.torch.gru(x, entry, lengths=torch.tensor([5, 2, 1], device=place))
         with pytest.raises((RuntimeError, ValueError), match="device"):
             layer(x.cpu())
+
+
+def test_bfloat16_with_an_old_cupy(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy
+
+    monkeypatch.setattr(cupy, "__version__", "13.3.0")
+    layer = rnnfast.torch.GRU(4, 6, dtype=torch.bfloat16).to(place)
+    with pytest.raises(rnnfast.UnsupportedError, match=r"from version 14 on, this is 13\.3\.0"):
+        layer(moved(torch.randn(5, 3, 4), place, torch.bfloat16))
 
 
 def test_without_cupy(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

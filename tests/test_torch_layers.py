@@ -345,6 +345,11 @@ def test_y_of_batch_first_may_be_changed_in_place(name: str, dtype: Any) -> None
         found.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaf)])
     for got in found[:2]:
         close(got, found[2], RTOL if dtype is torch.float64 else 1e-5)
+    leaf = torch.zeros(3, 5, 4, dtype=dtype, requires_grad=True)
+    for _ in range(4):  # packed from the third on
+        with torch.no_grad():
+            y = ours(x)[0]
+        y += leaf
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -381,6 +386,10 @@ def test_tangents_are_refused() -> None:
                 layer(x)
                 with pytest.raises(rnnfast.UnsupportedError, match="forward-mode"):
                     layer(forward_ad.make_dual(x, torch.ones_like(x)))
+    leaf = x.clone().requires_grad_()
+    y = layer(leaf)[0]
+    with forward_ad.dual_level(), pytest.raises(rnnfast.UnsupportedError, match="forward-mode"):
+        torch.autograd.grad(y, leaf, forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y)))
     with pytest.raises(rnnfast.UnsupportedError, match="forward-mode"):
         torch.func.jvp(lambda x: layer(x)[0], (x,), (x,))
 

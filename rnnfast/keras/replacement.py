@@ -67,10 +67,10 @@ def replace(model: Any) -> Any:
 
 
 def _is_plain(model: Any) -> bool:
-    """Whether clone_model makes one that computes the same."""
-    if isinstance(model, keras.Sequential):
-        return type(model) is keras.Sequential
-    return hasattr(model, "operations")  # which makes it functional
+    """Whether clone_model makes one that computes the same: it knows no other call than Keras'."""
+    known = isinstance(model, keras.Sequential) or hasattr(model, "operations")  # functional
+    theirs = next(c for c in type(model).__mro__ if c.__module__.partition(".")[0] == "keras")
+    return known and type(model).call is theirs.call
 
 
 def _inside(model: Any) -> list[Any]:

@@ -78,6 +78,7 @@ def gradients(
 
     That of x may be None where `of_x` is False.
     """
+    _refuse_dual((dy, dh_n, dc_n))
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     found: Sequence[Tensor | None]
     if is_traced(x):
@@ -260,14 +261,18 @@ def _saved(ctx: Any) -> list[Any]:
 
 
 def needs_gradients(*tensors: Tensor | None) -> bool:
-    if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
-        _refuse_tangents()
+    _refuse_dual(tensors)
     if not torch.is_grad_enabled():
         return False
     for tensor in tensors:  # noqa: SIM110 - a generator costs a microsecond
         if tensor is not None and tensor.requires_grad:
             return True
     return False
+
+
+def _refuse_dual(tensors: Sequence[Tensor | None]) -> None:
+    if forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
+        _refuse_tangents()
 
 
 def _has_tangent(tensor: Tensor | None) -> bool:

@@ -1,4 +1,4 @@
-"""lstm, gru and rnn on tensors, with gradients."""
+"""lstm, gru, rnn and gated on tensors, with gradients."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lstm(
     Parameters
     ----------
     x : Tensor (T, B, I), (B, T, I) with batch_first, or (T, I) unbatched; float32 or float64
-        On the CPU.
+        On the CPU or, with CuPy, on a CUDA device, which has float16 and bfloat16 too.
     weights : Weights, tuple of tensors, list with one entry per layer, or Packed
         As `rnnfast.lstm` takes them, of tensors. `rnnfast.Packed` is for inference.
     state : (h_0, c_0) or None
@@ -58,7 +58,7 @@ def lstm(
     Raises
     ------
     ValueError, TypeError, UnsupportedError
-        As `rnnfast.lstm` does, and UnsupportedError for tensors that are not on the CPU.
+        As `rnnfast.lstm` does, and UnsupportedError for tensors on another device.
     """
     h_0, c_0 = _pair(state)
     y, h_n, c_n = _call("lstm", x, weights, h_0, c_0, lengths, batch_first, dropout, rng, options)
@@ -98,6 +98,22 @@ def rnn(
     return y, h_n
 
 
+def gated(
+    x: Tensor,
+    weights: Any,
+    h_0: Tensor | None = None,
+    *,
+    lengths: Any = None,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    rng: torch.Generator | int | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`rnnfast.gated` on tensors; see `rnnfast.torch.lstm`."""
+    y, h_n, _ = _call("gated", x, weights, h_0, None, lengths, batch_first, dropout, rng, options)
+    return y, h_n
+
+
 def _call(
     cell: str,
     x: Tensor,
@@ -115,7 +131,9 @@ def _call(
     for name, value in (("x", x), ("h_0", h_0), ("c_0", c_0)):
         if not isinstance(value, Tensor) and (value is not None or name == "x"):
             raise TypeError(f"{name}: expected a torch.Tensor, got {arrays.describe(value)}")
-    ends = None if lengths is None else torch.as_tensor(lengths)
+    ends = lengths
+    if lengths is not None and not isinstance(lengths, Tensor):
+        ends = torch.as_tensor(lengths, device="cpu")
     random = dropout != 0 or (options and any(options.get(name) for name in _RANDOM))
     seed = _seed(rng) if random else None
     chosen = repr(options) if options else "{}"

@@ -39,15 +39,16 @@ class Held:
 
     def __init__(self, weights: Sequence[Tensor], call: Call) -> None:
         self.call = call
-        held = [memory.array(w) for w in weights]
-        self.structure = call.structure(held)
-        # Memory in another layout is copied where it is checked, so in every call.
-        apart = all(map(arrays.is_contiguous, held))
-        self.weights = Checked(self.structure, CELLS[call.cell]) if apart else self.structure
-        self._given = Given(self.weights, None, None, call)
-        self._on_device = arrays.on_device(held[0])
-        # A device reads weights as they are, whatever they have become.
-        self._in_place = _in_place(self.weights, call) if self._on_device else None
+        with memory.place(weights[0]):
+            held = [memory.array(w) for w in weights]
+            self.structure = call.structure(held)
+            # Memory in another layout is copied where it is checked, so in every call.
+            apart = all(map(arrays.is_contiguous, held))
+            self.weights = Checked(self.structure, CELLS[call.cell]) if apart else self.structure
+            self._given = Given(self.weights, None, None, call)
+            self._on_device = arrays.on_device(held[0])
+            # A device reads weights as they are, whatever they have become.
+            self._in_place = _in_place(self.weights, call) if self._on_device else None
         self._trainer: Any = None
         self._spec = spec = calls.spec_of_call(call)
         # Arrays of negated views, as the imaginary part of a conjugate is, are copies.
@@ -85,7 +86,7 @@ class Held:
             x = x.transpose(0, 1).contiguous()
         done: tuple[Tensor, Any] | None = watched[0](x, hx, None, None)
         if swap and done is not None:
-            return done[0].transpose(0, 1), done[1]
+            return done[0].transpose_(0, 1), done[1]
         return done
 
     def train(

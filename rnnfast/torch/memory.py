@@ -4,8 +4,10 @@ CUDA device.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,17 @@ def _on_device(tensor: Tensor) -> Iterator[None]:
             f"needs CuPy ({error}); install it, or move the module and its inputs with .cpu()"
         ) from error
     device = tensor.device.index
-    stream = torch.cuda.current_stream(device).cuda_stream
-    with cupy.cuda.Device(device), cupy.cuda.ExternalStream(stream, device):
+    with (
+        cupy.cuda.Device(device),
+        _stream(cupy, torch.cuda.current_stream(device).cuda_stream, device),
+    ):
         yield
+
+
+@lru_cache
+def _stream(cupy: Any, pointer: int, device: int) -> Any:
+    """CuPy's name for a stream; PyTorch never destroys its own."""
+    with warnings.catch_warnings():
+        # Since CuPy 14, which asks for an object that streams of older PyTorch are not.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return cupy.cuda.ExternalStream(pointer, device)

@@ -200,7 +200,7 @@ class _Recurrent(torch.nn.RNNBase):
         dtype, device = x.dtype, x.device
         if (
             x.shape[-1] != self.input_size
-            or dtype not in (_ON_DEVICES if x.is_cuda else _FLOATS)
+            or dtype not in _taken(x)
             or dtype != weight.dtype
             or device != weight.device
         ):
@@ -222,7 +222,7 @@ class _Recurrent(torch.nn.RNNBase):
         x = arguments[0]
         dtype = x.data.dtype if isinstance(x, PackedSequence) else x.dtype
         weight = self._weights()[0]
-        if dtype == weight.dtype and dtype not in _FLOATS:
+        if dtype == weight.dtype and dtype not in _taken(x):
             raise TypeError(
                 f"input: expected float32 or float64, got {dtype}; keep the module in float32: "
                 f"under torch.autocast its inputs are cast"
@@ -346,6 +346,10 @@ class RNN(_Recurrent):
             )
         self.nonlinearity = nonlinearity
         super().__init__(modes[nonlinearity], *args, **kwargs)
+
+
+def _taken(x: Tensor | PackedSequence) -> tuple[torch.dtype, ...]:
+    return _ON_DEVICES if x.is_cuda else _FLOATS
 
 
 def _no_projection(arguments: dict[str, Any]) -> None:

@@ -79,16 +79,22 @@ def _gradients(
     return [d for d in (dx, *states, *of_weights) if d is not None]  # see `general`
 
 
+# On a device they make graphs of their own, and cannot be a part of the compiler's.
+_unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
+_TAGS: dict[str, Any] = {} if _unsafe is None else {"tags": (_unsafe,)}
+
 run_op = torch.library.custom_op(
     "rnnfast::run",
     _run,
     mutates_args=(),
+    **_TAGS,
     schema=f"({_INPUTS}, {_CALL}, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 gradients_op = torch.library.custom_op(
     "rnnfast::gradients",
     _gradients,
     mutates_args=(),
+    **_TAGS,
     schema=f"(Tensor tape, Tensor? dy, Tensor? dh_n, Tensor? dc_n, {_INPUTS}, {_CALL}) -> Tensor[]",
 )
 
