@@ -59,6 +59,8 @@ def take(name: str, value: Any) -> NDArray[Any]:
             f"{name}: {describe(value)} lives on a CUDA device; expected an array in CPU memory, "
             f"as the backend for devices needs CuPy ({error})"
         ) from error
+    except UnsupportedError:
+        raise
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name}: {describe(value)} cannot be viewed by NumPy: {error}") from error
     raise UnsupportedError(

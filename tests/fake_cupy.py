@@ -302,6 +302,8 @@ def from_dlpack(value: Any) -> ndarray:
     """Of an array of its own, or a tensor of torch on the CPU that feigns a device."""
     if isinstance(value, ndarray):
         return value
+    if type(value).__module__.partition(".")[0] != "torch":
+        raise BufferError("the emulation knows no other arrays on a device")
     assert not value.requires_grad, "torch refuses it"
     narrow = str(value.dtype) == "torch.bfloat16"
     host = (

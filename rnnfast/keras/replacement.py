@@ -70,7 +70,7 @@ def _is_plain(model: Any) -> bool:
     """Whether clone_model makes one that computes the same: it knows no other call than Keras'."""
     known = isinstance(model, keras.Sequential) or hasattr(model, "operations")  # functional
     theirs = next(c for c in type(model).__mro__ if c.__module__.partition(".")[0] == "keras")
-    return known and type(model).call is theirs.call
+    return known and getattr(type(model), "call", None) is getattr(theirs, "call", None)
 
 
 def _inside(model: Any) -> list[Any]:
