@@ -4,8 +4,8 @@
 // unit for bfloat16 can make of its own, which takes six products of parts for one, from the
 // second-level cache (matrix_gflops, 0 without such a unit), reading of buffers of growing size, in
 // all (read: [[bytes, GB/s], ...]), and one barrier of spinning threads (barrier_ns). Each thread
-// reads a buffer of its own, of bytes / THREADS. SECONDS is the length of one trial; the best of the
-// trials counts, because limits are asked for, not averages.
+// reads a buffer of its own, of bytes / THREADS. SECONDS is the length of one trial; the best of
+// the trials counts, because limits are asked for, not averages.
 
 #include <algorithm>
 #include <atomic>
@@ -163,7 +163,8 @@ double matrix_gflops(int threads, double seconds) {
       for (int b = 0; b < kBlocks; ++b) {
         const unsigned short* block = first + b * kOfBlock * kNumbers;
         RNNFAST_ROWS(2)
-        RNNFAST_COLUMNS(0) RNNFAST_PRODUCTS RNNFAST_ROWS(1) RNNFAST_PRODUCTS RNNFAST_COLUMNS(1)
+        RNNFAST_COLUMNS(0)
+        RNNFAST_PRODUCTS RNNFAST_ROWS(1) RNNFAST_PRODUCTS RNNFAST_COLUMNS(1)
             RNNFAST_PRODUCTS RNNFAST_ROWS(0) RNNFAST_PRODUCTS RNNFAST_COLUMNS(2)
                 RNNFAST_PRODUCTS RNNFAST_COLUMNS(0) RNNFAST_PRODUCTS
       }
