@@ -150,23 +150,31 @@ double matrix_gflops(int threads, double seconds) {
     const auto* first = reinterpret_cast<const unsigned short*>((address + 63) / 64 * 64);
 #define RNNFAST_ROWS(part)                       \
   _tile_loadd(4, block + (part) * kNumbers, 64); \
-  _tile_loadd(5, block + (3 + part) * kNumbers, 64);
-#define RNNFAST_COLUMNS(part)                        \
-  _tile_loadd(6, block + (6 + part) * kNumbers, 64); \
-  _tile_loadd(7, block + (9 + part) * kNumbers, 64);
-#define RNNFAST_PRODUCTS   \
+  _tile_loadd(5, block + (3 + (part)) * kNumbers, 64)
+#define RNNFAST_COLUMNS(part)                          \
+  _tile_loadd(6, block + (6 + (part)) * kNumbers, 64); \
+  _tile_loadd(7, block + (9 + (part)) * kNumbers, 64)
+#define RNNFAST_PRODUCTS() \
   _tile_dpbf16ps(0, 4, 6); \
   _tile_dpbf16ps(1, 5, 6); \
   _tile_dpbf16ps(2, 4, 7); \
-  _tile_dpbf16ps(3, 5, 7);
+  _tile_dpbf16ps(3, 5, 7)
     for (long r = 0; r < repeats; ++r)
       for (int b = 0; b < kBlocks; ++b) {
         const unsigned short* block = first + b * kOfBlock * kNumbers;
-        RNNFAST_ROWS(2)
-        RNNFAST_COLUMNS(0)
-        RNNFAST_PRODUCTS RNNFAST_ROWS(1) RNNFAST_PRODUCTS RNNFAST_COLUMNS(1)
-            RNNFAST_PRODUCTS RNNFAST_ROWS(0) RNNFAST_PRODUCTS RNNFAST_COLUMNS(2)
-                RNNFAST_PRODUCTS RNNFAST_COLUMNS(0) RNNFAST_PRODUCTS
+        RNNFAST_ROWS(2);
+        RNNFAST_COLUMNS(0);
+        RNNFAST_PRODUCTS();
+        RNNFAST_ROWS(1);
+        RNNFAST_PRODUCTS();
+        RNNFAST_COLUMNS(1);
+        RNNFAST_PRODUCTS();
+        RNNFAST_ROWS(0);
+        RNNFAST_PRODUCTS();
+        RNNFAST_COLUMNS(2);
+        RNNFAST_PRODUCTS();
+        RNNFAST_COLUMNS(0);
+        RNNFAST_PRODUCTS();
       }
     _tile_release();
   };
