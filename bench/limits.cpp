@@ -176,6 +176,9 @@ double matrix_gflops(int threads, double seconds) {
         RNNFAST_COLUMNS(0);
         RNNFAST_PRODUCTS();
       }
+#undef RNNFAST_ROWS
+#undef RNNFAST_COLUMNS
+#undef RNNFAST_PRODUCTS
     _tile_release();
   };
   const long repeats = calibrate(seconds, work);

@@ -680,8 +680,7 @@ class _Call:
                     f"x: expected dtype {self.packed.dtype} as the packed weights have, "
                     f"got {data.dtype}"
                 )
-            if arrays.on_device(self.packed.first[0][0].w_hh):
-                arrays.on_current_device("weights", self.packed.first[0][0].w_hh)
+            arrays.take("weights", self.packed.first[0][0].w_hh)  # on the current device
             wanted = self.packed.input_size
             self.num_layers = len(self.packed.prepared)
             layer = self.packed.first[0]

@@ -38,7 +38,7 @@ def take(name: str, value: Any) -> NDArray[Any]:
         return value
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
-        return on_current_device(name, value)
+        return _on_current_device(name, value)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: masked arrays are not supported; fill it, or use lengths")
     if isinstance(value, np.ndarray):
@@ -53,7 +53,7 @@ def take(name: str, value: Any) -> NDArray[Any]:
         if place == _CPU:
             return np.from_dlpack(value)
         if place in _CUDA:
-            return on_current_device(name, _cupy_view(name, value, dlpack))
+            return _on_current_device(name, _cupy_view(name, value, dlpack))
     except ImportError as error:
         raise UnsupportedError(
             f"{name}: {describe(value)} lives on a CUDA device; expected an array in CPU memory, "
@@ -81,8 +81,7 @@ def _cupy_view(name: str, value: Any, dlpack: bool) -> Any:
     return cupy.from_dlpack(value) if dlpack else cupy.asarray(value)
 
 
-def on_current_device(name: str, value: Any) -> NDArray[Any]:
-    """A CuPy array itself, where it is on the device that the kernels will run on."""
+def _on_current_device(name: str, value: Any) -> NDArray[Any]:
     current = sys.modules["cupy"].cuda.Device().id
     if value.device.id != current:
         raise UnsupportedError(

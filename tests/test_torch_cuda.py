@@ -241,13 +241,13 @@ def test_all_is_read_on_the_device_of_the_tensors(
     from rnnfast import arrays
 
     entered = []
-    on_current_device = arrays.on_current_device
+    on_current_device = arrays._on_current_device
 
     def watched(name: str, value: Any) -> Any:
         entered.append(fake_cupy.Device.entered)
         return on_current_device(name, value)
 
-    monkeypatch.setattr(arrays, "on_current_device", watched)
+    monkeypatch.setattr(arrays, "_on_current_device", watched)
     for name in NAMES:
         layer = getattr(rnnfast.torch, name)(4, 6)
         x = torch.randn(5, 3, 4)

@@ -54,9 +54,8 @@ class Held:
         # Arrays of negated views, as the imaginary part of a conjugate is, are copies.
         self._share = not any(w.is_neg() for w in weights)
         # Subclasses of tensors may mean something else by their memory.
-        self._tell = (
-            tapes.TELLS and self._share and all(type(w) in _TYPES and w.is_cpu for w in weights)
-        )
+        plain = all(type(w) in _TYPES for w in weights)
+        self._tell = tapes.TELLS and self._share and plain and not self._on_device
         single = self.weights.single if type(self.weights) is Checked else None
         if single and any(a is not None for w in single for a in w[4:]):
             single = None  # a projection takes the long way

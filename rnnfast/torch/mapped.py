@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..spec import Steps
+from . import tapes
 
 Found = tuple[tuple["Tensor | None", ...], tuple["int | None", ...]]  # results and their axes
 
@@ -25,7 +26,7 @@ def run(
 
     `function` takes the same inputs without the mapped axis.
     """
-    no_tape = torch.empty(0, dtype=torch.uint8, device="cpu")
+    no_tape = tapes.blank()
     in_dims = _axes(in_dims)
     x, h_0, c_0, lengths, seed, call, *weights = inputs
     together = seed is None and "bn_mean" not in call.fields and not isinstance(lengths, Steps)
@@ -55,7 +56,7 @@ def gradients(
     """Those of each element, of mapped tape, dy, dh_n, dc_n, x, h_0, c_0, ..."""
     in_dims = _axes(in_dims)
     if any(d is not None for d in in_dims[4:]):  # the tape is not of these
-        inputs = (torch.empty(0, dtype=torch.uint8, device="cpu"), *inputs[1:])
+        inputs = (tapes.blank(), *inputs[1:])
         in_dims = (None, *in_dims[1:])
     return each(function, size, in_dims, inputs)
 

@@ -79,8 +79,7 @@ class _Recurrent(torch.nn.RNNBase):
                 done = held.run(x, hx, weights)
             if done is not None:
                 return done
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            x, state = self._without_autocast(x, state, weights[0].dtype)
+        x, state = self._without_autocast(x, state, weights[0].dtype)
         if not self._fits(x, state, weights[0]):
             self._refuse(input, hx)
         return self._joined(*self._run(x, state, weights, None, self.batch_first))
@@ -149,8 +148,7 @@ class _Recurrent(torch.nn.RNNBase):
         data, batch_sizes, order, back = packed
         weights = self._weights()
         x, state = data, self._split(hx)
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            x, state = self._without_autocast(x, state, weights[0].dtype)
+        x, state = self._without_autocast(x, state, weights[0].dtype)
         batch = int(batch_sizes[0])
         if x.dim() != 2 or not self._fits_in_batch(x, state, weights[0], (batch,)):
             self._refuse(packed, hx)
@@ -178,6 +176,8 @@ class _Recurrent(torch.nn.RNNBase):
     @staticmethod
     def _without_autocast(x: Tensor, state: State, dtype: torch.dtype) -> tuple[Tensor, State]:
         """x and the state in the dtype of the weights where autocast made them smaller."""
+        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+            return x, state
 
         def cast(tensor: Tensor) -> Tensor:
             small = tensor.dtype in (torch.float16, torch.bfloat16)

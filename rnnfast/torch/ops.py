@@ -15,7 +15,7 @@ from torch import Tensor
 import rnnfast
 
 from ..spec import CELLS
-from . import calls, memory
+from . import calls, memory, tapes
 from .autograd import gradients, is_traced, needs_gradients, refuse, transformed
 from .calls import Call, Lengths, Results
 
@@ -47,7 +47,7 @@ def _run(
         y, h_n, c_n, tape = calls.run_and_keep(x, h_0, c_0, structure, lengths, seed, call)
     else:
         y, h_n, c_n = calls.run(x, h_0, c_0, structure, lengths, seed, call)
-        tape = _tape(0)
+        tape = tapes.blank()
     return y, h_n, y.new_empty(0) if c_n is None else c_n, tape
 
 
@@ -118,7 +118,7 @@ def _fake_run(
     call = Call(cell, fields, directions, batch_first, dropout, options, places)
     h_n, c_n = _fake_states(call, x, weights)
     y = _fake_sequence(call, x, directions * h_n.shape[-1])
-    return y, h_n, c_n, _tape(int(keep))
+    return y, h_n, c_n, tapes.blank(int(keep))
 
 
 def _fake_gradients(
@@ -146,11 +146,6 @@ def _fake_gradients(
         *(x.new_empty(0 if s is None else s.shape) for s in (h_0, c_0)),
         *(w.new_empty(w.shape) for w in weights),
     ]
-
-
-def _tape(size: int) -> Tensor:
-    """Like one that holds something, or nothing; see tapes.py."""
-    return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
 def _fake_states(call: Call, x: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,11 @@ def record(tape: Tape) -> Tensor:
     return token
 
 
+def blank(size: int = 0) -> Tensor:
+    """A tensor like one that owns a tape, of one byte, or in the place of none."""
+    return torch.empty(size, dtype=torch.uint8, device="cpu")
+
+
 def recorded(token: Tensor) -> Tape | None:
     """The tape that a tensor owns, if it does."""
     if TELLS:

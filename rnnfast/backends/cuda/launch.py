@@ -331,11 +331,10 @@ _devices_lock = Lock()
 
 def _device(number: int) -> _Device:
     """The one of a number; the same for all threads, which wait for each other's launches by it."""
-    found = _devices.get(number)
-    if found is None:
-        with _devices_lock:
-            found = _devices.get(number) or _devices.setdefault(number, _Device())
-    return found
+    with _devices_lock:
+        if number not in _devices:
+            _devices[number] = _Device()
+        return _devices[number]
 
 
 def run(operations: Iterable[Operation]) -> None:
