@@ -30,10 +30,6 @@ constexpr int64_t kBackwardDepth = 1024;  // of the products that are taken in p
 // Registers limit gates * vectors to four: an LSTM tile is one vector of units wide, an RNN's four.
 constexpr int unit_vectors(int gates) { return gates >= 3 ? 1 : gates == 2 ? 2 : 4; }
 
-// Whether a tile fetches a part of the next block. One row waits for the weights anyway, in the
-// order in which the processor fetches them by itself; more requests make that 5 % slower.
-constexpr bool fetches(int rows) { return rows > 1; }
-
 // Rows of every step.
 struct Band {
   int64_t begin = 0, end = std::numeric_limits<int64_t>::max();
@@ -91,15 +87,31 @@ RNNFAST_INLINE bool is_low(const Tile& tile) {
   return false;
 }
 
-// What a tile fetches while it multiplies: its part of a block, of as many as that has vectors.
+// What a tile fetches while it multiplies: its part of a block, of as many as that has vectors, and
+// the one after it where two tiles have to fetch all.
 template <class T>
 struct Ahead {
   const T* block;
   int64_t part;
+  bool two;
 
-  // Of rows [first, first + count) of the block: a vector for each.
-  RNNFAST_INLINE const T* of(int64_t vectors, int64_t first, int64_t count) const {
-    return block + (first * vectors + part * count) * kLanes<T>;
+  // multiply() with rows [first, first + count) of its own block, which fetches those of the other.
+  // One row waits for the weights anyway, in the order in which the processor fetches them by
+  // itself; more requests make that 5 % slower.
+  template <int kRows, int kVectors, class Element>
+  RNNFAST_INLINE void multiply(Vec<T> (&acc)[kRows][kVectors], const Element& a, const T* panel,
+                               int64_t first, int64_t count) const {
+    constexpr int n = kLanes<T>;
+    constexpr int most = max_rows(kVectors);
+    const T* own = panel + first * kVectors * n;
+    const T* other = block + (first * kVectors + part * count) * n;
+    if constexpr (kRows == 1) {
+      RNNFAST_ISA::multiply(acc, a, own, count);
+    } else {
+      if constexpr (2 * kRows >= most && kVectors > 2)
+        if (two) return RNNFAST_ISA::multiply<T, kRows, kVectors, 2>(acc, a, own, count, other);
+      RNNFAST_ISA::multiply<T, kRows, kVectors, 1>(acc, a, own, count, other);
+    }
   }
 };
 
@@ -123,9 +135,11 @@ void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const
       }
     // Each tile fetches a part of the next block. The first one, which waits for its own, has to
     // help where there are few.
-    const int64_t part = i - (tiles > kGroups * kVectors);
+    constexpr int all = kGroups * kVectors;
+    const bool two = all > 2 && tiles == 2;
+    const int64_t part = two ? 2 * i : i - (tiles > all);
     const Ahead<T> ahead =
-        part >= 0 && part < kGroups * kVectors ? Ahead<T>{next, part} : Ahead<T>{panel, 0};
+        part >= 0 && part < all ? Ahead<T>{next, part, two} : Ahead<T>{panel, 0, false};
     switch (rows) {
       case 1: tile.template run<1, kVectors>(row, unit, panel, ahead); break;
       case 2: tile.template run<2, kVectors>(row, unit, panel, ahead); break;
@@ -266,9 +280,9 @@ struct ForwardTile {
         for (int u = 0; u < kVectors; u++)
           acc[m][g * kVectors + u] = start(row + m, g, unit + u * n);
     if (operand)
-      multiply<T, kRows, gates_here * kVectors, fetches(kRows)>(
-          acc, [&](int m, int64_t k) { return operand[(row + m) * operand_stride + k]; }, panel,
-          hidden, ahead.of(gates_here * kVectors, 0, hidden));
+      ahead.multiply(
+          acc, [&](int m, int64_t k) { return operand[(row + m) * operand_stride + k]; }, panel, 0,
+          hidden);
     T sums[kRows * gates_here * kVectors * n] __attribute__((aligned(64)));
 #pragma GCC unroll 8
     for (int m = 0; m < kRows; m++)
@@ -682,9 +696,9 @@ struct BackwardTile {
           k += Cell::back_gates(kStage, part) * hidden;
           const int64_t count = lesser(k, k_end) - first;
           if (count > 0)
-            multiply<T, kRows, kVectors, fetches(kRows)>(
+            ahead.multiply(
                 acc, [&](int m, int64_t i) { return operand[(row + m) * stride + column + i]; },
-                panel + first * kVectors * n, count, ahead.of(kVectors, first, count));
+                panel, first, count);
         }
       }
 #pragma GCC unroll 8

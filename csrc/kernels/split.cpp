@@ -22,15 +22,6 @@ constexpr int kBlock = 2 * kLane, kParts = 3, kBlockWords = kParts * kLane;
 // Of a product, at a time: rows, and words of k.
 constexpr int64_t kSomeRows = 128, kDepth = 1024 / kBlock * kBlockWords;
 
-// The products of a block, smallest first: parts of the operand and of the columns. Where those
-// have changed sides, as in the transposed product, the order is the same.
-#define RNNFAST_EACH_PRODUCT(X)                     \
-  if constexpr (kTurned) {                          \
-    X(0, 2) X(0, 1) X(1, 1) X(1, 0) X(2, 0) X(0, 0) \
-  } else {                                          \
-    X(2, 0) X(1, 0) X(1, 1) X(0, 1) X(0, 2) X(0, 0) \
-  }
-
 // Its sign bit tells of numbers from 2^63 on, and of those that are not finite: a product of parts
 // could overflow where the product does not, or with the other sign.
 RNNFAST_INLINE Words special_bit(Floats x) { return ((Words)x + 0x21000000) ^ (Words)x; }
@@ -130,15 +121,16 @@ Floats multiply_special(const SplitTile& t, int row, int vector, Floats sum) {
 // The rows that this thread's tiles are shaped for: to shape them takes longer than some products.
 thread_local int shaped_for = 0;
 
-// Tiles 0 to 3 hold sums, 4 and 5 rows, 6 and 7 columns. With more than 16 rows the odd ones of 0
-// to 5 hold those from row 16 on.
+// Tiles 0 to 3 hold sums. Up to 16 rows 4 to 6 hold the parts of rows and 7 columns; with more, 4
+// and 5 hold rows, 6 and 7 columns, and the odd ones of 0 to 5 are from row 16 on.
 void shape_for(int rows) {
   if (rows == shaped_for) return;
   shaped_for = rows;
+  const int columns = rows <= 16 ? 7 : 6;
   TileShapes shapes;
   for (int i = 0; i < kTiles; i++) {
     shapes.row_bytes[i] = 64;
-    shapes.rows[i] = uint8_t(i > 5 ? 16 : rows <= 16 ? rows : i % 2 ? rows - 16 : 16);
+    shapes.rows[i] = uint8_t(i >= columns ? 16 : rows <= 16 ? rows : i % 2 ? rows - 16 : 16);
   }
   shapes.use();
 }
@@ -152,6 +144,10 @@ void shape_for(int rows) {
 #define RNNFAST_END(tile, v, row) \
   _tile_stored(tile, t.to[v].at + (row) * t.to[v].stride, t.to[v].stride * 4);
 
+// The six products of a block are added smallest first, of parts of the rows and of the columns:
+// (2, 0) (1, 0) (1, 1) (0, 1) (0, 2) (0, 0). Where those have changed sides, as in the transposed
+// product, the pairs have too.
+
 // Up to 16 rows: all vectors at a time.
 template <int kVectors, bool kTurned>
 void few_rows(const SplitTile& t) {
@@ -161,27 +157,47 @@ void few_rows(const SplitTile& t) {
   if constexpr (kVectors > 3) RNNFAST_START(3, 3, 0)
   for (int64_t k = 0; k < t.depth; k += kBlockWords) {
     const uint32_t* operand = t.operand + k;
-    const uint32_t* panel = t.panel + k * kLane;
-    int rows = -1;  // the part that is loaded: known to the compiler
-#define RNNFAST_PRODUCT(a, b)                                                \
-  if (rows != a) _tile_loadd(4, operand + (a) * kLane, t.operand_words * 4); \
-  rows = a;                                                                  \
-  _tile_loadd(6, panel + (b) * kLane * kLane, 64);                           \
-  _tile_dpbf16ps(0, 4, 6);                                                   \
-  if constexpr (kVectors > 1) {                                              \
-    _tile_loadd(7, panel + t.apart + (b) * kLane * kLane, 64);               \
-    _tile_dpbf16ps(1, 4, 7);                                                 \
-  }                                                                          \
-  if constexpr (kVectors > 2) {                                              \
-    _tile_loadd(6, panel + 2 * t.apart + (b) * kLane * kLane, 64);           \
-    _tile_dpbf16ps(2, 4, 6);                                                 \
-  }                                                                          \
-  if constexpr (kVectors > 3) {                                              \
-    _tile_loadd(7, panel + 3 * t.apart + (b) * kLane * kLane, 64);           \
-    _tile_dpbf16ps(3, 4, 7);                                                 \
-  }
-    RNNFAST_EACH_PRODUCT(RNNFAST_PRODUCT)
-#undef RNNFAST_PRODUCT
+    const uint32_t* columns = t.panel + k * kLane;
+    _tile_loadd(4, operand, t.operand_words * 4);
+    _tile_loadd(5, operand + kLane, t.operand_words * 4);
+    _tile_loadd(6, operand + 2 * kLane, t.operand_words * 4);
+#define RNNFAST_COLUMNS(part) _tile_loadd(7, columns + (part) * kLane * kLane, 64);
+#define RNNFAST_PRODUCTS(v)  \
+  if constexpr (kTurned) {   \
+    RNNFAST_COLUMNS(2)       \
+    _tile_dpbf16ps(v, 4, 7); \
+    RNNFAST_COLUMNS(1)       \
+    _tile_dpbf16ps(v, 4, 7); \
+    _tile_dpbf16ps(v, 5, 7); \
+    RNNFAST_COLUMNS(0)       \
+    _tile_dpbf16ps(v, 5, 7); \
+    _tile_dpbf16ps(v, 6, 7); \
+    _tile_dpbf16ps(v, 4, 7); \
+  } else {                   \
+    RNNFAST_COLUMNS(0)       \
+    _tile_dpbf16ps(v, 6, 7); \
+    _tile_dpbf16ps(v, 5, 7); \
+    RNNFAST_COLUMNS(1)       \
+    _tile_dpbf16ps(v, 5, 7); \
+    _tile_dpbf16ps(v, 4, 7); \
+    RNNFAST_COLUMNS(2)       \
+    _tile_dpbf16ps(v, 4, 7); \
+    RNNFAST_COLUMNS(0)       \
+    _tile_dpbf16ps(v, 4, 7); \
+  }                          \
+  columns += t.apart;
+    RNNFAST_PRODUCTS(0)
+    if constexpr (kVectors > 1) {
+      RNNFAST_PRODUCTS(1)
+    }
+    if constexpr (kVectors > 2) {
+      RNNFAST_PRODUCTS(2)
+    }
+    if constexpr (kVectors > 3) {
+      RNNFAST_PRODUCTS(3)
+    }
+#undef RNNFAST_PRODUCTS
+#undef RNNFAST_COLUMNS
   }
   RNNFAST_END(0, 0, 0)
   if constexpr (kVectors > 1) RNNFAST_END(1, 1, 0)
@@ -199,30 +215,37 @@ void many_rows(const SplitTile& t, int v) {
     RNNFAST_START(3, v + 1, 16)
   }
   const int64_t stride = t.operand_words * 4;
-  const uint32_t* below = t.operand + 16 * t.operand_words;
-  const uint32_t* panel = t.panel + v * t.apart;
   for (int64_t k = 0; k < t.depth; k += kBlockWords) {
-    const uint32_t* columns = panel + k * kLane;
-    int rows = -1, column = -1;  // the parts that are loaded: known to the compiler
-#define RNNFAST_PRODUCT(a, b)                                                         \
-  if (rows != a) {                                                                    \
-    _tile_loadd(4, t.operand + k + (a) * kLane, stride);                              \
-    _tile_loadd(5, below + k + (a) * kLane, stride);                                  \
-  }                                                                                   \
-  if (column != b) {                                                                  \
-    _tile_loadd(6, columns + (b) * kLane * kLane, 64);                                \
-    if constexpr (kPair) _tile_loadd(7, columns + t.apart + (b) * kLane * kLane, 64); \
-  }                                                                                   \
-  rows = a;                                                                           \
-  column = b;                                                                         \
-  _tile_dpbf16ps(0, 4, 6);                                                            \
-  _tile_dpbf16ps(1, 5, 6);                                                            \
-  if constexpr (kPair) {                                                              \
-    _tile_dpbf16ps(2, 4, 7);                                                          \
-    _tile_dpbf16ps(3, 5, 7);                                                          \
+    const uint32_t* rows = t.operand + k;
+    const uint32_t* below = rows + 16 * t.operand_words;
+    const uint32_t* columns = t.panel + v * t.apart + k * kLane;
+#define RNNFAST_ROWS(part)                       \
+  _tile_loadd(4, rows + (part) * kLane, stride); \
+  _tile_loadd(5, below + (part) * kLane, stride);
+#define RNNFAST_COLUMNS(part)                           \
+  _tile_loadd(6, columns + (part) * kLane * kLane, 64); \
+  if constexpr (kPair) _tile_loadd(7, columns + t.apart + (part) * kLane * kLane, 64);
+#define RNNFAST_PRODUCTS     \
+  _tile_dpbf16ps(0, 4, 6);   \
+  _tile_dpbf16ps(1, 5, 6);   \
+  if constexpr (kPair) {     \
+    _tile_dpbf16ps(2, 4, 7); \
+    _tile_dpbf16ps(3, 5, 7); \
   }
-    RNNFAST_EACH_PRODUCT(RNNFAST_PRODUCT)
-#undef RNNFAST_PRODUCT
+    if constexpr (kTurned) {
+      RNNFAST_ROWS(0)
+      RNNFAST_COLUMNS(2) RNNFAST_PRODUCTS RNNFAST_COLUMNS(1) RNNFAST_PRODUCTS RNNFAST_ROWS(1)
+          RNNFAST_PRODUCTS RNNFAST_COLUMNS(0) RNNFAST_PRODUCTS RNNFAST_ROWS(2)
+              RNNFAST_PRODUCTS RNNFAST_ROWS(0) RNNFAST_PRODUCTS
+    } else {
+      RNNFAST_ROWS(2)
+      RNNFAST_COLUMNS(0) RNNFAST_PRODUCTS RNNFAST_ROWS(1) RNNFAST_PRODUCTS RNNFAST_COLUMNS(1)
+          RNNFAST_PRODUCTS RNNFAST_ROWS(0) RNNFAST_PRODUCTS RNNFAST_COLUMNS(2)
+              RNNFAST_PRODUCTS RNNFAST_COLUMNS(0) RNNFAST_PRODUCTS
+    }
+#undef RNNFAST_ROWS
+#undef RNNFAST_COLUMNS
+#undef RNNFAST_PRODUCTS
   }
   RNNFAST_END(0, v, 0)
   RNNFAST_END(1, v, 16)

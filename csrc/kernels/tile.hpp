@@ -17,16 +17,17 @@ constexpr int max_rows(int vectors) {
 }
 constexpr int kMaxRows = 8;
 
-// acc[m][v] += sum over k of a(m, k) * b[k][v]. With `kAhead`, one vector from `ahead` on is
-// brought into the second-level cache with every k.
-template <class T, int kRows, int kVectors, bool kAhead = false, class Element>
+// acc[m][v] += sum over k of a(m, k) * b[k][v]. With every k, `kAhead` vectors from `ahead` on,
+// `count` apart, are brought into the second-level cache.
+template <class T, int kRows, int kVectors, int kAhead = 0, class Element>
 RNNFAST_INLINE void multiply(Vec<T> (&acc)[kRows][kVectors], const Element& a, const T* b,
                              int64_t count, const T* ahead = nullptr) {
   constexpr int n = kLanes<T>;
 #pragma GCC unroll 4
   for (int64_t k = 0; k < count; k++) {
     Vec<T> row[kVectors];
-    if constexpr (kAhead) __builtin_prefetch(ahead + k * n, 0, 2);
+    if constexpr (kAhead > 0) __builtin_prefetch(ahead + k * n, 0, 2);
+    if constexpr (kAhead > 1) __builtin_prefetch(ahead + (k + count) * n, 0, 2);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) row[v] = load(b + (k * kVectors + v) * n);
 #pragma GCC unroll 16
