@@ -19,6 +19,7 @@ from numba.core import cgutils
 from .compiled import intrinsic
 
 PANEL_BYTES = 256  # of one row of a panel
+LINE_BYTES = 64  # of a cache
 _WIDE = bool(llvm.get_host_cpu_features().get("avx512f", False))
 VECTOR_BYTES, _VECTORS = (64, 4) if _WIDE else (32, 2)  # in registers, for each row of a tile
 SQUARE_BYTES = VECTOR_BYTES  # of one row of a square
@@ -76,6 +77,15 @@ def _masked_store(builder: Any, kind: Any, value: Any, pointer: Any, mask: Any) 
     builder.call(f, [value, pointer, ir.Constant(_BOUND, kind.bitwidth // 8), mask])
 
 
+def _fetch(builder: Any, pointer: Any) -> None:
+    """Bring a line into the second-level cache."""
+    byte = ir.IntType(8).as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [byte, _BOUND, _BOUND, _BOUND])
+    f = cgutils.get_or_insert_function(builder.module, signature, "llvm.prefetch.p0")
+    how = (ir.Constant(_BOUND, number) for number in (0, 2, 1))  # read, near, data
+    builder.call(f, [builder.bitcast(pointer, byte), *how])
+
+
 def _tile(rows: int, panels: int = 1, packed: bool = True, vectors: int = _VECTORS) -> Any:
     @intrinsic
     def tile(
@@ -92,15 +102,15 @@ def _tile(rows: int, panels: int = 1, packed: bool = True, vectors: int = _VECTO
         w_at: Any,
         w_next: Any,  # elements from panel to panel, or from row to row
         count: Any,  # of k
+        ahead: Any,  # of w, where what is fetched meanwhile begins
     ) -> Any:
         kind = c.dtype
         size = kind.bitwidth // 8
         lanes = VECTOR_BYTES // size
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            c_, c_at_, c_row_, columns_, a_, a_at_, a_row_, a_k_, w_, w_at_, w_next_, count_ = (
-                arguments
-            )
+            c_, c_at_, c_row_, columns_, a_, a_at_, a_row_, a_k_ = arguments[:8]
+            w_, w_at_, w_next_, count_, ahead_ = arguments[8:]
             panel = PANEL_BYTES // size
             # (panel, column) of the vectors of a row
             places = [(p, v * lanes) for p in range(panels) for v in range(vectors)]
@@ -147,10 +157,14 @@ def _tile(rows: int, panels: int = 1, packed: bool = True, vectors: int = _VECTO
                     for r in range(rows)
                 ]
                 w_start = builder.gep(w_base, [column])
+                fetched = data(w, w_, ahead_)
                 with cgutils.for_range(builder, count_, intp=_INTP) as loop:
                     k = loop.index
                     w_row = ir.Constant(_INTP, panel) if packed else w_next_
                     w_k = builder.gep(w_start, [builder.mul(k, w_row)])
+                    if rows > 1:
+                        line = builder.mul(k, ir.Constant(_INTP, LINE_BYTES // size))
+                        _fetch(builder, builder.gep(fetched, [line]))
                     loaded = []
                     for at, (p, v) in enumerate(places):
                         place = builder.gep(w_k, [ir.Constant(_INTP, v)])
@@ -176,7 +190,7 @@ def _tile(rows: int, panels: int = 1, packed: bool = True, vectors: int = _VECTO
             return context.get_dummy_value()
 
         integers = types.intp
-        return types.void(c, *[integers] * 3, a, *[integers] * 3, w, *[integers] * 3), generate
+        return types.void(c, *[integers] * 3, a, *[integers] * 3, w, *[integers] * 4), generate
 
     return tile
 
@@ -333,6 +347,35 @@ def part(typingctx: Any, a: Any, begin: Any, end: Any) -> Any:
         return made._getvalue()
 
     return a(a, types.intp, types.intp), generate
+
+
+def on_stack(count: int) -> Any:
+    """What makes an array of so many numbers, like another one, which ends with its function."""
+
+    @intrinsic
+    def make(typingctx: Any, like: Any) -> Any:
+        of = types.Array(like.dtype, 1, "C")
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = context.get_value_type(of.dtype)
+            size = ir.Constant(_INTP, context.get_abi_sizeof(kind))
+            with builder.goto_entry_block():
+                data = builder.alloca(kind, ir.Constant(_BOUND, count))
+                data.align = 64
+            made = context.make_array(of)(context, builder)
+            context.populate_array(
+                made,
+                data=data,
+                shape=cgutils.pack_array(builder, [ir.Constant(_INTP, count)]),
+                strides=cgutils.pack_array(builder, [size]),
+                itemsize=size,
+                meminfo=None,
+            )
+            return made._getvalue()
+
+        return of(like), generate
+
+    return make
 
 
 @intrinsic

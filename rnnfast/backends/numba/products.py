@@ -9,11 +9,13 @@ import numpy as np
 from .compiled import entry, jit, view
 from .lanes import (
     HALF_BYTES,
+    LINE_BYTES,
     PANEL_BYTES,
     SQUARE_BYTES,
     VECTOR_BYTES,
     dot_rows,
     half1,
+    on_stack,
     pair1,
     part,
     square,
@@ -31,6 +33,9 @@ ALIGNED = 64  # bytes
 _K_BLOCK = 512
 _K_IN_PLACE = 8  # rows that are read together, where they lie
 _ROW_BLOCK = 96
+_COPIED, _COPIED_K = 192, 64  # rows and numbers of each
+_NEAR_BYTES = 2048  # from k to k + 1, up to which they are read where they lie
+_copies = on_stack(_COPIED * _COPIED_K)
 
 
 @jit
@@ -140,42 +145,110 @@ def multiply(
             to, w_at, left = c_at + p * width, p * next_, columns - p * width
             if p + 1 < last:
                 used = min(2 * width, left)
-                pair1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                pair1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count, w_at)
                 p += 2
             else:
                 used = min(width, left)
                 if used * c.itemsize <= HALF_BYTES:
-                    half1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                    half1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count, w_at)
                 else:
-                    tile1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count)
+                    tile1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count, w_at)
                 p += 1
+        return
+    if a_row == 1 and a_k * a.itemsize > _NEAR_BYTES:
+        multiply_columns(c, c_at, c_row, columns, rows, a, a_at, a_k, panels, count, first, last)
         return
     for k in range(0, count, _K_BLOCK):
         some = min(_K_BLOCK, count - k)
         for begin in range(0, rows, _ROW_BLOCK):
-            end = min(rows, begin + _ROW_BLOCK)
+            n, to, from_ = min(rows - begin, _ROW_BLOCK), c_at + begin * c_row, a_at + begin * a_row
             for p in range(first, last):
                 used = min(width, columns - p * width)
-                w_at = (p * count + k) * width
-                r = begin
-                while r < end:
-                    # As equal as can be: 32 rows are 6 + 6 + 5 + 5 + 5 + 5.
-                    left = end - r
-                    size = (left + (left + 5) // 6 - 1) // ((left + 5) // 6)
-                    to, from_ = c_at + r * c_row + p * width, a_at + r * a_row + k * a_k
-                    if size == 6:
-                        tile6(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
-                    elif size == 5:
-                        tile5(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
-                    elif size == 4:
-                        tile4(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
-                    elif size == 3:
-                        tile3(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
-                    elif size == 2:
-                        tile2(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
-                    else:
-                        tile1(c, to, c_row, used, a, from_, a_row, a_k, panels, w_at, next_, some)
-                    r += size
+                tiles(
+                    c, to + p * width, c_row, used, n, a, from_ + k * a_k, a_row, a_k, panels,
+                    (p * count + k) * width, next_, some,
+                    (min(p + 1, last - 1) * count + k) * width,
+                )  # fmt: skip
+
+
+@jit
+def tiles(
+    c: Any,
+    to: int,
+    c_row: int,
+    used: int,
+    rows: int,
+    a: Any,
+    at: int,
+    a_row: int,
+    a_k: int,
+    panels: Any,
+    w_at: int,
+    next_: int,
+    count: int,
+    ahead: int,
+) -> None:
+    """c += a w for `rows` rows and one panel; that at `ahead` is fetched meanwhile."""
+    stay_apart()
+    left, lines = rows, PANEL_BYTES // LINE_BYTES
+    while left > 0:
+        # As equal as can be: 32 rows are 6 + 6 + 5 + 5 + 5 + 5.
+        size = (left + (left + 5) // 6 - 1) // ((left + 5) // 6)
+        if size == 6:
+            tile6(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+        elif size == 5:
+            tile5(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+        elif size == 4:
+            tile4(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+        elif size == 3:
+            tile3(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+        elif size == 2:
+            tile2(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+        else:
+            tile1(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+        to, at, left, lines = to + size * c_row, at + size * a_row, left - size, lines - 1
+        ahead = ahead + count * (LINE_BYTES // a.itemsize) if lines > 0 else w_at
+
+
+@jit
+def multiply_columns(
+    c: Any,
+    c_at: int,
+    c_row: int,
+    columns: int,
+    rows: int,
+    a: Any,
+    a_at: int,
+    a_k: int,
+    panels: Any,
+    count: int,
+    first: int,
+    last: int,
+) -> None:
+    """As `multiply`, for an `a` whose rows lie side by side, k after k.
+
+    Some of them are copied first: k to k + 1 may be a page, and lines a page apart push one another
+    out of a cache.
+    """
+    stay_apart()
+    width = panel_width(panels)
+    own = _copies(c)
+    for begin in range(0, rows, _COPIED):
+        n, to = min(rows - begin, _COPIED), c_at + begin * c_row
+        for k in range(0, count, _COPIED_K):
+            some = min(_COPIED_K, count - k)
+            for i in range(some):
+                at = a_at + (k + i) * a_k + begin
+                source, copied = part(a, at, at + n), part(own, i * _COPIED, i * _COPIED + n)
+                for j in range(n):
+                    copied[j] = source[j]
+            for p in range(first, last):
+                used = min(width, columns - p * width)
+                tiles(
+                    c, to + p * width, c_row, used, n, own, np.intp(0), np.intp(1),
+                    np.intp(_COPIED), panels, (p * count + k) * width, count * width, some,
+                    (min(p + 1, last - 1) * count + k) * width,
+                )  # fmt: skip
 
 
 @jit
@@ -201,7 +274,7 @@ def multiply_in_place(
         for j in range(0, columns, width):
             at = w_at + k * columns + j
             used = min(width, columns - j)
-            tile_of_rows(c, c_at + j, 0, used, a, a_at + k, 0, 1, w, at, columns, some)
+            tile_of_rows(c, c_at + j, 0, used, a, a_at + k, 0, 1, w, at, columns, some, at)
 
 
 @jit
