@@ -71,6 +71,8 @@ def for_inference(layers: list[Layer]) -> list[Layer]:
 
 
 def with_running(layer: Layer) -> Folded:
+    # The user's move with the next call that trains, which this one's gradients do not see.
+    layer = tuple(w._replace(bn_mean=w.bn_mean.copy()) for w in layer)
     deviations = [np.sqrt(w.bn_var + w.w_ih.dtype.type(EPS)) for w in layer]
     directions = [
         Direction(w, w.bn_ih / deviation, deviation, None)

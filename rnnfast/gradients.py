@@ -96,7 +96,8 @@ def _written(name: str, value: Any) -> NDArray[Any]:
     array = arrays.floating(name, value)
     if not array.flags.writeable:
         raise ValueError(
-            f"{name}: expected an array that can be written, got read-only {arrays.describe(value)}"
+            f"{name}: expected an array that can be written, got {arrays.describe(value)} "
+            f"that is read-only"
         )
     return array
 

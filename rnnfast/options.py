@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from typing import Any, NamedTuple, TypedDict
 
@@ -225,4 +226,4 @@ def _steps(name: str, value: Any) -> int | None:
         raise TypeError(f"{name}: expected an int or None, got {arrays.describe(value)}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1 step, got {value}")
-    return int(value)
+    return min(int(value), sys.maxsize)  # a sequence has no more

@@ -105,6 +105,16 @@ def test_backward_leaves_statistics_alone(cell: Spec, target: str) -> None:
         assert_same_bits({"m": w.bn_mean, "v": w.bn_var}, {"m": mean, "v": variance})
 
 
+def test_backward_has_the_statistics_of_its_call(cell: Spec, target: str) -> None:
+    """Where one without training is followed by one that moves them."""
+    p = problem(case_of(cell))
+    vjp = function(cell, vjp=True)
+    _, _, backward = vjp(p.x, p.weights, p.state, lengths=p.lengths, training=False, backend=target)
+    first = {name: a.copy() for name, a in gradients(p, backward).items()}
+    vjp(p.x, p.weights, p.state, lengths=p.lengths, backend=target)
+    assert_same_bits(gradients(p, backward), first)
+
+
 def test_padding_does_not_count(cell: Spec, target: str) -> None:
     p = problem(case_of(cell))
     wanted = run(p, target)

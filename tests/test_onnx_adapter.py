@@ -223,6 +223,12 @@ def test_different_activations_in_two_directions(operator: str, ragged: bool) ->
     assert [p.reverse for p in layer.passes] == [False, True]
     with pytest.raises(ValueError, match="different activations"):
         _ = layer.weights
+    for name in ("initial_h", "initial_c") if operator == "LSTM" else ("initial_h",):
+        more = Node(
+            operator, {**node.arrays, name: np.tile(node.arrays[name], (2, 1, 1))}, node.attributes
+        )
+        with pytest.raises(ValueError, match=rf"{name[-1]}_0: expected shape \(2, B, H\), got \(4"):
+            Backend.run_node(more.proto(), more.arrays)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -94,6 +94,30 @@ def test_rnnfast_to_onnx(operator: str, bidirectional: bool) -> None:
 
 
 @adapter
+@pytest.mark.parametrize("how", ["weight_norm", "pruned"])
+def test_export_with_weights_that_are_computed(how: str) -> None:
+    import rnnfast.torch
+
+    torch.manual_seed(0)
+    layer = rnnfast.torch.GRU(5, 7)
+    model = Tagger(layer, 7).eval()
+    if how == "pruned":
+        torch.nn.utils.prune.random_unstructured(layer, "weight_hh_l0", 0.5)
+    else:
+        torch.nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+    kind = type(layer)
+    x = torch.randn(4, 3, 6)
+    with torch.no_grad():
+        wanted = {"y": model(x).numpy()}
+    proto = exported(model, x, export)
+    assert [n.op_type for n in proto.graph.node].count("GRU") == 1
+    assert_close(by_runtime(proto, {"x": x.numpy()}), wanted, FLOAT32)
+    assert type(layer) is kind
+    with torch.no_grad():
+        np.testing.assert_array_equal(model(x).numpy(), wanted["y"])
+
+
+@adapter
 def test_export_takes_modules() -> None:
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got 3"):
         export(3, ())

@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from helpers import python
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 from torch_pairs import NAMES, close, flat, pair, same_training, trained
@@ -480,6 +481,71 @@ def test_saved_tensors_that_are_copied() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
         y, _ = ours(x)
     close(torch.autograd.grad(y.sum(), x), torch.autograd.grad(theirs(x)[0].sum(), x))
+
+
+def copying() -> Any:
+    """Hooks that copy what is saved but the tape."""
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone() if t.numel() > 1 else t, lambda t: t
+    )
+
+
+@pytest.mark.parametrize("saved", [copying, torch.autograd.graph.allow_mutation_on_saved_tensors])
+@pytest.mark.parametrize("what", ["weights", "x", "state"])
+def test_saved_copies_are_what_counts(saved: Any, what: str) -> None:
+    """Where what the tape reads has changed, as a hook that copies lets it, it is not used."""
+    found = []
+    for module in pair("GRU", 3, 5):
+        x, h = sample(4, 2, 3), sample(1, 2, 5)
+        with saved():
+            y, _ = module(x, h)
+            with torch.no_grad():
+                for t in module.parameters() if what == "weights" else [x if what == "x" else h]:
+                    t.mul_(3)
+            found.append(torch.autograd.grad(y.square().sum(), list(module.parameters())))
+    close(found[1], found[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_by_make_fx(name: str) -> None:
+    _, ours = pair(name, 3, 5)
+    x = sample(4, 2, 3)
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            graph = make_fx(lambda x: ours(x)[0])(x)
+            close(graph(2 * x), ours(2 * x)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_in_a_graph_of_fx(name: str) -> None:
+    """As torch.fx keeps a layer of torch.nn."""
+    _, ours = pair(name, 3, 5)
+    x, hx = sample(4, 2, 3), state(name, 1, 2, 5)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.ModuleList([ours])
+
+        def forward(self, x: Any, hx: Any) -> Any:
+            y, _ = self.inner[0](torch.tanh(x))
+            z, h = self.inner[0](x, hx)
+            return y + z, h
+
+    model = Model()
+    graph = torch.fx.symbolic_trace(model)
+    assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["inner.0"] * 2
+    close(graph(x, hx), model(x, hx))
+
+
+def test_batches_of_cotangents_are_refused() -> None:
+    _, ours = pair("LSTM", 3, 5)
+    x = sample(4, 2, 3).requires_grad_()
+    y = ours(x)[0]
+    with pytest.raises(rnnfast.UnsupportedError, match="is_grads_batched"):
+        torch.autograd.grad(y, x, torch.stack([y, y]), is_grads_batched=True)
+    with pytest.raises(rnnfast.UnsupportedError, match=r"torch\.func\.vmap"):
+        torch.autograd.functional.jacobian(lambda x: ours(x)[0], x, vectorize=True)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # read by torch.compile

@@ -192,6 +192,8 @@ def test_parametrizations(wrap: Any) -> None:
         optimizer.step()
         with torch.no_grad():
             close(module(x), by_torch(module, x))
+        with torch.inference_mode():
+            close(module(x), by_torch(module, x))
 
 
 def test_flatten_parameters_forgets(packs: list[Any]) -> None:

@@ -169,6 +169,10 @@ class Layer:
             raise ValueError(f"x: expected shape (T, B, I) or (B, T, I), got {data.shape}")
         if self.batch_first:
             data = data.swapaxes(0, 1)
+        if len(self.passes) > 1:
+            for name, part in zip(("h_0", "c_0"), _parts(state), strict=False):
+                if part is not None and len(part) != len(self.passes):
+                    raise ValueError(f"{name}: expected shape (2, B, H), got {np.shape(part)}")
         ys: list[Array] = []
         states: list[Any] = []
         for d, (weights, options, reverse) in enumerate(self.passes):
@@ -203,6 +207,10 @@ def _turned(rows: Array, lengths: Any) -> Array:
     step = np.arange(len(rows))[:, None]
     source = np.where(step < ends, ends - 1 - step, step).clip(0, len(rows) - 1)
     return np.take_along_axis(rows, source[:, :, None], axis=0)
+
+
+def _parts(state: Any) -> Sequence[Any]:
+    return state if isinstance(state, tuple | list) else (state,)
 
 
 def _direction(state: Any, d: int) -> Any:

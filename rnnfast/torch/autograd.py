@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 import rnnfast
 
 from ..spec import CELLS, Steps
-from . import calls, mapped, memory
+from . import calls, mapped, memory, tapes
 from .calls import Call, Lengths, Results
 
 
@@ -79,6 +79,11 @@ def gradients(
     That of x may be None where `of_x` is False.
     """
     _refuse_dual((dy, dh_n, dc_n))
+    if any(map(_is_batched, (dy, dh_n, dc_n))):
+        raise rnnfast.UnsupportedError(
+            "gradients for a batch of cotangents (is_grads_batched, vectorize, "
+            "check_batched_grad); expected one at a time, or torch.func.vmap, vjp or jacrev"
+        )
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     found: Sequence[Tensor | None]
     if is_traced(x):
@@ -125,6 +130,7 @@ class _Run(torch.autograd.Function):
         # x and the weights too: the tape reads them, and a lost one is made again.
         ctx.save_for_backward(tape, x, h_0, c_0, *weights)
         ctx.given = given
+        ctx.places = places(x, h_0, c_0, *weights)
         ctx.set_materialize_grads(False)
         return y, h_n, c_n
 
@@ -133,6 +139,7 @@ class _Run(torch.autograd.Function):
         tape, x, h_0, c_0, *weights = ctx.saved_tensors
         dy, dh_n, dc_n = cotangents
         _, lengths, seed, call = ctx.given
+        tape = still_read(tape, ctx.places, x, h_0, c_0, *weights)
         first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
         dx, dh_0, dc_0, *dweights = gradients(
             *first, weights, lengths, seed, call, ctx.needs_input_grad[0]
@@ -260,6 +267,33 @@ def _saved(ctx: Any) -> list[Any]:
     return [ctx.steps.get(k, tensor) for k, tensor in enumerate(ctx.saved_tensors)]
 
 
+def places(x: Tensor, *others: Tensor | None) -> list[int] | None:
+    """Where tensors lie that a tape reads, if a hook may give others back for them."""
+    if not _has_hooks() or type(x) not in (Tensor, torch.nn.Parameter):
+        return None
+    return [0 if t is None else t.data_ptr() for t in (x, *others)]
+
+
+def _has_hooks() -> bool:
+    # PyTorch without a name for this is taken to have some.
+    return _top_hooks is None or _top_hooks(False) is not None
+
+
+def still_read(tape: Tensor, before: list[int] | None, *tensors: Tensor | None) -> Tensor:
+    """The tape; or none, where a hook gave copies of the tensors that it reads.
+
+    What it reads may have changed by then. Without a tape the copies are run again.
+    """
+    if before is None or [0 if t is None else t.data_ptr() for t in tensors] == before:
+        return tape
+    return tapes.blank()
+
+
+def _is_batched(tensor: Tensor | None) -> bool:
+    """Whether torch.autograd's own vmap, which knows no rules of ours, has made it."""
+    return tensor is not None and _is_legacy_batched(tensor)
+
+
 def needs_gradients(*tensors: Tensor | None) -> bool:
     _refuse_dual(tensors)
     if not torch.is_grad_enabled():
@@ -289,6 +323,7 @@ def is_traced(x: Tensor) -> bool:
         or _is_tracing()  # torch.jit.trace
         or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
         or x.is_meta
+        or _dispatch_modes() > 0  # of make_fx, for one
     )
 
 
@@ -299,5 +334,9 @@ def is_plain(x: Tensor) -> bool:
 
 _is_compiling = torch.compiler.is_compiling
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
+_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_top_hooks: Callable[[bool], Any] | None
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+_is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 # Whether torch.func transforms what is done. Not public, but what autograd.Function itself asks.
 is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active

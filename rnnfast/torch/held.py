@@ -135,7 +135,7 @@ class Held:
 
     def _values(self, weights: Sequence[Tensor]) -> Any:
         """What tells whether the values of weights have changed, or None where nothing does."""
-        if weights[0].is_inference():
+        if any(map(Tensor.is_inference, weights)):
             return None
         if self._samples is None:
             self._samples = [_sample(a) for a in self._arrays]

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..errors import UnsupportedError
@@ -64,6 +65,12 @@ class _Recurrent(torch.nn.RNNBase):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
+        if isinstance(input, Proxy):  # torch.fx keeps the layer whole, as it does torch.nn's
+            tracer: Any = input.tracer
+            whole: tuple[Any, Any] = tracer.create_proxy(
+                "call_module", tracer.path_of_module(self), (input, hx), {}
+            )
+            return whole
         weights = self._weights()
         x, state = input, self._split(hx)
         held = self._held

@@ -16,7 +16,15 @@ import rnnfast
 
 from ..spec import CELLS
 from . import calls, memory, tapes
-from .autograd import gradients, is_traced, needs_gradients, refuse, transformed
+from .autograd import (
+    gradients,
+    is_traced,
+    needs_gradients,
+    places,
+    refuse,
+    still_read,
+    transformed,
+)
 from .calls import Call, Lengths, Results
 
 _CALL = (
@@ -170,6 +178,7 @@ def _fake_sequence(call: Call, x: Tensor, width: int) -> Tensor:
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h_0, c_0, weights, lengths, seed, *static, _ = inputs
     ctx.save_for_backward(output[3], x, h_0, c_0, lengths, seed, *weights)
+    ctx.places = places(x, h_0, c_0, *weights)
     ctx.call = Call(*static)
     ctx.set_materialize_grads(False)
 
@@ -180,6 +189,7 @@ def _back_op(
     tape, x, h_0, c_0, lengths, seed, *weights = ctx.saved_tensors
     if not CELLS[ctx.call.cell].has_c:
         dc_n = None
+    tape = still_read(tape, ctx.places, x, h_0, c_0, *weights)
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     dx, dh_0, dc_0, *dweights = gradients(*first, weights, lengths, seed, ctx.call)
     return dx, dh_0, dc_0, dweights, *[None] * 10

@@ -33,7 +33,7 @@ ALIGNED = 64  # bytes
 _K_BLOCK = 512
 _K_IN_PLACE = 8  # rows that are read together, where they lie
 _ROW_BLOCK = 96
-_COPIED, _COPIED_K = 192, 64  # rows and numbers of each
+_COPIED, _COPIED_K = 96, 64  # rows and numbers of each
 _NEAR_BYTES = 2048  # from k to k + 1, up to which they are read where they lie
 _copies = on_stack(_COPIED * _COPIED_K)
 
