@@ -716,6 +716,115 @@ def test_weights_that_change_are_packed_anew() -> None:
     np.testing.assert_allclose(second, reference.predict(x, verbose=0), rtol=100 * EPS)
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="only on torch are weights packed")
+@pytest.mark.parametrize("cell", CELLS)
+def test_an_activation_that_changes(cell: str) -> None:
+    import torch
+
+    theirs, ours = pair(cell, (2, 3, 4), units=5)
+    x = np.random.default_rng(6).standard_normal((2, 3, 4)).astype("float32")
+    with torch.no_grad():
+        for _ in range(3):
+            ours(x)
+        for layer in (theirs, ours):
+            layer.cell.activation = keras.activations.relu
+        assert_close({"y": np.asarray(ours(x))}, {"y": np.asarray(theirs(x))}, 100 * EPS)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch has such a mode")
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_inference_mode(policy: str, both: bool) -> None:
+    """Of a layer that is built within it, and of one whose weights are cast in each call."""
+    import torch
+
+    x = np.random.default_rng(6).standard_normal((2, 3, 4)).astype("float32")
+
+    def layer() -> Any:
+        one = rnnfast.keras.LSTM(5, dtype=policy)
+        return rnnfast.keras.Bidirectional(one, dtype=policy) if both else one
+
+    before = layer()
+    before.build(x.shape)
+    with torch.inference_mode():
+        within = layer()
+        within.build(x.shape)
+        within.set_weights(before.get_weights())
+        for _ in range(3):
+            found = [np.asarray(k(x).float()) for k in (within, before)]
+    with torch.no_grad():
+        wanted = np.asarray(before(x).float())
+    assert_close({"0": found[0], "1": found[1]}, {"0": wanted, "1": wanted}, 100 * EPS)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_masks_of_one_row_and_of_other_shapes(both: bool) -> None:
+    theirs, ours = pair("GRU", (4, 6, 3), units=5, return_sequences=True)
+    if both:
+        layers = keras.layers.Bidirectional(theirs), rnnfast.keras.Bidirectional(ours)
+        for k in layers:
+            k.build((4, 6, 3))
+        layers[1].set_weights(layers[0].get_weights())
+        theirs, ours = layers
+    x = np.random.default_rng(6).standard_normal((4, 6, 3)).astype("float32")
+    for kept in ([0, 1, 1, 0, 1, 0], [1, 1, 1, 0, 0, 0]):
+        mask = np.array([kept], bool)
+        found = np.asarray(ops.convert_to_numpy(ours(x, mask=ops.convert_to_tensor(mask))))
+        every = ops.convert_to_tensor(np.repeat(mask, 4, 0))
+        wanted = np.asarray(ops.convert_to_numpy(theirs(x, mask=every)))
+        assert_close({"y": found}, {"y": wanted}, 100 * EPS)
+    for shape in ((4, 5), (4, 7), (3, 6), (6,)):
+        with pytest.raises(ValueError, match=r"mask: expected shape \(4, 6\)"):
+            ours(x, mask=ops.convert_to_tensor(np.ones(shape, bool)))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_no_rows_with_a_mask(both: bool) -> None:
+    layer: Any = rnnfast.keras.LSTM(5, return_sequences=True)
+    layer = rnnfast.keras.Bidirectional(layer) if both else layer
+    x = np.zeros((0, 6, 3), "float32")
+    y = layer(x, mask=ops.convert_to_tensor(np.zeros((0, 6), bool)))
+    assert tuple(y.shape) == (0, 6, 5 * (1 + both))
+
+
+@pytest.mark.parametrize("of_cell", [False, True])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_state_of_one_s_own_to_start_with(both: bool, of_cell: bool) -> None:
+    def ones(batch_size: Any = None) -> Any:
+        return [ops.ones((batch_size, 5)), ops.ones((batch_size, 5))]
+
+    x = np.random.default_rng(6).standard_normal((4, 6, 3)).astype("float32")
+    found, weights = [], None
+    for layers in (keras.layers, rnnfast.keras):
+
+        def begin(layer: Any) -> Any:
+            (layer.cell if of_cell else layer).get_initial_state = ones
+            return layer
+
+        layer = begin(layers.LSTM(5))
+        if both:
+            back = begin(layers.LSTM(5, go_backwards=True))
+            layer = layers.Bidirectional(layer, backward_layer=back)
+            for k in (layer.forward_layer, layer.backward_layer):  # copies of them
+                begin(k)
+        layer.build(x.shape)
+        weights = weights or layer.get_weights()
+        layer.set_weights(weights)
+        found.append(np.asarray(ops.convert_to_numpy(layer(x))))
+    assert_close({"y": found[1]}, {"y": found[0]}, 100 * EPS)
+
+
+def test_replace_with_a_normalization() -> None:
+    """Which keeps copies of its weights where it normalises."""
+    rng = np.random.default_rng(6)
+    normalization = keras.layers.Normalization()
+    normalization.adapt(rng.normal(3, 2, (8, 6, 3)))
+    model = keras.Sequential([keras.Input((6, 3)), normalization, keras.layers.GRU(5)])
+    x = rng.normal(3, 2, (4, 6, 3)).astype("float32")
+    wanted = {"y": model.predict(x, verbose=0)}
+    assert_close({"y": rnnfast.keras.replace(model).predict(x, verbose=0)}, wanted, 100 * EPS)
+
+
 def test_unknown_activations_are_refused() -> None:
     message = "activation: expected one of keras.activations' tanh, .*got gelu"
     with pytest.raises(rnnfast.UnsupportedError, match=message):

@@ -266,6 +266,13 @@ class TestVmap:
             alone = jax.grad(loss)(jax.tree.map(lambda a, k=k: a[k], many), p.x)
             assert_near(jax.tree.map(lambda a, k=k: a[k], every), alone)
 
+    def test_of_none(self, spec: Spec) -> None:
+        """vmap over an axis of zero."""
+        p = problem(Case(spec, 4, 2, 3, 5))
+        f = getattr(rnnfast.jax, spec.cell)
+        y = jax.vmap(lambda x: f(x, p.weights, **p.keywords)[0])(jnp.zeros((0, 4, 2, 3)))
+        assert y.shape == (0, 4, 2, 5)
+
     def test_of_vmap(self, spec: Spec) -> None:
         p, xs, _ = self.inputs(spec)
         f = ours(spec)

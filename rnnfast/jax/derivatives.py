@@ -272,9 +272,11 @@ def _batch(operands: Operands, axes: Sequence[int | None], *, plan: Plan, saving
         for a, k, place in zip(operands, axes, (1, 1, 1, 0, 1, 2, 2), strict=False)
     ]
     y, h_n, c_n = run(plan, *folded, *operands[WEIGHTS:])
+    of_x = [n for k, n in enumerate(operands[0].shape) if k != axes[0]]
+    rows = of_x[1]
 
     def unfold(a: Any) -> Any:
-        return a.reshape(a.shape[0], size, a.shape[1] // size, a.shape[2])
+        return a.reshape(a.shape[0], size, rows, a.shape[2])
 
     if not plan.has_c:
         return (unfold(y), unfold(h_n), c_n), (1, 1, None)

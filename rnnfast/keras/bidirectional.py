@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from . import kernels
-from .layers import Fused, computed_in, listed, output_before, steps_of
+from .layers import Fused, computed_in, listed, output_before, starts_at_zero, steps_of
 from .packing import Packing
 from .translation import cast, options_of
 
@@ -37,7 +37,7 @@ class Bidirectional(keras.layers.Bidirectional):
             )
         layers = (self.forward_layer, self.backward_layer)
         first, dtype = layers[0], computed_in(layers[0])
-        at_zero = initial_state is None
+        at_zero = initial_state is None and all(map(starts_at_zero, layers))
         if initial_state is None:
             batch = keras.ops.shape(sequences)[0]
             initial_state = [s for k in layers for s in listed(k.get_initial_state(batch))]
@@ -47,7 +47,7 @@ class Bidirectional(keras.layers.Bidirectional):
         cells = [k.cell for k in layers]
         options = options_of(first.rnnfast_cell, cells[0])
         weights = self._packing.weights(first.rnnfast_cell, cells, dtype, options)
-        steps = steps_of(mask, False, self.return_sequences)
+        steps = steps_of(mask, sequences, False, self.return_sequences)
         y, states_n = kernels.run(
             first.rnnfast_cell,
             steps.pack(cast(sequences, dtype)),

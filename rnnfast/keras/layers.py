@@ -35,7 +35,8 @@ class Fused(keras.layers.RNN):
         self, sequences: Any, initial_state: Any = None, mask: Any = None, training: Any = False
     ) -> Any:
         """See Keras' own layer."""
-        token = _at_zero.set(initial_state is None and not self.stateful)
+        zeros = initial_state is None and not self.stateful and starts_at_zero(self)
+        token = _at_zero.set(zeros)
         try:
             return super().call(
                 sequences, initial_state=initial_state, mask=mask, training=training
@@ -66,7 +67,7 @@ class Fused(keras.layers.RNN):
             state = [
                 keras.ops.copy(s) for s in state
             ]  # the variables change before backward reads them
-        steps = steps_of(mask, self.go_backwards, self.zero_output_for_mask)
+        steps = steps_of(mask, x, self.go_backwards, self.zero_output_for_mask)
         y, [state_n] = kernels.run(
             self.rnnfast_cell,
             steps.pack(x),
@@ -93,14 +94,36 @@ def computed_in(layer: Any) -> str:
     return "float64" if layer.compute_dtype == "float64" else "float32"
 
 
-def steps_of(mask: Any, go_backwards: bool, zero_output: bool) -> Masked | Unmasked:
-    """mask (B, T), or (B, T, 1), or None, or a list of one of them."""
+def starts_at_zero(layer: Any) -> bool:
+    """Whether the state that Keras makes for a layer is Keras' own: zeros."""
+    mro = type(layer.cell).__mro__
+    theirs: Any = next(c for c in mro if c.__module__.partition(".")[0] == "keras")
+    return all(
+        getattr(one.get_initial_state, "__func__", None) is own.get_initial_state
+        for one, own in ((layer, keras.layers.RNN), (layer.cell, theirs))
+    )
+
+
+def steps_of(mask: Any, x: Any, go_backwards: bool, zero_output: bool) -> Masked | Unmasked:
+    """mask (B, T) or (1, T), or with an axis of 1 at its end, or None, or a list of one of them.
+
+    Of x (B, T, I).
+    """
     mask = listed(mask)[0]
     if mask is None:
         return Unmasked(go_backwards)
     mask = keras.ops.cast(mask, "bool")
     if len(mask.shape) == 3:
         mask = mask[:, :, 0]
+    pairs = list(zip(mask.shape, x.shape[:2], strict=False))
+    fits = [None in pair or pair[0] == pair[1] for pair in pairs]
+    if len(mask.shape) != 2 or not fits[1] or not (fits[0] or mask.shape[0] == 1):
+        raise ValueError(
+            f"mask: expected shape {tuple(x.shape[:2])} for sequences of shape {tuple(x.shape)}, "
+            f"got {tuple(mask.shape)}"
+        )
+    if mask.shape[0] == 1 and x.shape[0] != 1:
+        mask = keras.ops.broadcast_to(mask, keras.ops.shape(x)[:2])
     return Masked(mask, go_backwards, zero_output)
 
 

@@ -102,6 +102,8 @@ class Masked:
 
 def _take(x: Any, steps: Any) -> Any:
     """x[b, steps[b, t]] for x (B, T, F) and steps (B, T)."""
+    if x.shape[0] == 0:
+        return x
     batch, count = ops.shape(steps)[0], ops.shape(steps)[1]
     first = ops.arange(batch, dtype="int32")[:, None] * count
     return ops.take(ops.reshape(x, (-1, x.shape[-1])), steps + first, axis=0)

@@ -17,7 +17,8 @@ from .translation import in_our_order, weights_of
 
 
 class Packing:
-    """The packed weights of one layer or a pair, made when the same variables come a second time.
+    """The packed weights of one layer or a pair, made when the same variables come a second time
+    for the same options.
 
     They are the same while each is the same tensor with the same version, which counts every
     change but those through ``.data`` and through NumPy.
@@ -25,6 +26,7 @@ class Packing:
 
     def __init__(self) -> None:
         self._seen: list[tuple[Any, int]] = []
+        self._for: tuple[str, dict[str, Any]] | None = None
         self._packed: Packed | None = None
 
     def weights(
@@ -39,13 +41,15 @@ class Packing:
             return _as_they_lie(keras_cells, dtype)
         variables = [v for c in keras_cells for v in (c.kernel, c.recurrent_kernel, c.bias)]
         tensors = [v.value for v in variables if v is not None]
+        if any(t.is_inference() for t in tensors):  # which have no versions
+            return _as_they_lie(keras_cells, dtype)
         now = [(t, t._version) for t in tensors]
         same = len(now) == len(self._seen) and all(
             a is b and version == before
             for (a, version), (b, before) in zip(now, self._seen, strict=True)
         )
-        if not same:
-            self._seen, self._packed = now, None
+        if not same or self._for != (dtype, options):
+            self._seen, self._for, self._packed = now, (dtype, options), None
             return _as_they_lie(keras_cells, dtype)
         if self._packed is None:
             weights = tuple(

@@ -63,6 +63,9 @@ def replace(model: Any) -> Any:
             )
     if model.built:
         replaced.set_weights(model.get_weights())
+        for layer in _inside(replaced):
+            if hasattr(layer, "finalize_state"):  # Normalization, which keeps copies of its weights
+                layer.finalize_state()
     return replaced
 
 
