@@ -8,10 +8,10 @@
 namespace rnnfast {
 namespace {
 
-// Cycles, roughly, as seen on AVX-512 server processors of 2020 to 2024. In one a row is multiplied
-// with a vector of weights.
+// Cycles, roughly, as seen on AVX-512 server processors of 2020 to 2024. One cycle is a row times a
+// vector of weights.
 constexpr double kNearLoadCycles = 2;     // such a vector from the second-level cache
-constexpr double kMovedCycles = 5;        // from another core
+constexpr double kMovedCycles = 5;        // such a vector, once, from memory or another core
 constexpr double kMeetingCycles = 12;     // for a nanosecond of meeting: other lines travel as well
 constexpr double kPointwiseCycles = 120;  // a vector of units of one row
 constexpr double kWorthWaking = 100e3;    // of work: to wake a sleeping worker takes as long

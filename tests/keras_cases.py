@@ -814,9 +814,16 @@ def test_a_state_of_one_s_own_to_start_with(both: bool, of_cell: bool) -> None:
     assert_close({"y": found[1]}, {"y": found[0]}, 100 * EPS)
 
 
-def test_replace_with_a_normalization() -> None:
-    """Which keeps copies of its weights where it normalises."""
+def test_replace_with_what_has_adapted() -> None:
+    """Normalization keeps copies of its weights, Discretization has its bins in its config."""
     rng = np.random.default_rng(6)
+    bins = keras.layers.Discretization(num_bins=5)
+    bins.adapt(rng.normal(0, 1, (40,)))
+    tokens = [keras.Input((6,)), bins, keras.layers.Embedding(5, 3), keras.layers.GRU(4)]
+    model = keras.Sequential(tokens)
+    x = rng.normal(0, 1, (4, 6)).astype("float32")
+    wanted = {"y": model.predict(x, verbose=0)}
+    assert_close({"y": rnnfast.keras.replace(model).predict(x, verbose=0)}, wanted, 100 * EPS)
     normalization = keras.layers.Normalization()
     normalization.adapt(rng.normal(3, 2, (8, 6, 3)))
     model = keras.Sequential([keras.Input((6, 3)), normalization, keras.layers.GRU(5)])

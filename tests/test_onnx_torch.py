@@ -118,6 +118,18 @@ def test_export_with_weights_that_are_computed(how: str) -> None:
 
 
 @adapter
+def test_a_model_that_cannot_be_exported_is_as_before() -> None:
+    import rnnfast.torch
+
+    layer = rnnfast.torch.GRU(5, 7)
+    model = torch.nn.ModuleList([layer, torch.nn.Sequential(layer), rnnfast.torch.LSTM(5, 7)])
+    kinds = [type(module) for module in model.modules()]
+    with pytest.raises(Exception, match="forward"):
+        export(model, (torch.randn(4, 3, 5),), io.BytesIO())
+    assert [type(module) for module in model.modules()] == kinds
+
+
+@adapter
 def test_export_takes_modules() -> None:
     with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got 3"):
         export(3, ())

@@ -10,6 +10,7 @@ import pickle
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -18,6 +19,7 @@ from helpers import python
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 from torch_pairs import NAMES, close, flat, pair, same_training, trained
 
 import rnnfast
@@ -514,6 +516,23 @@ def test_recorded_by_make_fx(name: str) -> None:
         with torch.set_grad_enabled(enabled):
             graph = make_fx(lambda x: ours(x)[0])(x)
             close(graph(2 * x), ours(2 * x)[0])
+    packed = rnnfast.pack(rnnfast.init_weights("gru", 3, 5, dtype=np.float64), cell="gru")
+    with pytest.raises(rnnfast.UnsupportedError, match="packed weights where a call is"):
+        make_fx(lambda x: rnnfast.torch.gru(x, packed)[0])(x)
+
+
+def test_beside_modes_that_count() -> None:
+    """Modes that record nothing change nothing: of packed rows, and of second derivatives."""
+    theirs, ours = pair("GRU", 3, 5)
+    x = pack_padded_sequence(sample(4, 2, 3), [4, 2])
+    with FlopCounterMode(display=False):
+        y = ours(x)[0].data
+        (first,) = torch.autograd.grad(y.square().sum(), ours.weight_hh_l0, create_graph=True)
+        (found,) = torch.autograd.grad(first.square().sum(), ours.weight_ih_l0)
+    (first,) = torch.autograd.grad(
+        theirs(x)[0].data.square().sum(), theirs.weight_hh_l0, create_graph=True
+    )
+    close(found, torch.autograd.grad(first.square().sum(), theirs.weight_ih_l0)[0], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -529,13 +548,16 @@ def test_whole_in_a_graph_of_fx(name: str) -> None:
 
         def forward(self, x: Any, hx: Any) -> Any:
             y, _ = self.inner[0](torch.tanh(x))
-            z, h = self.inner[0](x, hx)
+            z, h = self.inner[0](input=x, hx=hx)
             return y + z, h
 
     model = Model()
     graph = torch.fx.symbolic_trace(model)
     assert [n.target for n in graph.graph.nodes if n.op == "call_module"] == ["inner.0"] * 2
     close(graph(x, hx), model(x, hx))
+    ours.register_forward_hook(lambda *_: None)
+    with pytest.raises(rnnfast.UnsupportedError, match="is_leaf_module"):
+        torch.fx.symbolic_trace(model)
 
 
 def test_batches_of_cotangents_are_refused() -> None:

@@ -169,7 +169,7 @@ void panel_tile(const PanelTask<T>& task, int64_t row, const T* ahead) {
   const T* a[kRows];
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; m++) a[m] = task.a.row(row + m) + task.first;
-  multiply<T, kRows, kVectors, kRows != 1>(
+  multiply<T, kRows, kVectors, (kRows > 1 ? 1 : 0)>(
       acc, [&](int m, int64_t k) { return a[m][k]; }, task.panel, task.count, ahead);
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; v++) {

@@ -138,8 +138,8 @@ void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const
     constexpr int all = kGroups * kVectors;
     const bool two = all > 2 && tiles == 2;
     const int64_t part = two ? 2 * i : i - (tiles > all);
-    const Ahead<T> ahead =
-        part >= 0 && part < all ? Ahead<T>{next, part, two} : Ahead<T>{panel, 0, false};
+    const Ahead<T> ahead = part >= 0 && part < all ? Ahead<T>{next, part, two && part + 1 < all}
+                                                   : Ahead<T>{panel, 0, false};
     switch (rows) {
       case 1: tile.template run<1, kVectors>(row, unit, panel, ahead); break;
       case 2: tile.template run<2, kVectors>(row, unit, panel, ahead); break;

@@ -96,12 +96,15 @@ def computed_in(layer: Any) -> str:
 
 def starts_at_zero(layer: Any) -> bool:
     """Whether the state that Keras makes for a layer is Keras' own: zeros."""
-    mro = type(layer.cell).__mro__
-    theirs: Any = next(c for c in mro if c.__module__.partition(".")[0] == "keras")
     return all(
         getattr(one.get_initial_state, "__func__", None) is own.get_initial_state
-        for one, own in ((layer, keras.layers.RNN), (layer.cell, theirs))
+        for one, own in ((layer, keras.layers.RNN), (layer.cell, class_of_keras(layer.cell)))
     )
+
+
+def class_of_keras(value: Any) -> Any:
+    """The first of an object's classes that is Keras' own."""
+    return next(c for c in type(value).__mro__ if c.__module__.partition(".")[0] == "keras")
 
 
 def steps_of(mask: Any, x: Any, go_backwards: bool, zero_output: bool) -> Masked | Unmasked:
@@ -113,7 +116,7 @@ def steps_of(mask: Any, x: Any, go_backwards: bool, zero_output: bool) -> Masked
     if mask is None:
         return Unmasked(go_backwards)
     mask = keras.ops.cast(mask, "bool")
-    if len(mask.shape) == 3:
+    if len(mask.shape) == 3 and mask.shape[2] in (None, 1):
         mask = mask[:, :, 0]
     pairs = list(zip(mask.shape, x.shape[:2], strict=False))
     fits = [None in pair or pair[0] == pair[1] for pair in pairs]
@@ -122,7 +125,7 @@ def steps_of(mask: Any, x: Any, go_backwards: bool, zero_output: bool) -> Masked
             f"mask: expected shape {tuple(x.shape[:2])} for sequences of shape {tuple(x.shape)}, "
             f"got {tuple(mask.shape)}"
         )
-    if mask.shape[0] == 1 and x.shape[0] != 1:
+    if mask.shape[0] in (None, 1) and x.shape[0] != 1:
         mask = keras.ops.broadcast_to(mask, keras.ops.shape(x)[:2])
     return Masked(mask, go_backwards, zero_output)
 

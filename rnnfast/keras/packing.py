@@ -6,7 +6,7 @@ trace their calls, and have no weights to hold on to.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import rnnfast
 
@@ -25,9 +25,9 @@ class Packing:
     """
 
     def __init__(self) -> None:
-        self._seen: list[tuple[Any, int]] = []
-        self._for: tuple[str, dict[str, Any]] | None = None
-        self._packed: Packed | None = None
+        # What came last, and that packed once it has come twice. Replaced as one, so that threads
+        # never mix two.
+        self._last: tuple[_Seen | None, Packed | None] = (None, None)
 
     def weights(
         self, cell: str, keras_cells: list[Any], dtype: str, options: dict[str, Any]
@@ -43,22 +43,32 @@ class Packing:
         tensors = [v.value for v in variables if v is not None]
         if any(t.is_inference() for t in tensors):  # which have no versions
             return _as_they_lie(keras_cells, dtype)
-        now = [(t, t._version) for t in tensors]
-        same = len(now) == len(self._seen) and all(
-            a is b and version == before
-            for (a, version), (b, before) in zip(now, self._seen, strict=True)
-        )
-        if not same or self._for != (dtype, options):
-            self._seen, self._for, self._packed = now, (dtype, options), None
+        now = _Seen(tensors, [t._version for t in tensors], dtype, dict(options))
+        seen, packed = self._last
+        if seen is None or not now.is_same(seen):
+            self._last = now, None
             return _as_they_lie(keras_cells, dtype)
-        if self._packed is None:
+        if packed is None:
             weights = tuple(
                 Weights(*(None if a is None else a.detach() for a in in_our_order(cell, w)))
                 for w in _as_they_lie(keras_cells, dtype)
             )
             layer = weights if len(weights) > 1 else weights[0]
-            self._packed = rnnfast.pack([layer], cell=cell, **options)
-        return self._packed
+            packed = rnnfast.pack([layer], cell=cell, **options)
+            self._last = now, packed
+        return packed
+
+
+class _Seen(NamedTuple):
+    tensors: list[Any]
+    versions: list[int]
+    dtype: str
+    options: dict[str, Any]
+
+    def is_same(self, other: _Seen) -> bool:
+        if self[1:] != other[1:] or len(self.tensors) != len(other.tensors):
+            return False
+        return all(a is b for a, b in zip(self.tensors, other.tensors, strict=True))
 
 
 def _as_they_lie(keras_cells: list[Any], dtype: str) -> tuple[Weights, ...]:

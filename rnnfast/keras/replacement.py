@@ -8,7 +8,7 @@ import keras
 
 from ..errors import UnsupportedError
 from .bidirectional import Bidirectional
-from .layers import GRU, LSTM, Fused, SimpleRNN
+from .layers import GRU, LSTM, Fused, SimpleRNN, class_of_keras
 
 _OURS: dict[Any, Any] = {
     keras.layers.LSTM: LSTM,
@@ -64,7 +64,7 @@ def replace(model: Any) -> Any:
     if model.built:
         replaced.set_weights(model.get_weights())
         for layer in _inside(replaced):
-            if hasattr(layer, "finalize_state"):  # Normalization, which keeps copies of its weights
+            if isinstance(layer, keras.layers.Normalization):  # it keeps copies of its weights
                 layer.finalize_state()
     return replaced
 
@@ -72,7 +72,7 @@ def replace(model: Any) -> Any:
 def _is_plain(model: Any) -> bool:
     """Whether clone_model makes one that computes the same: it knows no other call than Keras'."""
     known = isinstance(model, keras.Sequential) or hasattr(model, "operations")  # functional
-    theirs = next(c for c in type(model).__mro__ if c.__module__.partition(".")[0] == "keras")
+    theirs = class_of_keras(model)
     return known and getattr(type(model), "call", None) is getattr(theirs, "call", None)
 
 

@@ -19,7 +19,7 @@ def export(model: Any, args: Any, f: Any = None, *, dynamo: bool = False, **kwar
     Parameters
     ----------
     model : torch.nn.Module
-        It is as before when this returns; no other thread should change it meanwhile.
+        It is as before when this returns; no other thread should use it meanwhile.
     args, f, **kwargs
         As `torch.onnx.export` takes them.
     dynamo : bool

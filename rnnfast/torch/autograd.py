@@ -216,11 +216,13 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _save(ctx, (*inputs[:9], *inputs[10:]), inputs[9])
+        ctx.places = places(*inputs[4:7], *inputs[10:])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of all inputs: tape, dy, dh_n, dc_n, x, h_0, c_0, ..., weights."""
         saved = _saved(ctx)
+        saved[0] = still_read(saved[0], ctx.places, *saved[4:7], *saved[9:])
         found = _Second.apply(ctx.call, *saved, *cotangents)  # type: ignore[no-untyped-call]
         given = [None if t is None else g for t, g in zip(saved[1:7], found, strict=False)]
         return None, *given, None, None, None, *found[6:]
@@ -323,7 +325,7 @@ def is_traced(x: Tensor) -> bool:
         or _is_tracing()  # torch.jit.trace
         or (type(x) is not Tensor and type(x) is not torch.nn.Parameter)
         or x.is_meta
-        or _dispatch_modes() > 0  # of make_fx, for one
+        or _mode_of(_PROXIES) is not None  # of make_fx
     )
 
 
@@ -334,7 +336,8 @@ def is_plain(x: Tensor) -> bool:
 
 _is_compiling = torch.compiler.is_compiling
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
-_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_mode_of: Callable[[Any], Any] = torch._C._get_dispatch_mode
+_PROXIES = torch._C._TorchDispatchModeKey.PROXY
 _top_hooks: Callable[[bool], Any] | None
 _top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 _is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor

@@ -142,6 +142,11 @@ def _call(
             raise TypeError(
                 "weights: packed weights are for inference; expected the weights themselves"
             )
+        if not autograd.is_plain(x):
+            raise rnnfast.UnsupportedError(
+                "weights: packed weights where a call is compiled, recorded or transformed; "
+                "expected the weights themselves"
+            )
         call = Call(cell, "", 1, batch_first, dropout, chosen)
         return calls.run(x, h_0, c_0, weights, ends, seed, call)
     places = ""

@@ -65,12 +65,8 @@ class _Recurrent(torch.nn.RNNBase):
         """
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
-        if isinstance(input, Proxy):  # torch.fx keeps the layer whole, as it does torch.nn's
-            tracer: Any = input.tracer
-            whole: tuple[Any, Any] = tracer.create_proxy(
-                "call_module", tracer.path_of_module(self), (input, hx), {}
-            )
-            return whole
+        if isinstance(input, Proxy):
+            return self._whole(input.tracer, input, hx)
         weights = self._weights()
         x, state = input, self._split(hx)
         held = self._held
@@ -109,6 +105,16 @@ class _Recurrent(torch.nn.RNNBase):
             f"torch.jit.script: expected torch.compile, torch.export or torch.jit.trace for a "
             f"model with {type(self).__module__.rpartition('.')[0]}.{type(self).__name__}"
         )
+
+    def _whole(self, tracer: Any, *arguments: Any) -> Any:
+        """This layer as one node of torch.fx, as it keeps those of torch.nn."""
+        if self._forward_pre_hooks or self._forward_hooks:  # they have run, or will, on proxies
+            raise UnsupportedError(
+                "torch.fx: a layer with forward hooks; expected a Tracer whose is_leaf_module is "
+                "True for it"
+            )
+        path = tracer.path_of_module(self)
+        return tracer.create_proxy("call_module", path, arguments, {})
 
     def _call(self, batch_first: bool, dropout: bool) -> Call:
         fields = _FIELDS[self.bias, self.proj_size > 0]

@@ -157,7 +157,9 @@ def _tile(rows: int, panels: int = 1, packed: bool = True, vectors: int = _VECTO
                     for r in range(rows)
                 ]
                 w_start = builder.gep(w_base, [column])
-                fetched = data(w, w_, ahead_)
+                # Where registers hold a part of a row, the first pass of some is what fetches.
+                is_first = builder.icmp_signed("==", column, zero)
+                fetched = builder.select(is_first, data(w, w_, ahead_), w_start)
                 with cgutils.for_range(builder, count_, intp=_INTP) as loop:
                     k = loop.index
                     w_row = ir.Constant(_INTP, panel) if packed else w_next_

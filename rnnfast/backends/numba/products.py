@@ -33,9 +33,9 @@ ALIGNED = 64  # bytes
 _K_BLOCK = 512
 _K_IN_PLACE = 8  # rows that are read together, where they lie
 _ROW_BLOCK = 96
-_COPIED, _COPIED_K = 96, 64  # rows and numbers of each
+_COPIED_K = 64  # numbers of each of so many rows that are copied
 _NEAR_BYTES = 2048  # from k to k + 1, up to which they are read where they lie
-_copies = on_stack(_COPIED * _COPIED_K)
+_copies = on_stack(_ROW_BLOCK * _COPIED_K)
 
 
 @jit
@@ -233,20 +233,20 @@ def multiply_columns(
     stay_apart()
     width = panel_width(panels)
     own = _copies(c)
-    for begin in range(0, rows, _COPIED):
-        n, to = min(rows - begin, _COPIED), c_at + begin * c_row
+    for begin in range(0, rows, _ROW_BLOCK):
+        n, to = min(rows - begin, _ROW_BLOCK), c_at + begin * c_row
         for k in range(0, count, _COPIED_K):
             some = min(_COPIED_K, count - k)
             for i in range(some):
                 at = a_at + (k + i) * a_k + begin
-                source, copied = part(a, at, at + n), part(own, i * _COPIED, i * _COPIED + n)
+                source, copied = part(a, at, at + n), part(own, i * _ROW_BLOCK, i * _ROW_BLOCK + n)
                 for j in range(n):
                     copied[j] = source[j]
             for p in range(first, last):
                 used = min(width, columns - p * width)
                 tiles(
                     c, to + p * width, c_row, used, n, own, np.intp(0), np.intp(1),
-                    np.intp(_COPIED), panels, (p * count + k) * width, count * width, some,
+                    np.intp(_ROW_BLOCK), panels, (p * count + k) * width, count * width, some,
                     (min(p + 1, last - 1) * count + k) * width,
                 )  # fmt: skip
 
