@@ -161,40 +161,40 @@ void few_rows(const SplitTile& t) {
     _tile_loadd(4, operand, t.operand_words * 4);
     _tile_loadd(5, operand + kLane, t.operand_words * 4);
     _tile_loadd(6, operand + 2 * kLane, t.operand_words * 4);
-#define RNNFAST_COLUMNS(part) _tile_loadd(7, columns + (part) * kLane * kLane, 64);
+#define RNNFAST_COLUMNS(part) _tile_loadd(7, columns + (part) * kLane * kLane, 64)
 #define RNNFAST_PRODUCTS(v)  \
   if constexpr (kTurned) {   \
-    RNNFAST_COLUMNS(2)       \
+    RNNFAST_COLUMNS(2);      \
     _tile_dpbf16ps(v, 4, 7); \
-    RNNFAST_COLUMNS(1)       \
+    RNNFAST_COLUMNS(1);      \
     _tile_dpbf16ps(v, 4, 7); \
     _tile_dpbf16ps(v, 5, 7); \
-    RNNFAST_COLUMNS(0)       \
+    RNNFAST_COLUMNS(0);      \
     _tile_dpbf16ps(v, 5, 7); \
     _tile_dpbf16ps(v, 6, 7); \
     _tile_dpbf16ps(v, 4, 7); \
   } else {                   \
-    RNNFAST_COLUMNS(0)       \
+    RNNFAST_COLUMNS(0);      \
     _tile_dpbf16ps(v, 6, 7); \
     _tile_dpbf16ps(v, 5, 7); \
-    RNNFAST_COLUMNS(1)       \
+    RNNFAST_COLUMNS(1);      \
     _tile_dpbf16ps(v, 5, 7); \
     _tile_dpbf16ps(v, 4, 7); \
-    RNNFAST_COLUMNS(2)       \
+    RNNFAST_COLUMNS(2);      \
     _tile_dpbf16ps(v, 4, 7); \
-    RNNFAST_COLUMNS(0)       \
+    RNNFAST_COLUMNS(0);      \
     _tile_dpbf16ps(v, 4, 7); \
   }                          \
-  columns += t.apart;
-    RNNFAST_PRODUCTS(0)
+  columns += t.apart
+    RNNFAST_PRODUCTS(0);
     if constexpr (kVectors > 1) {
-      RNNFAST_PRODUCTS(1)
+      RNNFAST_PRODUCTS(1);
     }
     if constexpr (kVectors > 2) {
-      RNNFAST_PRODUCTS(2)
+      RNNFAST_PRODUCTS(2);
     }
     if constexpr (kVectors > 3) {
-      RNNFAST_PRODUCTS(3)
+      RNNFAST_PRODUCTS(3);
     }
 #undef RNNFAST_PRODUCTS
 #undef RNNFAST_COLUMNS
@@ -221,11 +221,11 @@ void many_rows(const SplitTile& t, int v) {
     const uint32_t* columns = t.panel + v * t.apart + k * kLane;
 #define RNNFAST_ROWS(part)                       \
   _tile_loadd(4, rows + (part) * kLane, stride); \
-  _tile_loadd(5, below + (part) * kLane, stride);
+  _tile_loadd(5, below + (part) * kLane, stride)
 #define RNNFAST_COLUMNS(part)                           \
   _tile_loadd(6, columns + (part) * kLane * kLane, 64); \
-  if constexpr (kPair) _tile_loadd(7, columns + t.apart + (part) * kLane * kLane, 64);
-#define RNNFAST_PRODUCTS     \
+  if constexpr (kPair) _tile_loadd(7, columns + t.apart + (part) * kLane * kLane, 64)
+#define RNNFAST_PRODUCTS()   \
   _tile_dpbf16ps(0, 4, 6);   \
   _tile_dpbf16ps(1, 5, 6);   \
   if constexpr (kPair) {     \
@@ -233,15 +233,33 @@ void many_rows(const SplitTile& t, int v) {
     _tile_dpbf16ps(3, 5, 7); \
   }
     if constexpr (kTurned) {
-      RNNFAST_ROWS(0)
-      RNNFAST_COLUMNS(2) RNNFAST_PRODUCTS RNNFAST_COLUMNS(1) RNNFAST_PRODUCTS RNNFAST_ROWS(1)
-          RNNFAST_PRODUCTS RNNFAST_COLUMNS(0) RNNFAST_PRODUCTS RNNFAST_ROWS(2)
-              RNNFAST_PRODUCTS RNNFAST_ROWS(0) RNNFAST_PRODUCTS
+      RNNFAST_ROWS(0);
+      RNNFAST_COLUMNS(2);
+      RNNFAST_PRODUCTS();
+      RNNFAST_COLUMNS(1);
+      RNNFAST_PRODUCTS();
+      RNNFAST_ROWS(1);
+      RNNFAST_PRODUCTS();
+      RNNFAST_COLUMNS(0);
+      RNNFAST_PRODUCTS();
+      RNNFAST_ROWS(2);
+      RNNFAST_PRODUCTS();
+      RNNFAST_ROWS(0);
+      RNNFAST_PRODUCTS();
     } else {
-      RNNFAST_ROWS(2)
-      RNNFAST_COLUMNS(0) RNNFAST_PRODUCTS RNNFAST_ROWS(1) RNNFAST_PRODUCTS RNNFAST_COLUMNS(1)
-          RNNFAST_PRODUCTS RNNFAST_ROWS(0) RNNFAST_PRODUCTS RNNFAST_COLUMNS(2)
-              RNNFAST_PRODUCTS RNNFAST_COLUMNS(0) RNNFAST_PRODUCTS
+      RNNFAST_ROWS(2);
+      RNNFAST_COLUMNS(0);
+      RNNFAST_PRODUCTS();
+      RNNFAST_ROWS(1);
+      RNNFAST_PRODUCTS();
+      RNNFAST_COLUMNS(1);
+      RNNFAST_PRODUCTS();
+      RNNFAST_ROWS(0);
+      RNNFAST_PRODUCTS();
+      RNNFAST_COLUMNS(2);
+      RNNFAST_PRODUCTS();
+      RNNFAST_COLUMNS(0);
+      RNNFAST_PRODUCTS();
     }
 #undef RNNFAST_ROWS
 #undef RNNFAST_COLUMNS
