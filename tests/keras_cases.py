@@ -817,8 +817,11 @@ def test_a_state_of_one_s_own_to_start_with(both: bool, of_cell: bool) -> None:
 def test_replace_with_what_has_adapted() -> None:
     """Normalization keeps copies of its weights, Discretization has its bins in its config."""
     rng = np.random.default_rng(6)
-    bins = keras.layers.Discretization(num_bins=5)
-    bins.adapt(rng.normal(0, 1, (40,)))
+    if BACKEND == "tensorflow":  # on others too it adapts by TensorFlow
+        bins = keras.layers.Discretization(num_bins=5)
+        bins.adapt(rng.normal(0, 1, (40,)))
+    else:
+        bins = keras.layers.Discretization(bin_boundaries=[-1.0, -0.3, 0.3, 1.0])
     tokens = [keras.Input((6,)), bins, keras.layers.Embedding(5, 3), keras.layers.GRU(4)]
     model = keras.Sequential(tokens)
     x = rng.normal(0, 1, (4, 6)).astype("float32")

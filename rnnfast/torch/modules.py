@@ -106,7 +106,7 @@ class _Recurrent(torch.nn.RNNBase):
             f"model with {type(self).__module__.rpartition('.')[0]}.{type(self).__name__}"
         )
 
-    def _whole(self, tracer: Any, *arguments: Any) -> Any:
+    def _whole(self, tracer: Any, *arguments: Any) -> tuple[Any, Any]:
         """This layer as one node of torch.fx, as it keeps those of torch.nn."""
         if self._forward_pre_hooks or self._forward_hooks:  # they have run, or will, on proxies
             raise UnsupportedError(
@@ -114,7 +114,8 @@ class _Recurrent(torch.nn.RNNBase):
                 "True for it"
             )
         path = tracer.path_of_module(self)
-        return tracer.create_proxy("call_module", path, arguments, {})
+        whole: tuple[Any, Any] = tracer.create_proxy("call_module", path, arguments, {})
+        return whole
 
     def _call(self, batch_first: bool, dropout: bool) -> Call:
         fields = _FIELDS[self.bias, self.proj_size > 0]
