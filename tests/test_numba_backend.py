@@ -5,6 +5,7 @@ That its results are right is tested where all backends are.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import threading
@@ -256,6 +257,47 @@ def test_calls_from_several_threads(dtype: str) -> None:
     assert len(found) == len(callers)
     for results in found:
         assert_same_bits(results, wanted)
+
+
+def test_memory_is_left_to_later_calls(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """Work arrays of any size here: never one of results, and no more than is allowed."""
+    memory = import_module("rnnfast.backends.numba.memory")
+    p = problem(Case(Spec("lstm"), T=3, B=2, I=300, H=300, L=2, D=2, dtype=dtype))
+    rnnfast.set_num_threads(1)
+    wanted = run(p, "numba")
+    monkeypatch.setattr(memory, "_LEAST", 0)
+    memory._free.clear()
+    kept = [run(p, "numba") for _ in range(3)]
+    gc.collect()
+    free = list(memory._free.values())
+    assert 0 < sum(block.nbytes for block in free) <= memory._MOST
+    run(p, "numba")
+    gc.collect()
+    assert {id(block) for block in memory._free.values()} == {id(block) for block in free}
+    for block in free:
+        block[...] = 255
+    for results in kept:
+        assert_same_bits(results, wanted)
+
+
+def test_memory_that_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = import_module("rnnfast.backends.numba.memory")
+    monkeypatch.setattr(memory, "_free", {})
+    monkeypatch.setattr(memory._Block.__del__, "__defaults__", (memory._free, 10_000))
+    monkeypatch.setattr(memory, "_LEAST", 0)
+    byte = np.dtype(np.uint8)
+    for size in (3000, 4000, 5000, 6000):
+        memory.scratch(size, byte)  # 6000 is more than half
+    assert [block.nbytes for block in memory._free.values()] == [4000, 5000]
+    a = memory.scratch(3900, byte)
+    b = memory.scratch(3900, byte)
+    assert not np.may_share_memory(a, b)
+    assert memory._free == {}
+    half = a[100:]
+    del a, b
+    assert [block.nbytes for block in memory._free.values()] == [5000]
+    del half
+    assert sorted(block.nbytes for block in memory._free.values()) == [4000, 5000]
 
 
 FORK = """

@@ -20,7 +20,7 @@ from ...spec import Masks, Spec, Steps
 from ...weights import Layer, Weights
 from .. import Array, Shortcut, ShortTape
 from . import loops, packing, plain, plans, short, threads
-from .memory import NO_MATRIX, NO_ROW, NO_STATE, flat, readable, taken
+from .memory import NO_MATRIX, NO_ROW, NO_STATE, flat, readable, scratch, taken
 from .plans import BARRIERS, GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
 from .products import pack, panel_size, product, sums
 from .threads import LEAST, NOBODY, SMALL
@@ -76,8 +76,8 @@ class Direction:
         """
         plan = self.plan(_NOTHING)
         if self.reuse:
-            return np.empty(plan.weights, self.dtype), np.empty(plan.back, self.dtype)
-        both = np.empty(plan.weights + plan.back, self.dtype)
+            return scratch(plan.weights, self.dtype), scratch(plan.back, self.dtype)
+        both = scratch(plan.weights + plan.back, self.dtype)
         return both[: plan.weights], both[plan.weights :]
 
     def plan(self, extent: Extent) -> Plan:
@@ -729,7 +729,7 @@ def _forward(
         tapes = []
         for d, w in enumerate(layer):
             plan = w.plan(_extent(rows, B, save, masks, d))
-            tape = np.empty(plan.tape, dtype)
+            tape = scratch(plan.tape, dtype)
             row, size, _ = visits_of(steps, d == 1, None)
             own = _of_masks(masks, d, 0, rows, empty)
             arguments = row, size, begun, x, w.packed(count), own, tape, *states[d], y
@@ -745,7 +745,7 @@ def _forward(
             int(v.size[i:j].sum()) for v, of in zip(visits, parts, strict=True) for i, j in of
         )
     of_direction = [w.plan(_extent(rows, B, save, masks, d)) for d, w in enumerate(layer)]
-    tapes = [np.empty(plan.tape, dtype) for plan in of_direction]
+    tapes = [scratch(plan.tape, dtype) for plan in of_direction]
     step_work = G * H * P
     work = step_work * steps.rows * D
     teams = _teams(count, D, B, steps.num_steps, step_work, spec.layer_norm)
@@ -824,7 +824,7 @@ def _backward(
     of_direction: list[Plan] = []
     for d, w in enumerate(layer):
         plan = w.plan(_extent(N, B, True, masks, d))
-        room = np.empty(plan.room, dtype)
+        room = scratch(plan.room, dtype)
         row, size, cut = visits_of(kept.steps, d == 1, spec.truncate)
         state = dh[d : d + 1], no_state if dc is None else dc[d : d + 1]
         own = _of_masks(masks, d, 0, N, empty)

@@ -30,13 +30,13 @@ def jit_sum(function: F) -> F:
 
 def view(function: F) -> F:
     """A function that compiled ones call, and that returns parts of arrays."""
-    made: F = numba.njit(**_INNER)(function)
+    made: F = numba.njit(inline="always", **_INNER)(function)
     return made
 
 
 def entry(function: F) -> F:
     """A function that Python calls, without the GIL; compiled once, and kept on disk."""
-    how: dict[str, Any] = {"error_model": "numpy", "nogil": True}
+    how: dict[str, Any] = {"error_model": "numpy", "nogil": True, "_nrt": False}
     try:
         made: F = numba.njit(cache=True, **how)(function)
     except RuntimeError:  # neither beside the sources nor in a folder of the user

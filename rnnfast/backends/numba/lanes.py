@@ -197,11 +197,13 @@ def _tile(rows: int, panels: int = 1, packed: bool = True, vectors: int = _VECTO
     return tile
 
 
-tile1, tile2, tile3, tile4, tile5, tile6 = (_tile(rows) for rows in range(1, ROWS + 1))
+TILES = tuple(_tile(rows) for rows in range(1, ROWS + 1))
+tile1 = TILES[0]
 pair1 = _tile(1, panels=2)  # one row keeps a processor busy with two panels at a time
-# A tile reads all of a row of its panel: where half of it is padding, this one is enough.
+# A tile reads all of a row of its panel: where half of it is padding, these are enough.
 HALF_BYTES = PANEL_BYTES // 2 if _WIDE else 0
-half1 = _tile(1, vectors=_VECTORS // 2)
+HALVES = tuple(_tile(rows, vectors=_VECTORS // 2) for rows in range(1, ROWS + 1))
+half1 = HALVES[0]
 tile_of_rows = _tile(1, packed=False)
 
 

@@ -48,6 +48,7 @@ from .shared import (
     section,
     set_out,
     share,
+    turned,
 )
 
 
@@ -389,6 +390,8 @@ def forward(
             _begin(steps, m, t, s, P, ZERO, b, v0, v1 - v0)
         meet(team)
     for i in range(visits):
+        f0, f1 = turned(q0, q1, i)
+        g0, g1 = turned(s0, s1, i)
         row, rows = steps.row[i], min(team.end, steps.count[i]) - team.begin
         begin = team.begin
         r = row + begin
@@ -407,8 +410,8 @@ def forward(
                     ONE,
                     w.first,
                     P,
-                    q0,
-                    q1,
+                    f0,
+                    f1,
                 )
             else:
                 multiply(
@@ -423,8 +426,8 @@ def forward(
                     ONE,
                     w.first,
                     P,
-                    q0,
-                    q1,
+                    f0,
+                    f1,
                 )
             if o.cell == GRU_AFTER:
                 for k in range(r, r + rows):
@@ -432,7 +435,7 @@ def forward(
                     if w.bias.size:
                         columns = min(H, s1 * width) - s0 * width
                         add(t.extra, k * H + s0 * width, w.bias, s0 * width, columns)
-                multiply(t.extra, r * H, H, H, rows, t.operand, r * P, P, ONE, w.second, P, s0, s1)
+                multiply(t.extra, r * H, H, H, rows, t.operand, r * P, P, ONE, w.second, P, g0, g1)
         meet(team)
         for b in range(begin, begin + rows):
             r = row + b
@@ -468,8 +471,8 @@ def forward(
                     ONE,
                     w.second,
                     H,
-                    s0,
-                    s1,
+                    g0,
+                    g1,
                 )
             elif rows > 0:
                 multiply(
@@ -484,8 +487,8 @@ def forward(
                     ONE,
                     w.second,
                     H,
-                    s0,
-                    s1,
+                    g0,
+                    g1,
                 )
             meet(team)
             for b in range(begin, begin + rows):
@@ -497,7 +500,7 @@ def forward(
             if rows > 0:
                 clear(s.step, begin * P, P, rows, s0 * width, min(P, s1 * width))
                 multiply(
-                    s.step, begin * P, P, P, rows, s.work, begin * H, H, ONE, w.second, H, s0, s1
+                    s.step, begin * P, P, P, rows, s.work, begin * H, H, ONE, w.second, H, g0, g1
                 )
             meet(team)
         for b in range(begin, begin + rows):
@@ -672,6 +675,8 @@ def backward(
     n, begin = u1 - u0, team.begin
     into = g.product if m.recurrent.size else g.dh
     for i in range(len(steps.row) - 1, -1, -1):
+        f0, f1 = turned(q0, q1, i)
+        g0, g1 = turned(s0, s1, i)
         row, rows = steps.row[i], min(team.end, steps.count[i]) - begin
         r = row + begin
         for b in range(begin, begin + rows):
@@ -681,7 +686,7 @@ def backward(
             meet(team)
             if rows > 0:
                 clear(g.of_m, begin * H, H, rows, s0 * width, min(H, s1 * width))
-                multiply(g.of_m, begin * H, H, H, rows, g.step, r * P, P, ONE, w.second, P, s0, s1)
+                multiply(g.of_m, begin * H, H, H, rows, g.step, r * P, P, ONE, w.second, P, g0, g1)
             meet(team)
         for b in range(begin, begin + rows):
             r = row + b
@@ -711,7 +716,7 @@ def backward(
                 clear(g.work, begin * H, H, rows, s0 * width, min(H, s1 * width))
                 multiply(
                     g.work, begin * H, H, H, rows,
-                    d, r * d_row + 2 * H, d_row, ONE, w.second, H, s0, s1,
+                    d, r * d_row + 2 * H, d_row, ONE, w.second, H, g0, g1,
                 )  # fmt: skip
             meet(team)
             for b in range(begin, begin + rows):
@@ -724,13 +729,13 @@ def backward(
                 clear(into, begin * P, P, rows, q0 * width, min(P, q1 * width))
             multiply(
                 into, begin * P, P, P, rows,
-                d, r * d_row, d_row, ONE, w.first, o.first * H, q0, q1,
+                d, r * d_row, d_row, ONE, w.first, o.first * H, f0, f1,
             )  # fmt: skip
             if o.cell == GRU_AFTER:
                 slot = 2 if o.norm else 3
                 multiply(
                     into, begin * P, P, P, rows,
-                    d, r * d_row + slot * H, d_row, ONE, w.second, H, s0, s1,
+                    d, r * d_row + slot * H, d_row, ONE, w.second, H, g0, g1,
                 )  # fmt: skip
         meet(team)
         if m.recurrent.size:

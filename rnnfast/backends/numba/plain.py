@@ -52,6 +52,7 @@ from .shared import (
     section,
     set_out,
     share,
+    turned,
 )
 
 
@@ -93,7 +94,7 @@ def forward(
             r0, r1 = equal_share(team, N)
             product_rows(a, G * H, G * H, of_x, x, x_at, I, ONE, by_x, I, r0, r1)
             meet_all(team)
-    q0, q1 = share(team, panel_count(split, first), ONE)
+    gates, (q0, q1) = plan[2], share(team, panel_count(split, first), ONE)
     s0, s1 = share(team, panel_count(H, second), ONE)
     n, s_at, s_columns = u1 - u, s0 * width, min(H, s1 * width) - s0 * width
     begin, y_at = team.begin, (plan[FIRST_ROW] * D + plan[DIRECTION]) * H
@@ -101,6 +102,8 @@ def forward(
     # in y, and meet once a step: what they read there is not written again.
     direct = own and len(starts) > 0 and counts[0] == counts[len(counts) - 1]
     for i in range(len(starts)):
+        f0, f1 = turned(q0, q1, i)
+        g0, g1 = turned(s0, s1, i)
         row, rows = starts[i] + begin, min(team.end, counts[i]) - begin
         old = min(begun - begin, rows)
         begun = max(begun, counts[i])
@@ -108,8 +111,9 @@ def forward(
         if direct and i:
             before, at_before, row_before = y, y_at + (starts[i - 1] + begin) * D * H, D * H
         if old > 0 and own and team.units:
-            for column in range(u, split, H):
-                p0, p1 = column // width, (column + n) // width
+            for gate in range(gates):
+                column = u + (gates - 1 - gate if i % 2 else gate) * H
+                p0, p1 = turned(column // width, (column + n) // width, i)
                 multiply(
                     a, row * G * H, G * H, split, old, before, at_before, row_before, ONE,
                     first, H, p0, p1,
@@ -117,7 +121,7 @@ def forward(
         elif old > 0:
             multiply(
                 a, row * G * H, G * H, split, old, before, at_before, row_before, ONE,
-                first, H, q0, q1,
+                first, H, f0, f1,
             )  # fmt: skip
         if rows > 0 and cell == GRU_AFTER:
             for r in range(row, row + rows):
@@ -128,7 +132,7 @@ def forward(
             if old > 0:
                 multiply(
                     extra, row * H, H, H, old, before, at_before, row_before, ONE,
-                    second, H, s0, s1,
+                    second, H, g0, g1,
                 )  # fmt: skip
         if not direct or i == 0:
             meet(team)
@@ -140,7 +144,7 @@ def forward(
             meet(team)
             if old > 0:
                 multiply(
-                    a, (row * G + 2) * H, G * H, H, old, extra, row * H, H, ONE, second, H, s0, s1
+                    a, (row * G + 2) * H, G * H, H, old, extra, row * H, H, ONE, second, H, g0, g1
                 )
             if not own:
                 meet(team)
@@ -180,6 +184,8 @@ def backward(
     s0, s1 = share(team, panel_count(H, second), ONE)
     n, begin, y_at = u1 - u, team.begin, plan[DIRECTION] * H + u
     for i in range(len(starts) - 1, -1, -1):
+        f0, f1 = turned(q0, q1, i)
+        g0, g1 = turned(s0, s1, i)
         row, rows = starts[i] + begin, min(team.end, counts[i]) - begin
         for k in range(rows):
             r = row + k
@@ -194,7 +200,7 @@ def backward(
             if rows > 0:
                 clear(work, begin * H, H, rows, s0 * width, min(H, s1 * width))
                 multiply(
-                    work, begin * H, H, H, rows, d, d_at + 2 * H, d_row, ONE, second, H, s0, s1
+                    work, begin * H, H, H, rows, d, d_at + 2 * H, d_row, ONE, second, H, g0, g1
                 )
             if not own:
                 meet(team)
@@ -204,9 +210,9 @@ def backward(
                 units.gru_reset_back(n, dh, h_at, work, h_at, a, at, h_before, r * H + u, d, at)
             meet(team)
         if rows > 0:
-            multiply(dh, begin * H, H, H, rows, d, d_at, d_row, ONE, first, split, q0, q1)
+            multiply(dh, begin * H, H, H, rows, d, d_at, d_row, ONE, first, split, f0, f1)
             if cell == GRU_AFTER:
-                multiply(dh, begin * H, H, H, rows, d, d_at + 3 * H, d_row, ONE, second, H, s0, s1)
+                multiply(dh, begin * H, H, H, rows, d, d_at + 3 * H, d_row, ONE, second, H, g0, g1)
         if not own:
             meet(team)
     if plan[WHOLE]:

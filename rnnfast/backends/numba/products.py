@@ -9,9 +9,11 @@ import numpy as np
 from .compiled import entry, jit, view
 from .lanes import (
     HALF_BYTES,
+    HALVES,
     LINE_BYTES,
     PANEL_BYTES,
     SQUARE_BYTES,
+    TILES,
     VECTOR_BYTES,
     dot_rows,
     half1,
@@ -21,11 +23,6 @@ from .lanes import (
     square,
     stay_apart,
     tile1,
-    tile2,
-    tile3,
-    tile4,
-    tile5,
-    tile6,
     tile_of_rows,
 )
 
@@ -135,79 +132,90 @@ def multiply(
     first: int,
     last: int,
 ) -> None:
-    """c += a w for `rows` rows and the panels first to last - 1; count is how long the sums are."""
+    """c += a w for `rows` rows and the panels first to last - 1; count is how long the sums are.
+
+    Or the panels first - 1 down to last: who goes over weights again and again, from either side in
+    turn, finds those used last in the cache.
+    """
     stay_apart()
     width = panel_width(panels)
     next_ = count * width
+    turned, low, high = first > last, min(first, last), max(first, last)
     if rows == 1:
-        p = first
-        while p < last:
+        pairs = (high - low + 1) // 2
+        for j in range(pairs):
+            p = low + 2 * (pairs - 1 - j if turned else j)
             to, w_at, left = c_at + p * width, p * next_, columns - p * width
-            if p + 1 < last:
+            if p + 1 < high:
                 used = min(2 * width, left)
                 pair1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count, w_at)
-                p += 2
             else:
                 used = min(width, left)
                 if used * c.itemsize <= HALF_BYTES:
                     half1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count, w_at)
                 else:
                     tile1(c, to, c_row, used, a, a_at, a_row, a_k, panels, w_at, next_, count, w_at)
-                p += 1
         return
     if a_row == 1 and a_k * a.itemsize > _NEAR_BYTES:
-        multiply_columns(c, c_at, c_row, columns, rows, a, a_at, a_k, panels, count, first, last)
+        multiply_columns(c, c_at, c_row, columns, rows, a, a_at, a_k, panels, count, low, high)
         return
     for k in range(0, count, _K_BLOCK):
         some = min(_K_BLOCK, count - k)
         for begin in range(0, rows, _ROW_BLOCK):
             n, to, from_ = min(rows - begin, _ROW_BLOCK), c_at + begin * c_row, a_at + begin * a_row
-            for p in range(first, last):
+            for j in range(high - low):
+                p = high - 1 - j if turned else low + j
+                following = max(p - 1, low) if turned else min(p + 1, high - 1)
                 used = min(width, columns - p * width)
                 tiles(
                     c, to + p * width, c_row, used, n, a, from_ + k * a_k, a_row, a_k, panels,
-                    (p * count + k) * width, next_, some,
-                    (min(p + 1, last - 1) * count + k) * width,
+                    (p * count + k) * width, next_, some, (following * count + k) * width,
                 )  # fmt: skip
+
+
+def _tiles(tile1: Any, tile2: Any, tile3: Any, tile4: Any, tile5: Any, tile6: Any) -> Any:
+    @jit
+    def tiles(
+        c: Any, to: int, c_row: int, used: int, rows: int, a: Any, at: int, a_row: int, a_k: int,
+        panels: Any, w_at: int, next_: int, count: int, ahead: int,
+    ) -> None:  # fmt: skip
+        """c += a w for `rows` rows and one panel; that at `ahead` is fetched meanwhile."""
+        stay_apart()
+        left, lines = rows, PANEL_BYTES // LINE_BYTES
+        while left > 0:
+            # As equal as can be: 32 rows are 6 + 6 + 5 + 5 + 5 + 5.
+            size = (left + (left + 5) // 6 - 1) // ((left + 5) // 6)
+            if size == 6:
+                tile6(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+            elif size == 5:
+                tile5(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+            elif size == 4:
+                tile4(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+            elif size == 3:
+                tile3(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+            elif size == 2:
+                tile2(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+            else:
+                tile1(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+            to, at, left, lines = to + size * c_row, at + size * a_row, left - size, lines - 1
+            ahead = ahead + count * (LINE_BYTES // a.itemsize) if lines > 0 else w_at
+
+    return tiles
+
+
+_whole, _half = _tiles(*TILES), _tiles(*HALVES)
 
 
 @jit
 def tiles(
-    c: Any,
-    to: int,
-    c_row: int,
-    used: int,
-    rows: int,
-    a: Any,
-    at: int,
-    a_row: int,
-    a_k: int,
-    panels: Any,
-    w_at: int,
-    next_: int,
-    count: int,
-    ahead: int,
-) -> None:
+    c: Any, to: int, c_row: int, used: int, rows: int, a: Any, at: int, a_row: int, a_k: int,
+    panels: Any, w_at: int, next_: int, count: int, ahead: int,
+) -> None:  # fmt: skip
     """c += a w for `rows` rows and one panel; that at `ahead` is fetched meanwhile."""
-    stay_apart()
-    left, lines = rows, PANEL_BYTES // LINE_BYTES
-    while left > 0:
-        # As equal as can be: 32 rows are 6 + 6 + 5 + 5 + 5 + 5.
-        size = (left + (left + 5) // 6 - 1) // ((left + 5) // 6)
-        if size == 6:
-            tile6(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
-        elif size == 5:
-            tile5(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
-        elif size == 4:
-            tile4(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
-        elif size == 3:
-            tile3(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
-        elif size == 2:
-            tile2(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
-        else:
-            tile1(c, to, c_row, used, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
-        to, at, left, lines = to + size * c_row, at + size * a_row, left - size, lines - 1
-        ahead = ahead + count * (LINE_BYTES // a.itemsize) if lines > 0 else w_at
+    if used * c.itemsize <= HALF_BYTES:
+        _half(c, to, c_row, used, rows, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+    else:
+        _whole(c, to, c_row, used, rows, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
 
 
 @jit

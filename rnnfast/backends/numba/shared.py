@@ -137,6 +137,12 @@ def equal_share(team: Any, count: int) -> Any:
 
 
 @jit
+def turned(begin: int, end: int, visit: int) -> Any:
+    """Panels begin to end - 1 as `multiply` takes them: at odd visits from the other side."""
+    return (end, begin) if visit % 2 else (begin, end)
+
+
+@jit
 def share(team: Any, count: int, multiple: int) -> Any:
     """A member's part of `count` units or panels."""
     if not team.units:
