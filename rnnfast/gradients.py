@@ -29,7 +29,8 @@ def clip_grad_norm(
     gradients : array, Weights, list, tuple or dict, nested in any way; None is skipped
         What `backward` returned, or any structure with it. float32 and float64, NumPy's or any
         that DLPack shares and that can be written (a PyTorch tensor; not a JAX array). They are
-        changed. An array that occurs twice counts once.
+        changed. An array that occurs twice counts once. Of arrays on a device, whose norm is
+        waited for, the current CuPy stream is used.
     max_norm : float
         The largest norm allowed, at least 0. With inf nothing changes: the norm is measured.
     norm_type : float
@@ -73,7 +74,10 @@ def clip_grad_norm(
     if not scale >= 1:  # so that NaN spreads
         with np.errstate(invalid="ignore", under="ignore"):
             for g in found.values():
-                np.multiply(g, scale, out=g, dtype=np.float64, casting="same_kind")
+                if isinstance(g, np.ndarray):
+                    np.multiply(g, scale, out=g, dtype=np.float64, casting="same_kind")
+                else:
+                    g[...] = g.astype(np.float64) * scale
     return norm
 
 
@@ -94,7 +98,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _written(name: str, value: Any) -> NDArray[Any]:
     array = arrays.floating(name, value)
-    if not array.flags.writeable:
+    if not arrays.is_writeable(array):
         raise ValueError(
             f"{name}: expected an array that can be written, got {arrays.describe(value)} "
             f"that is read-only"
@@ -105,12 +109,12 @@ def _written(name: str, value: Any) -> NDArray[Any]:
 def _norm(found: list[NDArray[Any]], power: float) -> float:
     """The p-norm of all numbers together; those of each array are summed pairwise."""
     # np.max, unlike Python's, lets NaN through.
-    largest = float(np.max([np.abs(g).max(initial=0) for g in found], initial=0))
+    largest = float(np.max([float(np.abs(g).max()) for g in found if g.size > 0], initial=0))
     if largest == 0 or power == math.inf or not math.isfinite(largest):
         return largest
     total = 0.0
     for g in found:
-        part = np.abs(g, dtype=np.float64)
+        part = np.abs(g.astype(np.float64))
         part /= largest
         total += float((part**power).sum())
     return float(largest * total ** (1 / power))

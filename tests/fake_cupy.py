@@ -45,6 +45,7 @@ _GUARD, _GUARD_BYTE = 256, 0xA5
 __version__ = "14.2.0"  # what it acts like
 
 launches: list[str] = []  # what has run: names of kernels, "gemm", "graph"
+places: list[Any] = []  # on which stream
 damaged: list[str] = []  # what was written outside of its memory
 limits = {"MultiProcessorCount": 6, "CooperativeLaunch": 1, "MaxSharedMemoryPerBlockOptin": 232448}
 compute_capability = "86"  # no clusters, but where a test says so
@@ -217,6 +218,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
     def __bool__(self) -> bool:
         return bool(self.host)
 
+    def __float__(self) -> float:
+        return float(self.host)
+
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, 0)  # kDLCUDA
 
@@ -350,24 +354,33 @@ class Graph:
 
     def launch(self, stream: Any = None) -> None:
         launches.append("graph")
+        places.append(stream)
         for run in self.work:
             run()
 
 
 class Stream:
-    current: list[Any] = []  # noqa: RUF012
+    """`use` and `with` as in CuPy: after a block counts what the blocks around it say."""
+
+    entered: list[Any] = []  # noqa: RUF012
+    current: Any = None
     captured: list[Callable[[], None]] | None = None
 
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.ptr = id(self)
         self.capturing = False  # itself, or by an event of a stream that is
 
-    def __enter__(self) -> Any:
-        Stream.current.append(self)
+    def use(self) -> Any:
+        Stream.current = self
         return self
 
+    def __enter__(self) -> Any:
+        Stream.entered.append(self)
+        return self.use()
+
     def __exit__(self, *_: Any) -> None:
-        Stream.current.pop()
+        Stream.entered.pop()
+        Stream.current = Stream.entered[-1] if Stream.entered else _null
 
     def record(self, event: Any) -> Any:
         event.recorded, event.capturing = True, self.capturing
@@ -408,20 +421,21 @@ def _new_stream(*args: Any, **kwargs: Any) -> Stream:
 
 
 def get_current_stream() -> Stream:
-    return Stream.current[-1] if Stream.current else _null
+    return Stream.current or _null
 
 
-def _do(name: str, work: Callable[[], None]) -> None:
+def _do(name: str, work: Callable[[], None], stream: Stream) -> None:
     """Now, or when the graph is launched that is being captured."""
 
     def run() -> None:
         launches.append(name)
+        places.append(stream)
         work()
 
     if Stream.captured is None:
         run()
         return
-    assert get_current_stream().capturing, f"{name}: launched beside the capture"
+    assert stream.capturing, f"{name}: launched beside the capture"
     Stream.captured.append(run)
 
 
@@ -522,6 +536,7 @@ class Kernel:
         block: tuple[int, ...],
         arguments: Any,
         shared_mem: int = 0,
+        stream: Any = None,
         enable_cooperative_groups: bool = False,
     ) -> None:
         given = [np.array(a) for a in arguments]  # by value, as a GPU takes them
@@ -557,7 +572,7 @@ class Kernel:
             error = library.emulate(*of, sizes, *block, shared, order, pointers)
             assert error is None, f"{self.name}: {error.decode()}"
 
-        _do(self.name, run)
+        _do(self.name, run, stream or get_current_stream())
 
 
 def _steps(kernel: str, argument: Any) -> list[Any]:
@@ -583,8 +598,25 @@ def _viewed(pointer: int, kind: int, rows: int, columns: int, stride: int) -> An
     return np.lib.stride_tricks.as_strided(flat.view(dtype), (rows, columns), (step, step * stride))
 
 
+class _Handle:
+    """Of cuBLAS: what it is bound to."""
+
+    stream: Any = None
+    memory: tuple[int, int] = (0, 0)
+
+    def bind(self, stream: int, workspace: int, size: int) -> None:
+        assert size in (4 << 20, 32 << 20)
+        self.memory = workspace, size
+        found = [s for s in (*_streams, get_current_stream()) if s.ptr == stream]
+        self.stream = found[0]
+
+    def gemm(self, *arguments: int) -> None:
+        _gemm(self.stream, self.memory, *arguments)
+
+
 def _gemm(
-    stream: int,
+    stream: Any,
+    workspace: tuple[int, int],
     a_transposed: int,
     b_transposed: int,
     m: int,
@@ -603,7 +635,6 @@ def _gemm(
     c_stride: int,
     compute: int,
 ) -> None:
-    assert stream == get_current_stream().ptr
     assert min(m, n, k) > 0
     assert compute == {0: 68, 1: 70}[c_kind], "not full precision"
     assert a_kind == b_kind
@@ -613,6 +644,7 @@ def _gemm(
     assert (by, add) in ((1, 0), (1, 1))
 
     def run() -> None:
+        _check_memory(*workspace)
         left = _viewed(a, a_kind, *((k, m) if a_transposed else (m, k)), a_stride)
         right = _viewed(b, b_kind, *((n, k) if b_transposed else (k, n)), b_stride)
         into = _viewed(c, c_kind, m, n, c_stride)
@@ -620,7 +652,7 @@ def _gemm(
         product = (left.T if a_transposed else left) @ (right.T if b_transposed else right)
         into[...] = product + into if add else product
 
-    _do("gemm", run)
+    _do("gemm", run, stream)
 
 
 # ----------------------------------------------------------------------------------- modules
@@ -642,7 +674,7 @@ def modules() -> dict[str, ModuleType]:
     cupy.__dict__["cuda"] = cuda
     cublas = ModuleType("rnnfast.backends.cuda.cublas")
     cublas.__dict__.update(
-        Handle=type("Handle", (), {"gemm": staticmethod(_gemm)}),
+        Handle=_Handle,
         COMPUTE_32F=68,
         COMPUTE_64F=70,
         COMPUTE_32F_FAST_TF32=77,

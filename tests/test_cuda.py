@@ -109,6 +109,35 @@ def test_the_current_stream_is_respected(cupy: Any) -> None:
 
 
 @pytest.mark.parametrize("engine", ["alternating", "grid", "cluster"])
+def test_a_stream_in_use_stays_so(cupy: Any, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """The work of all calls is on it, those that capture and launch a graph too."""
+    monkeypatch.setenv("RNNFAST_CUDA_ENGINE", engine)
+    from rnnfast.backends.cuda.launch import limits
+
+    if engine == "cluster" and not limits().clusters:
+        pytest.skip("this device has no clusters")
+    p = problem(Case(Spec("gru"), T=20, B=8, I=64, H=64, D=2, dtype="float32")).map(cupy.asarray)
+    wanted = rnnfast.gru(p.x, p.weights)[0].get()
+    late = cupy.zeros_like(p.x)
+    big = cupy.ones((4096, 4096), np.float32)
+    cupy.cuda.Device().synchronize()
+    before, stream = cupy.cuda.get_current_stream(), cupy.cuda.Stream(non_blocking=True)
+    stream.use()
+    try:
+        for _ in range(4):
+            late[...] = 0
+            for _ in range(5):
+                big = big @ big * np.float32(1e-4)
+            late[...] = p.x
+            y, _ = rnnfast.gru(late, p.weights)
+            assert cupy.cuda.get_current_stream() == stream
+            np.testing.assert_array_equal(y.get(stream=stream), wanted)
+            del y
+    finally:
+        before.use()
+
+
+@pytest.mark.parametrize("engine", ["alternating", "grid", "cluster"])
 def test_a_call_does_not_wait_for_the_device(
     cupy: Any, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
@@ -135,6 +164,7 @@ def test_a_call_does_not_wait_for_the_device(
 def test_a_graph_of_the_caller_is_refused(cupy: Any) -> None:
     p = problem(Case(Spec("lstm"), T=9, B=3, I=5, H=64, dtype="float32")).map(cupy.asarray)
     stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
     with stream:
         wanted = rnnfast.lstm(p.x, p.weights, p.state)[0].get()
         stream.begin_capture()

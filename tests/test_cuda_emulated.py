@@ -312,6 +312,109 @@ def test_a_graph_runs_from_the_second_call_on(spec: Spec) -> None:
         assert_same_bits(found, runs[0][0])
 
 
+@pytest.mark.parametrize("D", [1, 2])
+def test_a_stream_in_use_stays_so(D: int) -> None:
+    """Whatever CuPy does to it at the end of a `with`: first calls, captures and graphs."""
+    p = problem(Case(Spec("gru"), T=4, B=3, I=5, H=33, D=D)).map(fake_cupy.asarray)
+    of_torch = fake_cupy._new_stream()
+    before = fake_cupy.get_current_stream()
+    stream = fake_cupy._new_stream().use()
+    try:
+        kept = []
+        for _ in range(8):
+            fake_cupy.launches.clear()
+            fake_cupy.places.clear()
+            kept.append(run(p, "cuda"))
+            assert fake_cupy.get_current_stream() is stream
+            pairs = list(zip(fake_cupy.launches, fake_cupy.places, strict=True))
+            assert {place for name, place in pairs if name == "graph"} <= {stream}
+            if "graph" not in fake_cupy.launches:
+                others = {place for _, place in pairs} - {stream}
+                assert len(others) == D - 1
+            with of_torch:
+                pass
+            stream.use()
+        assert "graph" in fake_cupy.launches
+    finally:
+        before.use()
+    for found in kept:
+        assert_same_bits(found, kept[0])
+
+
+def test_workspaces_live_as_long_as_their_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rnnfast.backends.cuda import launch
+
+    monkeypatch.setattr(launch, "_STREAMS", 2)
+    launch._devices.clear()
+    p = problem(Case(Spec("lstm"), T=4, B=3, I=5, H=33)).map(fake_cupy.asarray)
+    streams = [fake_cupy._new_stream() for _ in range(3)]
+    wanted = run(p, "cuda")
+    for _ in range(3):
+        for stream in streams:
+            for _ in range(3):
+                with stream:
+                    assert_same_bits(run(p, "cuda"), wanted)
+            device = launch._device(0)
+            assert len(device.workspaces) <= 2
+            assert {key[0] for key in device.graphs} <= set(device.workspaces)
+            assert device.graphs
+    launch._devices.clear()
+
+
+def test_a_capture_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And leaves nothing behind that the next call would trip over."""
+    from rnnfast.backends.cuda import launch
+
+    launch._devices.clear()
+    p = problem(Case(Spec("gru"), T=4, B=3, I=5, H=33, D=2)).map(fake_cupy.asarray)
+    wanted = run(p, "cuda")
+    whole = launch._Device._launch
+
+    def failing(self: Any, steps: Any, queues: Any) -> None:
+        def fail(queue: Any) -> None:
+            raise MemoryError("no memory")
+
+        whole(self, [[*steps[0], fail], *steps[1:]], queues)
+
+    launch._devices.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(launch._Device, "_launch", failing)
+        for _ in range(4):
+            with pytest.raises(MemoryError, match="no memory"):
+                run(p, "cuda")
+    for _ in range(4):
+        assert_same_bits(run(p, "cuda"), wanted)
+    launch._devices.clear()
+
+
+def test_gradients_on_a_device_are_clipped() -> None:
+    case = Case(Spec("lstm"), T=4, B=3, I=5, H=33)
+    there = problem(case).map(fake_cupy.asarray)
+    _, _, backward = rnnfast.lstm_vjp(there.x, there.weights, there.state)
+    gradients = backward(there.dy)
+    copies = [a.get() for a in (gradients[0], *gradients[1][0][:4])]
+    for limit in (np.inf, 0.5):
+        norm = rnnfast.clip_grad_norm(gradients[:2], limit)
+        assert norm == pytest.approx(rnnfast.clip_grad_norm(copies, limit), rel=1e-12)
+    for found, wanted in zip((gradients[0], *gradients[1][0][:4]), copies, strict=True):
+        np.testing.assert_array_equal(found.get(), wanted)
+
+
+def test_matrices_of_one_row_may_have_any_stride() -> None:
+    case = Case(Spec("rnn"), T=4, B=3, I=5, H=1)
+    p = problem(case)
+    wanted = run(p.map(fake_cupy.asarray), "cuda")
+
+    def laid_across(a: Any) -> Any:
+        if a.ndim != 2 or a.shape[0] != 1:
+            return fake_cupy.asarray(a)
+        made = fake_cupy.asarray(np.ascontiguousarray(a.T)).T
+        assert made.strides[0] == made.itemsize
+        return made
+
+    assert_same_bits(run(p.map(laid_across), "cuda"), wanted)
+
+
 def test_a_graph_of_the_caller_is_refused() -> None:
     """It would use memory that is free again when the call has ended."""
     p = problem(Case(Spec("gru"))).map(fake_cupy.asarray)

@@ -216,7 +216,9 @@ def test_work_goes_to_the_stream_of_torch(place: str, monkeypatch: pytest.Monkey
     for name in ("run_forward", "run_backward"):
         monkeypatch.setattr(backend, name, watched(getattr(engine, name)))
     monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "alternating")
-    before = cupy.cuda.get_current_stream().ptr
+    used = cupy.cuda.Stream(non_blocking=True)
+    start = cupy.cuda.get_current_stream()
+    before = used.use().ptr
     layer = rnnfast.torch.GRU(4, 6).to(place)
     x = moved(torch.randn(5, 3, 4), place)
     layer(x)[0].sum().backward()
@@ -230,6 +232,7 @@ def test_work_goes_to_the_stream_of_torch(place: str, monkeypatch: pytest.Monkey
     assert set(seen) == streams
     assert len(seen) == 2 * len(streams)
     assert cupy.cuda.get_current_stream().ptr == before
+    start.use()
 
 
 def test_all_is_read_on_the_device_of_the_tensors(
@@ -331,5 +334,5 @@ class TestOnAGpu:
             theirs, ours = pair(name, 64, 128, num_layers=2, dtype=torch.float32)
             theirs, ours = theirs.cuda(), ours.cuda()
             x = torch.randn(20, 16, 64, device="cuda")
-            with torch.backends.cudnn.flags(allow_tf32=False):
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 close(ours(x), theirs(x), 1e-5)

@@ -61,11 +61,13 @@ def _on_device(tensor: Tensor) -> Iterator[None]:
             f"needs CuPy ({error}); install it, or move the module and its inputs with .cpu()"
         ) from error
     device = tensor.device.index
-    with (
-        cupy.cuda.Device(device),
-        _stream(cupy, torch.cuda.current_stream(device).cuda_stream, device),
-    ):
-        yield
+    with cupy.cuda.Device(device):
+        before = cupy.cuda.get_current_stream()
+        _stream(cupy, torch.cuda.current_stream(device).cuda_stream, device).use()
+        try:
+            yield
+        finally:
+            before.use()  # at the end of a `with stream`, CuPy forgets what `use()` had set before
 
 
 @lru_cache

@@ -19,6 +19,7 @@ def _library(version: int) -> Any:
     """The one that CuPy has loaded."""
     library = ctypes.CDLL(f"libcublas.so.{version // 10000}")
     library.cublasSetStream_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    library.cublasSetWorkspace_v2.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
     library.cublasGemmEx.argtypes = (
         ctypes.c_void_p,
         *[ctypes.c_int] * 5,
@@ -34,14 +35,23 @@ class Handle:
     def __init__(self) -> None:
         self._handle: int = cublas.create()
         self._library = _library(cublas.getVersion(self._handle))
-        self._stream: int | None = None  # setting it takes time
+        self._bound: tuple[int, int, int] | None = None  # it takes time
 
-    def gemm(self, stream: int, *arguments: Any) -> None:
-        """cublasGemmEx on a stream; `arguments` are those after the handle, but the algorithm."""
-        if stream != self._stream:
-            self._stream = None
-            _check(self._library.cublasSetStream_v2(self._handle, stream))
-            self._stream = stream
+    def bind(self, stream: int, workspace: int, size: int) -> None:
+        """Put products on a stream, with memory of so many bytes for what they do between.
+
+        With memory of its own cuBLAS promises the same bits for one stream at a time alone, and
+        takes memory of another kind while a stream is captured. Setting the stream drops it.
+        """
+        if self._bound == (stream, workspace, size):
+            return
+        self._bound = None
+        _check(self._library.cublasSetStream_v2(self._handle, stream))
+        _check(self._library.cublasSetWorkspace_v2(self._handle, workspace, size))
+        self._bound = stream, workspace, size
+
+    def gemm(self, *arguments: Any) -> None:
+        """cublasGemmEx; `arguments` are those after the handle, but the algorithm."""
         _check(self._library.cublasGemmEx(self._handle, *arguments, _ALGORITHM))
 
 

@@ -36,6 +36,7 @@ _SAVED = (
     *("hat_c", "scale_h", "scale_c", "scale_x"),
 )
 _ALIGNMENT = 256  # bytes
+_MOST_ROWS = 2**31 - 1
 
 
 def aligned(size: int, to: int = _ALIGNMENT) -> int:
@@ -84,8 +85,9 @@ def pointer(a: Any) -> int:
 
 
 def row_stride(a: Any) -> int:
-    """Numbers between two rows of a matrix."""
-    stride: int = a.shape[1] if type(a) is Piece else a.strides[0] // a.itemsize
+    """Numbers between two rows of a matrix; of one row, whose stride may be any, its columns."""
+    dense = type(a) is Piece or a.shape[0] == 1
+    stride: int = a.shape[1] if dense else a.strides[0] // a.itemsize
     return max(1, stride)
 
 
@@ -124,6 +126,11 @@ class Pass:
     def __init__(
         self, spec: Spec, w: Weights, steps: Steps, reverse: bool, masks: Masks | None
     ) -> None:
+        if steps.rows > _MOST_ROWS:
+            raise UnsupportedError(
+                f"x: backend 'cuda' has at most {_MOST_ROWS} rows in all steps together, as cuBLAS "
+                f"counts them in 32 bits; got {steps.rows}"
+            )
         self.spec, self.steps, self.reverse = spec, steps, reverse
         self.dtype = w.w_hh.dtype
         self.real = computed(self.dtype)

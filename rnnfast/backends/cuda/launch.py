@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
@@ -28,7 +29,8 @@ from . import cublas, parameters
 _FOLDER = Path(__file__).parent
 _CELLS = {"lstm": "Lstm", "rnn": "Rnn", "gated": "Gated"}
 _THREADS = 256  # of a block at most: the launch bound of the kernels
-_GRAPHS = 32  # kept for each device
+# Kept for each device: graphs, keys of steps that came before, streams of the caller.
+_GRAPHS, _SEEN, _STREAMS = 32, 1024, 16
 # Of a dtype by name: its type in C++, and its cudaDataType.
 _TYPES = {
     "float32": ("float", 0),
@@ -36,6 +38,7 @@ _TYPES = {
     "float16": ("rnnfast::Float16", 2),
     "bfloat16": ("rnnfast::BFloat16", 14),
 }
+_HOPPER = 9  # major compute capability
 _AMPERE = 80  # compute capability of the first with bfloat16, and an instruction of grid.cu
 # Blocks of a cluster, by the major one: 16 on the large devices, which have so many processors; 8
 # is what all have.
@@ -43,7 +46,15 @@ _CLUSTERS = (9, 10)
 _LARGE, _MOST_BLOCKS, _PORTABLE_BLOCKS = 100, 16, 8
 _NON_PORTABLE_CLUSTERS = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 
-Operation = Callable[[cublas.Handle], None]
+
+class Queue(NamedTuple):
+    """Where operations go: a stream, and cuBLAS bound to it."""
+
+    stream: Any
+    handle: cublas.Handle
+
+
+Operation = Callable[[Queue], None]
 Steps = list[list[Operation]]  # of each direction
 Sizes = tuple[int, int, int]
 
@@ -150,8 +161,8 @@ class Kernels:
         parts = 1 if self._norm else -(-units // block)
         arguments = tuple(parameters.by_value(a) for a in arguments)
 
-        def run(handle: cublas.Handle) -> None:
-            function((rows, parts), (block,), arguments)
+        def run(queue: Queue) -> None:
+            function((rows, parts), (block,), arguments, stream=queue.stream)
 
         return run
 
@@ -214,8 +225,8 @@ class Products:
     def __call__(self, a: Matrix, b: Matrix, c: Matrix, **how: bool) -> Operation:
         arguments = self.arguments(a, b, c, **how)
 
-        def run(handle: cublas.Handle) -> None:
-            handle.gemm(cupy.cuda.get_current_stream().ptr, *arguments)
+        def run(queue: Queue) -> None:
+            queue.handle.gemm(*arguments)
 
         return run
 
@@ -247,15 +258,26 @@ class Limits(NamedTuple):
 
 
 class _Device:
-    """Handles, streams and graphs of one device; used by one thread at a time."""
+    """Handles, streams and graphs of one device; used by one thread at a time.
+
+    No stream is made the current one: CuPy forgets what `use()` had set before.
+    """
 
     def __init__(self) -> None:
         self.lock = Lock()
         self.handles = [cublas.Handle(), cublas.Handle()]
         self.capturing = cupy.cuda.Stream(non_blocking=True)
         self.beside = cupy.cuda.Stream(non_blocking=True)
-        self.graphs: OrderedDict[Any, Any] = OrderedDict()
+        self.workspaces: OrderedDict[int, Any] = OrderedDict()  # of the caller's streams
+        self.seen: OrderedDict[int, None] = OrderedDict()  # hashes of keys
+        self.graphs: OrderedDict[tuple[int, Any], Any] = OrderedDict()
         self.last: Any = None  # the end of the last cooperative launch
+
+    @cached_property
+    def workspace(self) -> int:
+        """Bytes, as NVIDIA recommends."""
+        major = int(cupy.cuda.Device().compute_capability) // 10
+        return (32 if major >= _HOPPER else 4) << 20
 
     @cached_property
     def limits(self) -> Limits:
@@ -281,44 +303,84 @@ class _Device:
             kernel(grid, block, arguments, shared_mem=shared, enable_cooperative_groups=True)
             self.last = stream.record(_event())
 
+    def queues(self, current: Any, captured: bool = False) -> list[Queue]:
+        """The current stream, or the one that stands for it in a graph, and the one beside it.
+
+        Each with a part of the current stream's workspace, which stays where it is as long as there
+        are graphs of it.
+        """
+        if current.ptr not in self.workspaces:
+            self.workspaces[current.ptr] = cupy.empty((2, self.workspace), np.uint8)
+            if len(self.workspaces) > _STREAMS:
+                gone, _ = self.workspaces.popitem(last=False)
+                for key in [key for key in self.graphs if key[0] == gone]:
+                    del self.graphs[key]
+        self.workspaces.move_to_end(current.ptr)
+        memory = self.workspaces[current.ptr].data.ptr
+        found = []
+        for k, stream in enumerate((self.capturing if captured else current, self.beside)):
+            self.handles[k].bind(stream.ptr, memory + k * self.workspace, self.workspace)
+            found.append(Queue(stream, self.handles[k]))
+        return found
+
     def run(self, operations: Iterable[Operation]) -> None:
         with self.lock:
+            queue, _ = self.queues(cupy.cuda.get_current_stream())
             for operation in operations:
-                operation(self.handles[0])
+                operation(queue)
 
-    def launch(self, key: Any, make: Callable[[], Steps]) -> None:
+    def gemms(self, products: Iterable[tuple[Any, ...]]) -> None:
         with self.lock:
+            queue, _ = self.queues(cupy.cuda.get_current_stream())
+            for arguments in products:
+                queue.handle.gemm(*arguments)
+
+    def launch(self, steps_key: Any, make: Callable[[], Steps]) -> None:
+        with self.lock:
+            current = cupy.cuda.get_current_stream()
+            key = current.ptr, steps_key
             if key not in self.graphs:
-                self.graphs[key] = None
+                if not self._is_second(hash(key)):
+                    self._launch(make(), self.queues(current))
+                    return
+                self.graphs[key] = self._captured(make(), self.queues(current, captured=True))
                 if len(self.graphs) > _GRAPHS:
                     self.graphs.popitem(last=False)
-                self._launch(make())
-                return
             self.graphs.move_to_end(key)
-            if self.graphs[key] is None:
-                self.graphs[key] = self._captured(make())
-            self.graphs[key].launch(cupy.cuda.get_current_stream())
+            self.workspaces.move_to_end(current.ptr)
+            self.graphs[key].launch(current)
 
-    def _captured(self, steps: Steps) -> Any:
-        with self.capturing:
-            self.capturing.begin_capture()
-            try:
-                self._launch(steps)
-            finally:
-                graph = self.capturing.end_capture()
-        return graph
+    def _is_second(self, number: int) -> bool:
+        """Whether a key came before; it counts as having come."""
+        if number in self.seen:
+            return True
+        self.seen[number] = None
+        if len(self.seen) > _SEEN:
+            self.seen.popitem(last=False)
+        return False
 
-    def _launch(self, steps: Steps) -> None:
-        current = cupy.cuda.get_current_stream()
+    def _captured(self, steps: Steps, queues: list[Queue]) -> Any:
+        self.capturing.begin_capture()
+        try:
+            self._launch(steps, queues)
+        except BaseException:
+            with suppress(Exception):  # what went wrong is what counts
+                self.capturing.end_capture()
+            raise
+        return self.capturing.end_capture()
+
+    def _launch(self, steps: Steps, queues: list[Queue]) -> None:
+        here, beside = queues
         if len(steps) == 2:
-            self.beside.wait_event(current.record(_event()))
-            with self.beside:
-                for operation in steps[1]:
-                    operation(self.handles[1])
-        for operation in steps[0]:
-            operation(self.handles[0])
-        if len(steps) == 2:
-            current.wait_event(self.beside.record(_event()))
+            beside.stream.wait_event(here.stream.record(_event()))
+        try:
+            of_each = list(zip(queues, steps, strict=False))
+            for queue, operations in reversed(of_each):
+                for operation in operations:
+                    operation(queue)
+        finally:  # the memory of a call that fails is free again, too
+            if len(steps) == 2:
+                here.stream.wait_event(beside.stream.record(_event()))
 
 
 def _event() -> Any:
@@ -344,11 +406,7 @@ def run(operations: Iterable[Operation]) -> None:
 
 def gemms(products: Iterable[tuple[Any, ...]]) -> None:
     """Products by their arguments, on the current stream."""
-    device = _device(cupy.cuda.Device().id)
-    stream = cupy.cuda.get_current_stream().ptr
-    with device.lock:
-        for arguments in products:
-            device.handles[0].gemm(stream, *arguments)
+    _device(cupy.cuda.Device().id).gemms(products)
 
 
 def launch(key: Any, make: Callable[[], Steps]) -> None:
