@@ -506,7 +506,7 @@ def _forward(
     if type(dropout) is float and dropout == 0.0 and rng is None and not options:
         rows = _steps_first(x, batch_first)
         if rows is None and batch_first is False and type(weights) is Packed:
-            rows = x
+            rows = None if arrays.is_lazy(x, state, out) else x
     if rows is None or (batch_first and out is not None):
         pass
     elif type(weights) is Packed:
@@ -592,6 +592,8 @@ def _vjp(
             kept = list(weights) if type(weights) is list else weights
             if lengths is not None:
                 rest = (lengths.copy(), *rest[1:])
+            if state is not None and rows.dtype == np.float64:  # which has second derivatives
+                state = tuple(map(_copy, state)) if type(state) is tuple else _copy(state)
             if batch_first:
                 y = y.swapaxes(0, 1)
             arguments = (spec, x, kept, state, *rest)
@@ -625,7 +627,7 @@ class _Call:
     ) -> None:
         spec, self.noise = parse_options(spec, options) if options else (spec, QUIET)
         self.like = x
-        self.weights = weights
+        self.weights = list(weights) if type(weights) is list else weights
         self.batch_first = checks.flag("batch_first", batch_first)
         if isinstance(weights, Packed):
             self.packed: Packed | None = weights
@@ -742,6 +744,9 @@ class _Call:
             raise TypeError(
                 "weights: packed weights are for inference; expected the weights themselves"
             )
+        if self.dtype == np.float64:  # the caller may change it before second derivatives
+            h, c = self.state
+            self.state = None if h is None else h.copy(), None if c is None else c.copy()
         y, state_n, tape = self._run(save=True)
         assert tape is not None
         return self._give_y(y), self._give_state_n(state_n), Backward(self, tape)
@@ -1190,6 +1195,10 @@ class _ShortBackward(Backward):
         if self._call is None:
             self._call = _Call(*self._arguments)
         return self._call
+
+
+def _copy(a: Any) -> Any:
+    return None if a is None else a.copy()
 
 
 def _dual(value: Array | None, derivative: Array | None) -> Array | None:

@@ -8,6 +8,7 @@ array from nothing, `like=` tells it of which kind.
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import cache
 from typing import Any
@@ -32,6 +33,43 @@ def describe(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
+def is_lazy(*values: Any) -> bool:
+    """Whether memory is not all there is to a tensor: a gradient is wanted, or a sign stands apart.
+
+    Of tuples, to any of theirs.
+    """
+    for value in values:
+        if value is None or type(value) is np.ndarray:
+            continue
+        if type(value) is tuple:
+            if is_lazy(*value):
+                return True
+        elif getattr(value, "requires_grad", False) or _is_negated(value):
+            return True
+    return False
+
+
+def _is_negated(value: Any) -> bool:
+    """Whether a tensor of PyTorch stands for what its memory has with the sign changed."""
+    asked = getattr(value, "is_neg", None)
+    return asked is not None and bool(asked())
+
+
+def _check_memory(name: str, value: Any) -> None:
+    """Refuse tensors of PyTorch whose memory DLPack shares and that mean something else by it."""
+    if _is_negated(value):
+        raise TypeError(
+            f"{name}: expected a tensor as it lies in memory, got one whose sign is changed when "
+            f"it is read; give its resolve_neg()"
+        )
+    try:
+        empty = value.data_ptr() == 0 and math.prod(value.shape) > 0
+    except RuntimeError:
+        empty = True
+    if empty:
+        raise TypeError(f"{name}: {describe(value)} has no memory of its own that could be read")
+
+
 def take(name: str, value: Any) -> NDArray[Any]:
     """`value` as a NumPy or CuPy array that shares its memory."""
     if type(value) is np.ndarray:
@@ -48,6 +86,8 @@ def take(name: str, value: Any) -> NDArray[Any]:
         raise TypeError(
             f"{name}: expected a NumPy array or another with DLPack, got {describe(value)}"
         )
+    if hasattr(value, "is_neg"):
+        _check_memory(name, value)
     try:
         place = value.__dlpack_device__()[0] if dlpack else _CUDA[0]
         if place == _CPU:

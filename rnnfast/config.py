@@ -32,8 +32,8 @@ def set_num_threads(n: int) -> None:
     """
     if not isinstance(n, int | np.integer) or isinstance(n, bool):
         raise TypeError(f"n: expected an int, got {describe(n)}")
-    if not 1 <= n <= 1024:
-        raise ValueError(f"n: expected 1 to 1024 threads, got {n}")
+    if not 1 <= n <= threads.MOST:
+        raise ValueError(f"n: expected 1 to {threads.MOST} threads, got {n}")
     threads.put(int(n))
 
 

@@ -116,11 +116,15 @@ def _norm(found: list[NDArray[Any]], power: float) -> float:
     for g in found:
         part = np.abs(g.astype(np.float64))
         part /= largest
-        total += float((part**power).sum())
-    return float(largest * total ** (1 / power))
+        total += float((part**power).sum())  # each at most 1
+    with np.errstate(over="ignore"):
+        return float(largest * np.float64(total) ** (1 / power))
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
         raise TypeError(f"{name}: expected a float, got {arrays.describe(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # of an integer
+        return math.inf if value > 0 else -math.inf

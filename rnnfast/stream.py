@@ -155,14 +155,14 @@ class Stream:
 
     @property
     def state(self) -> Any:
-        """A copy of the state: (h, c), or h of a cell without c; None before there is one.
+        """A copy of the state: (h, c), or h of a cell without c; None where the next call begins.
 
         NumPy arrays (L, B, H), without B if chunks are unbatched. What is assigned is copied as
         well; it may have another B than before, and None means `reset()`.
         """
-        copies = tuple(s.copy() for s in self._states)
-        if not copies:
+        if self._fresh:
             return None
+        copies = tuple(s.copy() for s in self._states)
         return copies if self._has_c else copies[0]
 
     @state.setter

@@ -8,6 +8,7 @@ from collections.abc import Callable
 get: Callable[[], int]
 put: Callable[[int], None]
 
+MOST = 1024
 _chosen = 0  # none yet
 
 
@@ -22,16 +23,21 @@ def _put(n: int) -> None:
 
 def _default() -> int:
     """As csrc/threads.cpp has it."""
-    asked = _from_environment("RNNFAST_NUM_THREADS")
+    asked = _number_from("RNNFAST_NUM_THREADS")
     if asked:
         return asked
     able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, able // (_from_environment("LOCAL_WORLD_SIZE") or 1))
+    return max(1, able // (_number_from("LOCAL_WORLD_SIZE") or 1))
 
 
-def _from_environment(name: str) -> int:
+def _number_from(name: str) -> int:
+    """What a variable of the environment says; 0 where it says nothing."""
     given = os.environ.get(name, "")
-    return int(given) if given.isdecimal() else 0
+    if not given:
+        return 0
+    if not given.isdecimal() or not 1 <= int(given) <= MOST:
+        raise ValueError(f"{name}: expected a number from 1 to {MOST}, got {given!r}")
+    return int(given)
 
 
 try:

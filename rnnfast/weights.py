@@ -167,6 +167,7 @@ def parse(weights: object, cell: Cell, dtype: np.dtype[Any] | None) -> list[Laye
         entries = weights
         names = [f"weights[{k}]" for k in range(len(weights))]
     elif isinstance(weights, tuple):
+        _refuse_lists("weights", weights)
         raise TypeError(
             "weights: a tuple of tuples could mean two layers or two directions; expected a list "
             "with one entry per layer, each a Weights or a (forward, reverse) pair of them"
@@ -186,6 +187,7 @@ def parse(weights: object, cell: Cell, dtype: np.dtype[Any] | None) -> list[Laye
         elif _pair(entry):
             parts, part_names = list(entry), [f"{name}[0]", f"{name}[1]"]  # type: ignore[call-overload]
         else:
+            _refuse_lists(name, entry)
             raise TypeError(
                 f"{name}: expected a Weights, a tuple of arrays or a (forward, reverse) pair of "
                 f"them, got {arrays.describe(entry)}"
@@ -203,6 +205,18 @@ def parse(weights: object, cell: Cell, dtype: np.dtype[Any] | None) -> list[Laye
         layers.append(tuple(layer))
         features = len(layer) * layer[0].w_hh.shape[1]
     return layers
+
+
+def _refuse_lists(name: str, entry: object) -> None:
+    """Lists of numbers in the place of arrays, by the names that these have."""
+    for field, value in zip(
+        Weights._fields, entry if isinstance(entry, tuple) else (), strict=False
+    ):
+        inner = value[0] if isinstance(value, list) and value else None
+        if isinstance(inner, list | float | int):
+            raise TypeError(
+                f"{name}.{field}: expected a NumPy array or another with DLPack, got list"
+            )
 
 
 def _direction(

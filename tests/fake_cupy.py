@@ -262,6 +262,12 @@ def empty(shape: Any, dtype: Any = float) -> ndarray:
     return ndarray(host, memory)
 
 
+class _Allocated(_Pointer):
+    def __init__(self, size: int) -> None:
+        self.memory = _Memory(size)
+        super().__init__(self.memory.bytes.ctypes.data)
+
+
 def zeros(shape: Any, dtype: Any = float) -> ndarray:
     made = empty(shape, dtype)
     made.host[...] = 0
@@ -668,6 +674,7 @@ def modules() -> dict[str, ModuleType]:
         Event=Event,
         ExternalStream=ExternalStream,
         Stream=_new_stream,
+        alloc=_Allocated,
         get_current_stream=get_current_stream,
         runtime=runtime,
     )

@@ -778,6 +778,27 @@ def test_masks_of_one_row_and_of_other_shapes(both: bool) -> None:
             ours(x, mask=ops.convert_to_tensor(np.ones(shape, bool)))
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="Keras' unrolled loop takes no masks there")
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("zero_output", [False, True])
+@pytest.mark.parametrize("start", [False, True])
+def test_masks_in_an_unrolled_loop(both: bool, zero_output: bool, start: bool) -> None:
+    how = {"units": 4, "return_sequences": True, "unroll": True}
+    x = np.random.default_rng(0).standard_normal((3, 5, 2)).astype("float32")
+    mask = np.array([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]], bool)
+    theirs, ours = pair("GRU", x.shape, zero_output_for_mask=zero_output, **how)
+    if both:
+        weights = theirs.get_weights()
+        theirs, ours = keras.layers.Bidirectional(theirs), rnnfast.keras.Bidirectional(ours)
+        for layer in (theirs, ours):
+            layer.build(x.shape)
+            layer.set_weights([*weights, *weights])
+    states = [x[:, :2].reshape(3, 4)] * (1 + both) if start else None
+    given = {"mask": ops.convert_to_tensor(mask), "initial_state": states}
+    wanted, found = (ops.convert_to_numpy(layer(x, **given)) for layer in (theirs, ours))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_no_rows_with_a_mask(both: bool) -> None:
     layer: Any = rnnfast.keras.LSTM(5, return_sequences=True)

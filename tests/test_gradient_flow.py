@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -312,8 +313,18 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("save", {"save": "all"}, TypeError, r"save: unexpected"),
     ("checkpoint", {"checkpoint": 2}, TypeError, r"checkpoint: unexpected"),
     *((name, {name: 0.5, "rng": 0}, rnnfast.UnsupportedError, rf"{name}: .*training=False")
-      for name in ("dropout", "recurrent_dropout", "zoneout", "dropconnect")),
+      for name in ("recurrent_dropout", "zoneout", "dropconnect")),
+    ("zoneout of c", {"zoneout": (0.0, 0.5)}, rnnfast.UnsupportedError, "zoneout: .*training"),
+    ("dropout", {"dropout": 0.5, "weights": rnnfast.init_weights("lstm", 5, 9, 2, dtype="float64")},
+     rnnfast.UnsupportedError, r"dropout: .*training=False"),
 ]  # fmt: skip
+
+
+def test_rates_of_zero_draw_nothing() -> None:
+    """Nor does dropout, which is between layers, where there is one."""
+    flow = partial(rnnfast.gradient_flow, P.x, P.weights, P.dy, cell="lstm")
+    for options in ({"zoneout": (0.0, 0.0)}, {"dropout": 0.5}, {"recurrent_dropout": 0.0}):
+        np.testing.assert_array_equal(flow(**options).norms, flow().norms)
 
 
 @pytest.mark.parametrize(("what", "change", "error", "words"), BAD, ids=[b[0] for b in BAD])

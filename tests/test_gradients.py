@@ -120,6 +120,16 @@ def test_not_finite(bad: float, power: float, dtype: str) -> None:
         np.testing.assert_array_equal(got, right.astype(dtype))
 
 
+def test_a_norm_beyond_all_numbers() -> None:
+    """Of a power so small that the root of the sum overflows."""
+    arrays = [np.ones(10_000)]
+    assert rnnfast.clip_grad_norm(arrays, math.inf, 0.01) == math.inf
+    assert rnnfast.clip_grad_norm(arrays, 10**400) == pytest.approx(100)
+    with pytest.raises(ValueError, match="finite norm"):
+        rnnfast.clip_grad_norm(arrays, 1.0, 0.01, error_if_nonfinite=True)
+    np.testing.assert_array_equal(arrays[0], 1.0)
+
+
 def test_nan_beside_inf() -> None:
     for pair in ([math.nan, math.inf], [math.inf, math.nan]):
         assert math.isnan(rnnfast.clip_grad_norm([np.array([v]) for v in pair], 1.0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -579,8 +580,44 @@ class TestFlax:
         found = {k: v for k, v in vars(layer).items() if isinstance(v, nnx.Param)}
         assert_near(layer(x), self.wanted(cell, {k: v[...] for k, v in found.items()}, x), 0)
         assert not np.array_equal(random, layer(x)[0])
+        drops = nnx.view(layer, deterministic=False)
+        assert np.array_equal(random, drops(x, rngs=nnx.Rngs(dropout=1))[0])
+        assert np.array_equal(nnx.view(drops, deterministic=True)(x)[0], layer(x)[0])
         gradient = nnx.jit(nnx.grad(lambda layer: layer(x)[0].sum()))(layer)
         assert all(np.asarray(a).any() for a in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dropout": -1.0}, "dropout: .*-1"),
+        ({"dropout": 7.0, "num_layers": 1}, "dropout: .*7"),
+        ({"hidden_size": 0}, "hidden_size: .*0"),
+        ({"num_layers": 0}, "num_layers: .*0"),
+    ],
+    ids=str,
+)
+def test_bad_layers_of_flax(change: dict[str, Any], words: str) -> None:
+    pytest.importorskip("flax")
+    from flax import nnx
+
+    from rnnfast.jax import linen
+    from rnnfast.jax import nnx as layers
+
+    given = {"hidden_size": 4, "num_layers": 2, **change}
+    with pytest.raises(ValueError, match=words):
+        layers.LSTM(3, **given, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=words):
+        linen.LSTM(**given).init(jax.random.key(0), jnp.ones((5, 2, 3)))
+
+
+def test_tuples_of_others() -> None:
+    """A NamedTuple as other libraries have for the state, or for weights."""
+    p = problem(Case(Spec("lstm"), dtype="float32"))
+    state = namedtuple("state", "hidden cell")(*p.state)
+    weights = namedtuple("weights", "w_ih w_hh b_ih b_hh")(*p.weights[0][:4])
+    wanted = rnnfast.jax.lstm(p.x, p.weights, p.state)[0]
+    assert np.array_equal(rnnfast.jax.lstm(p.x, weights, state)[0], wanted)
 
 
 def test_the_page() -> None:

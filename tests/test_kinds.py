@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -145,6 +146,35 @@ def test_tensors_that_cannot_be_viewed(target: str) -> None:
     ):
         with pytest.raises((TypeError, rnnfast.UnsupportedError), match=words):
             forward(replace(p, **{name: value}), target)
+
+
+@pytest.mark.skipif("torch" not in KINDS, reason="torch is not installed")
+@pytest.mark.parametrize("packed", [False, True])
+def test_tensors_that_are_not_their_memory(packed: bool, target: str) -> None:
+    """A gradient is wanted, the sign stands apart, or there are no numbers at all."""
+    torch = importlib.import_module("torch")
+    p = of_kind(problem(Case(Spec("lstm"), dtype="float32")), torch.from_numpy)
+    weights = rnnfast.pack(p.weights, cell="lstm", backend=target) if packed else p.weights
+    call = partial(rnnfast.lstm, weights=weights, backend=target)
+    y = call(p.x, state=p.state)[0]
+    negated = torch._neg_view(-p.x)
+    assert torch.equal(negated, p.x)
+    assert torch.equal(call(negated.resolve_neg(), state=p.state)[0], y)
+    h, c = p.state
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("x: .*resolve_neg", {"x": negated}),
+        ("x: .*grad", {"x": p.x.clone().requires_grad_()}),
+        ("x: .*no memory", {"x": torch._efficientzerotensor(p.x.shape)}),
+        ("c_0: .*resolve_neg", {"x": p.x, "state": (h, torch._neg_view(-c))}),
+        ("h_0: .*grad", {"x": p.x, "state": (h.clone().requires_grad_(), c)}),
+        ("out: .*resolve_neg", {"x": p.x, "out": torch._neg_view(torch.zeros_like(y))}),
+        ("out: .*grad", {"x": p.x, "out": torch.zeros_like(y, requires_grad=True)}),
+    ]
+    for words, given in wrong:
+        with pytest.raises(TypeError, match=words):
+            call(**given)
+    with pytest.raises(TypeError, match=r"x: .*resolve_neg"):
+        rnnfast.Stream(p.weights, backend=target)(negated)
 
 
 def test_arrays_on_a_device(target: str) -> None:

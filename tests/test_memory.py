@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Case, assert_same_bits, function, problem, run
+from helpers import Case, assert_same_bits, flatten_weights, function, problem, run
 from tolerance import allowed, assert_agrees, assert_close
 
 import rnnfast
@@ -94,6 +94,31 @@ def test_backward_may_be_called_again(spec: Spec, target: str) -> None:
         )
         first = backward(p.dy, p.dstate)[0]
         assert_same_bits({"dx": backward(p.dy, p.dstate)[0]}, {"dx": first})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"save": "recompute"}, {"checkpoint": 2}], ids=["all", "recompute", "parts"]
+)
+def test_what_may_change_before_backward(options: dict[str, Any], spec: Spec, target: str) -> None:
+    """All but x and the arrays of the weights: the state, and the list of layers."""
+    p = problem(Case(spec, T=5, B=2, H=5, L=2))
+    wanted = function(spec, vjp=True)(p.x, p.weights, p.state, backend=target, **options)[2](
+        p.dy, p.dstate
+    )
+    for change in ("pop", "append", "replace"):
+        layers, state = list(p.weights), p.map(np.copy).state
+        _, _, backward = function(spec, vjp=True)(p.x, layers, state, backend=target, **options)
+        for a in state if isinstance(state, tuple) else (state,):
+            a[...] = 9
+        if change == "replace":
+            layers[0] = None
+        else:
+            getattr(layers, change)(*([layers[0]] if change == "append" else []))
+        found = backward(p.dy, p.dstate)
+        assert_same_bits(
+            {"dx": found[0]} | flatten_weights(found[1]),
+            {"dx": wanted[0]} | flatten_weights(wanted[1]),
+        )
 
 
 def test_no_steps_at_all(spec: Spec, target: str) -> None:

@@ -216,6 +216,26 @@ def test_first_results_are_those_of_backward(spec: Spec, target: str) -> None:
     assert_same_bits(found, gradients(p, backward))
 
 
+@pytest.mark.parametrize("checkpoint", [None, 2])
+def test_the_state_may_change_before(checkpoint: int | None, spec: Spec, target: str) -> None:
+    p = problem(Case(spec, T=4, B=3, I=5, H=7))
+    u = directions_of(p)
+    results = []
+    for change in (False, True):
+        given = p.map(np.copy).state
+        _, _, backward = function(spec, vjp=True)(
+            p.x, p.weights, given, backend=target, checkpoint=checkpoint
+        )
+        if change:
+            for a in given if isinstance(given, tuple) else (given,):
+                a[...] = 9
+        _, double_backward = backward.vjp(p.dy, p.dstate)
+        (gx, gweights, gstate), _ = double_backward(u.x, u.weights, u.state)
+        of_state = flatten_state(spec, gstate, "dh_0", "dc_0")
+        results.append({"gx": gx} | of_state | flatten_weights(gweights))
+    assert_same_bits(*results)
+
+
 def test_missing_arguments_are_zeros(spec: Spec, target: str) -> None:
     p = problem(Case(spec, T=4, B=3, I=5, H=7, L=2, D=2))
     u = directions_of(p)

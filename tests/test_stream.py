@@ -167,6 +167,13 @@ def test_reset_takes_another_batch(target: str) -> None:
     with pytest.raises(ValueError, match=r"x: expected 3 rows .*\(4, 2, 4\).*reset"):
         stream(p.x[:, :2])
     stream.reset()
+    assert stream.state is None
+    other = rnnfast.Stream(p.weights, backend=target)
+    with pytest.raises(ValueError, match="lengths"):
+        other(p.x, lengths=[99, 1, 1])
+    assert other.state is None
+    other.state = stream.state
+    assert_same_bits({"y": other(p.x[:, :2])}, {"y": stream(p.x[:, :2])})
     assert stream(p.x[:, :2]).shape == (4, 2, 9)
     stream.reset()
     assert stream(p.x[:, :2]).shape == (4, 2, 9)  # the short path to the kernels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -235,10 +236,31 @@ def test_wrong_arguments(training: bool) -> None:
         (ValueError, "backend: ", (x, weights), {"backend": "quick"}),
         (TypeError, "speed", (x, weights), {"speed": 3}),
         (NotImplementedError, "out: ", (x, weights), {"out": x}),
+        (ValueError, "clip: expected a finite", (x, weights), {"clip": math.inf}),
+        (ValueError, "clip: expected a finite", (x, weights), {"clip": np.float32("nan")}),
+        (TypeError, "grad_clip: .*torch.Tensor", (x, weights), {"grad_clip": torch.ones(())}),
+        (ValueError, "rng: .*seed", (x, weights), {"dropout": 0.5, "rng": 2**63}),
+        (TypeError, r"weights\[0\]\.w_ih: .*list", (x, [([[1.0]], [[1.0]])]), {}),
     ]
     for error, words, arguments, options in wrong:
         with pytest.raises(error, match=words):
             rnnfast.torch.lstm(*arguments, **options)
+
+
+def test_options_of_numpy() -> None:
+    """Its numbers and bools are as good as Python's."""
+    p = problem(Case(Spec("lstm"), T=5, B=3, I=4, H=6)).map(torch.from_numpy)
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"clip": np.float64(2)}, {"clip": 2.0}),
+        ({"truncate": np.int64(2)}, {"truncate": 2}),
+        ({"zoneout": (np.float64(0.25), 0.5)}, {"zoneout": (0.25, 0.5)}),
+        ({"activation": ("elu", np.float32(0.5))}, {"activation": ("elu", 0.5)}),
+    ]
+    for theirs, ours in pairs:
+        for how in (theirs, ours):
+            how["training"] = np.False_ if how is theirs else False
+        found = rnnfast.torch.lstm(p.x, p.weights, p.state, **theirs)[0]
+        assert torch.equal(found, rnnfast.torch.lstm(p.x, p.weights, p.state, **ours)[0])
 
 
 def test_tensors_elsewhere() -> None:

@@ -93,7 +93,8 @@ class Reference:
                 if save == "all":
                     tapes.append(tape)
                 at += 1
-            saved.append(_Saved(steps, tapes, x, h_0[state], c_0[state], own))
+            # Copies: the caller may change the state before `backward`.
+            saved.append(_Saved(steps, tapes, x, h_0[state].copy(), c_0[state].copy(), own))
             x = y.copy() if np.iscomplexobj(y) else y
             _grow(y)
         _grow(h_n)

@@ -126,6 +126,12 @@ def _outline(value: Any, name: str = "weights") -> Any:
     """Memory of the shape and dtype of an array, never touched, to be checked in its place."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return value
+    try:
+        np.dtype(value.dtype)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected an array of JAX or NumPy, got {describe(value)}"
+        ) from None
     if (
         isinstance(value.dtype, np.dtype)
         and jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype
@@ -141,8 +147,8 @@ def _map(change: Any, value: Any) -> Any:
     """`change` of every array of a structure of lists and tuples."""
     if isinstance(value, Weights):
         return Weights(*(_map(change, v) for v in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_map(change, v) for v in value)
+    if isinstance(value, list | tuple):  # NamedTuples of others too
+        return (list if isinstance(value, list) else tuple)([_map(change, v) for v in value])
     return change(value)
 
 

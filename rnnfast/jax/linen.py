@@ -33,6 +33,7 @@ class _Layer(nn.Module):
 
         `deterministic` switches dropout off; its key is that of the collection "dropout".
         """
+        parameters.check(self.hidden_size, self.num_layers, self.dropout)
         stack = (self.num_layers, self.bidirectional, self.bias)
         draw = parameters.uniform(self.hidden_size)
         found = {

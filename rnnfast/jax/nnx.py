@@ -30,6 +30,7 @@ class _Layer(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
+        parameters.check(hidden_size, num_layers, dropout)
         self.stack = (num_layers, bidirectional, bias)
         self.batch_first, self.dropout, self.save = batch_first, dropout, save
         self.deterministic = False
@@ -42,7 +43,8 @@ class _Layer(nnx.Module):
     ) -> tuple[Any, Any]:
         """y and the final state, as `rnnfast.jax.lstm` and its siblings return them.
 
-        Dropout takes its key from the stream "dropout" of `rngs`; `eval()` switches it off.
+        Dropout takes its key from the stream "dropout" of `rngs`; `eval()`, or
+        `nnx.view(model, deterministic=True)`, switches it off.
         """
         random = self.dropout > 0 and not self.deterministic and self.stack[0] > 1
         if random and rngs is None:
@@ -60,6 +62,11 @@ class _Layer(nnx.Module):
             {},
             **self._variant(),
         )
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """For `nnx.view`: whether dropout is off."""
+        if deterministic is not None:
+            self.deterministic = deterministic
 
     def _variant(self) -> dict[str, Any]:
         return {}

@@ -13,6 +13,15 @@ from ..weights import Weights
 _FIELDS = Weights._fields[:4]
 
 
+def check(hidden_size: int, num_layers: int, dropout: float) -> None:
+    """What no call would find: sizes that make no layer, and a rate that no layer draws by."""
+    for name, size in (("hidden_size", hidden_size), ("num_layers", num_layers)):
+        if size < 1:
+            raise ValueError(f"{name}: expected at least 1, got {size}")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout}")
+
+
 def shapes(
     cell: str,
     input_size: int,

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from . import kernels
-from .layers import Fused, computed_in, listed, output_before, starts_at_zero, steps_of
+from .layers import Fused, computed_in, listed, output_before, starts_at_zero, steps_of, zeroes
 from .packing import Packing
 from .translation import cast, options_of
 
@@ -103,7 +103,8 @@ class Bidirectional(keras.layers.Bidirectional):
             and options_of(first.rnnfast_cell, cells[0]) == options_of(first.rnnfast_cell, cells[1])
             and second.go_backwards
             and all(
-                k.zero_output_for_mask == self.return_sequences and k.activity_regularizer is None
+                zeroes(k, k.zero_output_for_mask) == self.return_sequences
+                and k.activity_regularizer is None
                 for k in (first, second)
             )
         )

@@ -67,7 +67,7 @@ class Fused(keras.layers.RNN):
             state = [
                 keras.ops.copy(s) for s in state
             ]  # the variables change before backward reads them
-        steps = steps_of(mask, x, self.go_backwards, self.zero_output_for_mask)
+        steps = steps_of(mask, x, self.go_backwards, zeroes(self, self.zero_output_for_mask))
         y, [state_n] = kernels.run(
             self.rnnfast_cell,
             steps.pack(x),
@@ -88,6 +88,11 @@ def output_before(layer: Any, h_0: Any) -> Any:
     """What Keras has for masked steps before the first that counts: h_0 on jax, or zeros."""
     carries = kernels.BACKEND == "jax" and not layer.unroll
     return h_0 if carries else keras.ops.zeros_like(h_0)
+
+
+def zeroes(layer: Any, wanted: Any) -> bool:
+    """Whether outputs of masked steps are zero; Keras' unrolled loop on jax never does that."""
+    return bool(wanted) and not (kernels.BACKEND == "jax" and layer.unroll)
 
 
 def computed_in(layer: Any) -> str:

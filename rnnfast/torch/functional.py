@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,7 +138,7 @@ def _call(
         ends = torch.as_tensor(lengths, device="cpu")
     random = dropout != 0 or (options and any(options.get(name) for name in _RANDOM))
     seed = _seed(rng) if random else None
-    chosen = repr(options) if options else "{}"
+    chosen = repr({k: _literal(k, v) for k, v in options.items()}) if options else "{}"
     if isinstance(weights, rnnfast.Packed):
         if autograd.needs_gradients(x, h_0, c_0):
             raise TypeError(
@@ -162,6 +164,26 @@ def _call(
     if autograd.needs_gradients(x, h_0, c_0, *flat):
         return autograd.train(x, h_0, c_0, flat, Given(structure, ends, seed, call))
     return calls.run(x, h_0, c_0, structure, ends, seed, call)
+
+
+def _literal(name: str, value: Any) -> Any:
+    """An option as what can be written and read again: operators take strings."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, tuple):
+        return tuple([_literal(name, v) for v in value])
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: expected a finite number, got {value}")
+        return float(value)
+    raise TypeError(
+        f"{name}: expected a number, a bool, a str, None or a tuple of them, "
+        f"got {arrays.describe(value)}"
+    )
 
 
 def _fields(entry: tuple[Any, ...]) -> str:
@@ -216,6 +238,8 @@ def _seed(rng: Any) -> Tensor:
     if isinstance(rng, torch.Generator):
         return torch.randint(2**62, (), generator=rng, device=rng.device)
     if isinstance(rng, int) and not isinstance(rng, bool):
+        if not 0 <= rng < 2**63:
+            raise ValueError(f"rng: expected a seed from 0 to 2**63 - 1, got {rng}")
         return torch.tensor(rng, device="cpu")
     raise TypeError(f"rng: expected a torch.Generator, an int or None, got {arrays.describe(rng)}")
 

@@ -310,13 +310,13 @@ class _Device:
         are graphs of it.
         """
         if current.ptr not in self.workspaces:
-            self.workspaces[current.ptr] = cupy.empty((2, self.workspace), np.uint8)
+            self.workspaces[current.ptr] = cupy.cuda.alloc(2 * self.workspace)
             if len(self.workspaces) > _STREAMS:
                 gone, _ = self.workspaces.popitem(last=False)
                 for key in [key for key in self.graphs if key[0] == gone]:
                     del self.graphs[key]
         self.workspaces.move_to_end(current.ptr)
-        memory = self.workspaces[current.ptr].data.ptr
+        memory = self.workspaces[current.ptr].ptr
         found = []
         for k, stream in enumerate((self.capturing if captured else current, self.beside)):
             self.handles[k].bind(stream.ptr, memory + k * self.workspace, self.workspace)

@@ -23,11 +23,10 @@ from . import loops, packing, plain, plans, short, threads
 from .memory import NO_MATRIX, NO_ROW, NO_STATE, flat, readable, scratch, taken
 from .plans import BARRIERS, GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
 from .products import pack, panel_size, product, sums
-from .threads import LEAST, NOBODY, SMALL
+from .threads import LEAST, NOBODY, SMALL, STEP
 from .visits import chunks, visits_of
 
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
-_STEP = 60_000  # multiplications of one step that are worth dividing its units
 _PANELS = 100_000  # numbers that are worth packing together
 _NO_MASKS = (False, False, False)
 
@@ -322,7 +321,7 @@ class _Known(NamedTuple):
     state_shapes: list[tuple[int, int, int]]
     written: list[tuple[int, int, int]]  # the shapes of y and of the state
     steps: Steps
-    work: int
+    work: int  # that threads might share
     small: bool  # so that one thread may do it
 
     @classmethod
@@ -330,12 +329,13 @@ class _Known(NamedTuple):
         num_steps, batch, _ = x_shape
         rows = num_steps * batch
         shapes = [(call.count, batch, size) for size in call.sizes[: 1 + call.has_c]]
-        work = rows * call.prepared[0][0].w.w_hh.size * call.count
+        step = call.prepared[0][0].w.w_hh.size
+        work = rows * step * call.count
         y_shape = num_steps, batch, call.directions * call.sizes[0]
         small = call.spec.plain and work <= SMALL
-        return cls(
-            x_shape, y_shape, shapes, [y_shape, *shapes], Steps(num_steps, batch), work, small
-        )
+        alone = call.directions == 1 and not threads.divisible(step, batch)
+        steps, written = Steps(num_steps, batch), [y_shape, *shapes]
+        return cls(x_shape, y_shape, shapes, written, steps, 0 if small and alone else work, small)
 
 
 class _Here(NamedTuple):
@@ -624,7 +624,7 @@ def _teams(
         return [[_Member(0, batch, 0, 0, 1)] for _ in range(directions)]
     members = max(1, count // directions)
     if members > 1 and batch < 4 * members and not whole_rows:
-        if work * batch < _STEP:
+        if work * batch < STEP:
             members = 1
         return [
             [_Member(0, batch, 1, k, members, BARRIERS[d]) for k in range(members)]

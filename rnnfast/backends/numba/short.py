@@ -108,8 +108,11 @@ def takes(x: Array, layers: list[Arrays]) -> bool:
     if x.ndim != 3:
         return False
     rows: int = x.shape[0] * x.shape[1]
-    work = rows * layers[0][1].size * len(layers)
-    return rows == 1 or (0 < work <= SMALL and not threads.worth(work))
+    step = layers[0][1].size
+    work = rows * step * len(layers)
+    if rows == 1 or not 0 < work <= SMALL:
+        return rows == 1
+    return not (threads.divisible(step, x.shape[1]) and threads.worth(work))
 
 
 class Tape(NamedTuple):
