@@ -30,7 +30,7 @@ from .shared import stay_for_next
 
 # Multiplications that are worth a second thread: while it is awake, and if it has to be woken.
 LEAST, SMALL = 1_500_000, 8_000_000
-STEP = 60_000  # multiplications of one step that are worth dividing its units
+STEP = 90_000  # multiplications of one step that are worth dividing its units
 NOBODY: Array = np.zeros(BOARD, np.int64)  # the board of a pass that no other thread takes part in
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
