@@ -27,10 +27,10 @@ def clip_grad_norm(
     Parameters
     ----------
     gradients : array, Weights, list, tuple or dict, nested in any way; None is skipped
-        What `backward` returned, or any structure with it. float32 and float64, NumPy's or any
-        that DLPack shares and that can be written (a PyTorch tensor; not a JAX array). They are
-        changed. An array that occurs twice counts once. Of arrays on a device, whose norm is
-        waited for, the current CuPy stream is used.
+        What `backward` returned, or any structure with it. float32 and float64 (on a device 16
+        bits too), NumPy's or any that DLPack shares and that can be written (a PyTorch tensor; not
+        a JAX array). They are changed. An array that occurs twice counts once. Of arrays on a
+        device, whose norm is waited for, the current CuPy stream is used.
     max_norm : float
         The largest norm allowed, at least 0. With inf nothing changes: the norm is measured.
     norm_type : float

@@ -375,6 +375,8 @@ class Stream:
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.ptr = id(self)
         self.capturing = False  # itself, or by an event of a stream that is
+        self.origin = False  # itself
+        self.open = False  # whether there is work on it that no other stream waits for
 
     def use(self) -> Any:
         Stream.current = self
@@ -389,11 +391,12 @@ class Stream:
         Stream.current = Stream.entered[-1] if Stream.entered else _null
 
     def record(self, event: Any) -> Any:
-        event.recorded, event.capturing = True, self.capturing
+        event.recorded, event.capturing, event.of = True, self.capturing, self
         return event
 
     def wait_event(self, event: Any) -> None:
         assert event.recorded, "waiting for an event that was not recorded"
+        event.of.open = False
         self.capturing = self.capturing or event.capturing
 
     def is_capturing(self) -> bool:
@@ -401,13 +404,16 @@ class Stream:
 
     def begin_capture(self) -> None:
         assert Stream.captured is None, "a capture within a capture"
-        Stream.captured, self.capturing = [], True
+        Stream.captured, self.capturing, self.origin = [], True, True
 
     def end_capture(self) -> Graph:
         assert Stream.captured is not None
         work, Stream.captured = Stream.captured, None
+        unjoined = [s for s in _streams if s.capturing and s.open and not s.origin]
         for stream in _streams:
-            stream.capturing = False
+            stream.capturing = stream.origin = stream.open = False
+        if unjoined:
+            raise RuntimeError("cudaErrorStreamCaptureUnjoined")
         return Graph(work)
 
 
@@ -438,6 +444,7 @@ def _do(name: str, work: Callable[[], None], stream: Stream) -> None:
         places.append(stream)
         work()
 
+    stream.open = True
     if Stream.captured is None:
         run()
         return

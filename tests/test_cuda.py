@@ -27,6 +27,10 @@ def cupy() -> Any:
     found = pytest.importorskip("cupy")
     if found.__name__ != "cupy" or not hasattr(found, "__version__"):
         pytest.skip("needs a GPU: CuPy is emulated here")
+    from rnnfast.backends.cuda import launch
+
+    found.cuda.Device().synchronize()
+    launch._devices.clear()  # graphs of other tests leave no place for those of this one
     return found
 
 
@@ -84,11 +88,14 @@ def test_grids_on_two_streams(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_graphs_give_the_bits_of_single_launches(
     cupy: Any, monkeypatch: pytest.MonkeyPatch, spec: Spec
 ) -> None:
+    from rnnfast.backends.cuda import launch
+
     monkeypatch.setenv("RNNFAST_CUDA_ENGINE", "alternating")
     p = problem(Case(spec, T=9, B=5, I=7, H=65, L=2, D=2)).map(cupy.asarray)
     first = run(p, "cuda")
     for _ in range(12):
         assert_same_bits(run(p, "cuda"), first)
+    assert launch._device(0).graphs
 
 
 def test_the_current_stream_is_respected(cupy: Any) -> None:

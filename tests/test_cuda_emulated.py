@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -300,6 +301,9 @@ def test_biases_of_one_direction(engine: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_graph_runs_from_the_second_call_on(spec: Spec) -> None:
+    from rnnfast.backends.cuda import launch
+
+    launch._devices.clear()
     p = problem(Case(spec, T=4, B=3, I=5, H=33, L=2, D=2)).map(fake_cupy.asarray)
     runs = []
     for _ in range(12):
@@ -377,14 +381,76 @@ def test_a_capture_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         whole(self, [[*steps[0], fail], *steps[1:]], queues)
 
     launch._devices.clear()
+    device = launch._device(0)
     with monkeypatch.context() as patched:
         patched.setattr(launch._Device, "_launch", failing)
         for _ in range(4):
             with pytest.raises(MemoryError, match="no memory"):
                 run(p, "cuda")
+            assert not device.beside.open  # memory of it may be used again
     for _ in range(4):
         assert_same_bits(run(p, "cuda"), wanted)
     launch._devices.clear()
+
+
+def test_more_calls_in_turn_than_graphs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that find no place are launched one by one, not captured each time."""
+    from rnnfast.backends.cuda import launch
+
+    monkeypatch.setattr(launch, "_GRAPHS", 2)
+    monkeypatch.setattr(launch, "_IDLE", 20)
+    launch._devices.clear()
+    device = launch._device(0)
+    captures = []
+    whole = launch._Device._captured
+    monkeypatch.setattr(
+        launch._Device, "_captured", lambda *given: captures.append(1) or whole(*given)
+    )
+    passes = [
+        problem(Case(Spec("rnn"), T=T, B=3, I=5, H=33)).map(fake_cupy.asarray) for T in (3, 4, 5)
+    ]
+    wanted = [forward(p, "cuda") for p in passes]
+    for _ in range(6):
+        for p, right in zip(passes, wanted, strict=True):
+            assert_same_bits(forward(p, "cuda"), right)
+    assert len(captures) == len(device.graphs) == 2
+    for _ in range(30):
+        forward(passes[2], "cuda")
+    assert len(captures) == 3
+    launch._devices.clear()
+
+
+def test_default_streams_of_threads_are_apart() -> None:
+    """They have one pointer."""
+    from rnnfast.backends.cuda import launch
+
+    launch._devices.clear()
+    p = problem(Case(Spec("rnn"), T=4, B=3, I=5, H=33)).map(fake_cupy.asarray)
+    own = fake_cupy._new_stream()
+    own.ptr = 2
+    wanted = forward(p, "cuda")
+    before = fake_cupy.get_current_stream()
+    own.use()
+    try:
+        with ThreadPoolExecutor(1) as other:
+            for _ in range(3):
+                assert_same_bits(forward(p, "cuda"), wanted)
+                assert_same_bits(other.submit(forward, p, "cuda").result(), wanted)
+    finally:
+        before.use()
+    device = launch._device(0)
+    places = [m.ptr for name, m in device.workspaces.items() if isinstance(name, tuple)]
+    assert len(set(places)) == 2
+    launch._devices.clear()
+
+
+def test_too_many_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rnnfast.backends.cuda import engine
+
+    monkeypatch.setattr(engine, "_MOST_ROWS", 11)
+    p = problem(Case(Spec("rnn"), T=4, B=3, I=5, H=33)).map(fake_cupy.asarray)
+    with pytest.raises(rnnfast.UnsupportedError, match=r"at most 11 rows .* got 12"):
+        forward(p, "cuda")
 
 
 def test_gradients_on_a_device_are_clipped() -> None:

@@ -99,9 +99,11 @@ def test_backward_may_be_called_again(spec: Spec, target: str) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"save": "recompute"}, {"checkpoint": 2}], ids=["all", "recompute", "parts"]
 )
-def test_what_may_change_before_backward(options: dict[str, Any], spec: Spec, target: str) -> None:
+def test_what_may_change_before_backward(
+    options: dict[str, Any], spec: Spec, dtype: str, target: str
+) -> None:
     """All but x and the arrays of the weights: the state, and the list of layers."""
-    p = problem(Case(spec, T=5, B=2, H=5, L=2))
+    p = problem(Case(spec, T=5, B=2, H=5, L=2, dtype=dtype))
     wanted = function(spec, vjp=True)(p.x, p.weights, p.state, backend=target, **options)[2](
         p.dy, p.dstate
     )

@@ -273,8 +273,8 @@ def test_memory_is_left_to_later_calls(monkeypatch: pytest.MonkeyPatch, dtype: s
     gc.collect()
     assert {id(block) for block in memory._free.values()} == {id(block) for block in free}
     for block in free:
-        block[...] = 255
-    for results in kept:
+        block[...] = 255  # NaN
+    for results in (*kept, run(p, "numba")):
         assert_same_bits(results, wanted)
 
 
@@ -296,6 +296,31 @@ def test_memory_that_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [block.nbytes for block in memory._free.values()] == [5000]
     del half
     assert sorted(block.nbytes for block in memory._free.values()) == [4000, 5000]
+
+
+def test_memory_that_is_gone_is_not_mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the choice of a block and its use another thread drops it, and frees a smaller one,
+    which may have its id."""
+    memory = import_module("rnnfast.backends.numba.memory")
+    monkeypatch.setattr(memory, "_LEAST", 0)
+    byte, blocks = np.dtype(np.uint8), memory._blocks
+    monkeypatch.setattr(memory, "_free", {})
+
+    def meanwhile(free: dict[int, Array]) -> Any:
+        found = blocks(free)
+        yield from found
+        keys = [key for key, _ in found]
+        del found
+        free.clear()
+        made = [np.empty(100, np.uint8) for _ in range(50)]
+        free.update((id(a), a) for a in made if id(a) in keys)
+
+    for _ in range(20):
+        memory._free[id(a)] = (a := np.empty(5000, np.uint8))
+        del a
+        monkeypatch.setattr(memory, "_blocks", meanwhile)
+        assert len(memory.scratch(4000, byte)) == 4000
+        monkeypatch.setattr(memory, "_blocks", blocks)
 
 
 FORK = """

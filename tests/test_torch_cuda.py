@@ -219,20 +219,22 @@ def test_work_goes_to_the_stream_of_torch(place: str, monkeypatch: pytest.Monkey
     used = cupy.cuda.Stream(non_blocking=True)
     start = cupy.cuda.get_current_stream()
     before = used.use().ptr
-    layer = rnnfast.torch.GRU(4, 6).to(place)
-    x = moved(torch.randn(5, 3, 4), place)
-    layer(x)[0].sum().backward()
-    streams = {STREAM}
-    if place == "cuda":
-        other = torch.cuda.Stream()
-        other.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(other):
-            layer(x)[0].sum().backward()
-        streams = {torch.cuda.current_stream().cuda_stream, other.cuda_stream}
-    assert set(seen) == streams
-    assert len(seen) == 2 * len(streams)
-    assert cupy.cuda.get_current_stream().ptr == before
-    start.use()
+    try:
+        layer = rnnfast.torch.GRU(4, 6).to(place)
+        x = moved(torch.randn(5, 3, 4), place)
+        layer(x)[0].sum().backward()
+        streams = {STREAM}
+        if place == "cuda":
+            other = torch.cuda.Stream()
+            other.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(other):
+                layer(x)[0].sum().backward()
+            streams = {torch.cuda.current_stream().cuda_stream, other.cuda_stream}
+        assert set(seen) == streams
+        assert len(seen) == 2 * len(streams)
+        assert cupy.cuda.get_current_stream().ptr == before
+    finally:
+        start.use()
 
 
 def test_all_is_read_on_the_device_of_the_tensors(

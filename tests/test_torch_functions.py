@@ -255,12 +255,18 @@ def test_options_of_numpy() -> None:
         ({"truncate": np.int64(2)}, {"truncate": 2}),
         ({"zoneout": (np.float64(0.25), 0.5)}, {"zoneout": (0.25, 0.5)}),
         ({"activation": ("elu", np.float32(0.5))}, {"activation": ("elu", 0.5)}),
+        ({"activation": np.str_("softsign")}, {"activation": "softsign"}),
     ]
     for theirs, ours in pairs:
         for how in (theirs, ours):
             how["training"] = np.False_ if how is theirs else False
         found = rnnfast.torch.lstm(p.x, p.weights, p.state, **theirs)[0]
         assert torch.equal(found, rnnfast.torch.lstm(p.x, p.weights, p.state, **ours)[0])
+    drawn = [
+        rnnfast.torch.lstm(p.x, p.weights, recurrent_dropout=0.5, rng=rng)[0]
+        for rng in (3, np.int64(3))
+    ]
+    assert torch.equal(*drawn)
 
 
 def test_tensors_elsewhere() -> None:

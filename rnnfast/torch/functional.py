@@ -168,8 +168,10 @@ def _call(
 
 def _literal(name: str, value: Any) -> Any:
     """An option as what can be written and read again: operators take strings."""
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return str.__str__(value)  # of a subclass, such as NumPy's, too
     if isinstance(value, tuple):
         return tuple([_literal(name, v) for v in value])
     if isinstance(value, bool | np.bool_):
@@ -228,7 +230,7 @@ def _as_arrays(value: Any) -> Any:
     if isinstance(value, Weights):
         return Weights(*map(_as_arrays, value))
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_as_arrays, value))
+        return (list if isinstance(value, list) else tuple)(map(_as_arrays, value))
     return memory.array(value) if isinstance(value, Tensor) else value
 
 
@@ -237,10 +239,10 @@ def _seed(rng: Any) -> Tensor:
         return torch.randint(2**62, (), device="cpu")
     if isinstance(rng, torch.Generator):
         return torch.randint(2**62, (), generator=rng, device=rng.device)
-    if isinstance(rng, int) and not isinstance(rng, bool):
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
         if not 0 <= rng < 2**63:
             raise ValueError(f"rng: expected a seed from 0 to 2**63 - 1, got {rng}")
-        return torch.tensor(rng, device="cpu")
+        return torch.tensor(int(rng), device="cpu")
     raise TypeError(f"rng: expected a torch.Generator, an int or None, got {arrays.describe(rng)}")
 
 

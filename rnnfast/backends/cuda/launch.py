@@ -9,6 +9,7 @@ ordered by the current stream, and nothing waits for the device.
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -31,6 +32,7 @@ _CELLS = {"lstm": "Lstm", "rnn": "Rnn", "gated": "Gated"}
 _THREADS = 256  # of a block at most: the launch bound of the kernels
 # Kept for each device: graphs, keys of steps that came before, streams of the caller.
 _GRAPHS, _SEEN, _STREAMS = 32, 1024, 16
+_IDLE = 256  # launches without a graph, after which another one may take its place
 # Of a dtype by name: its type in C++, and its cudaDataType.
 _TYPES = {
     "float32": ("float", 0),
@@ -38,6 +40,7 @@ _TYPES = {
     "float16": ("rnnfast::Float16", 2),
     "bfloat16": ("rnnfast::BFloat16", 14),
 }
+_OF_THREAD = 2  # cudaStreamPerThread
 _HOPPER = 9  # major compute capability
 _AMPERE = 80  # compute capability of the first with bfloat16, and an instruction of grid.cu
 # Blocks of a cluster, by the major one: 16 on the large devices, which have so many processors; 8
@@ -257,6 +260,11 @@ class Limits(NamedTuple):
     clusters: int
 
 
+class _Captured(NamedTuple):
+    graph: Any
+    used: int  # the launch that used it last
+
+
 class _Device:
     """Handles, streams and graphs of one device; used by one thread at a time.
 
@@ -268,9 +276,10 @@ class _Device:
         self.handles = [cublas.Handle(), cublas.Handle()]
         self.capturing = cupy.cuda.Stream(non_blocking=True)
         self.beside = cupy.cuda.Stream(non_blocking=True)
-        self.workspaces: OrderedDict[int, Any] = OrderedDict()  # of the caller's streams
+        self.workspaces: OrderedDict[Any, Any] = OrderedDict()  # of the caller's streams
         self.seen: OrderedDict[int, None] = OrderedDict()  # hashes of keys
-        self.graphs: OrderedDict[tuple[int, Any], Any] = OrderedDict()
+        self.graphs: OrderedDict[Any, _Captured] = OrderedDict()
+        self.launches = 0
         self.last: Any = None  # the end of the last cooperative launch
 
     @cached_property
@@ -309,14 +318,15 @@ class _Device:
         Each with a part of the current stream's workspace, which stays where it is as long as there
         are graphs of it.
         """
-        if current.ptr not in self.workspaces:
-            self.workspaces[current.ptr] = cupy.cuda.alloc(2 * self.workspace)
+        name = _name(current)
+        if name not in self.workspaces:
+            self.workspaces[name] = cupy.cuda.alloc(2 * self.workspace)
             if len(self.workspaces) > _STREAMS:
                 gone, _ = self.workspaces.popitem(last=False)
                 for key in [key for key in self.graphs if key[0] == gone]:
                     del self.graphs[key]
-        self.workspaces.move_to_end(current.ptr)
-        memory = self.workspaces[current.ptr].ptr
+        self.workspaces.move_to_end(name)
+        memory = self.workspaces[name].ptr
         found = []
         for k, stream in enumerate((self.capturing if captured else current, self.beside)):
             self.handles[k].bind(stream.ptr, memory + k * self.workspace, self.workspace)
@@ -338,17 +348,33 @@ class _Device:
     def launch(self, steps_key: Any, make: Callable[[], Steps]) -> None:
         with self.lock:
             current = cupy.cuda.get_current_stream()
-            key = current.ptr, steps_key
+            key = _name(current), steps_key
+            self.launches += 1
             if key not in self.graphs:
-                if not self._is_second(hash(key)):
+                if not self._is_second(hash(key)) or not self._has_room():
                     self._launch(make(), self.queues(current))
                     return
-                self.graphs[key] = self._captured(make(), self.queues(current, captured=True))
-                if len(self.graphs) > _GRAPHS:
-                    self.graphs.popitem(last=False)
+                graph = self._captured(make(), self.queues(current, captured=True))
+            else:
+                graph = self.graphs[key].graph
+            self.graphs[key] = _Captured(graph, self.launches)
             self.graphs.move_to_end(key)
-            self.workspaces.move_to_end(current.ptr)
-            self.graphs[key].launch(current)
+            self.workspaces.move_to_end(key[0])
+            graph.launch(current)
+
+    def _has_room(self) -> bool:
+        """Whether one more graph may be kept, in the place of one that nobody has used for long.
+
+        Where more are used in turn than are kept, to capture each time takes longer than to launch
+        one by one.
+        """
+        if len(self.graphs) < _GRAPHS:
+            return True
+        oldest = next(iter(self.graphs))
+        if self.launches - self.graphs[oldest].used < _IDLE:
+            return False
+        del self.graphs[oldest]
+        return True
 
     def _is_second(self, number: int) -> bool:
         """Whether a key came before; it counts as having come."""
@@ -378,9 +404,18 @@ class _Device:
             for queue, operations in reversed(of_each):
                 for operation in operations:
                     operation(queue)
-        finally:  # the memory of a call that fails is free again, too
+        except BaseException:  # the memory of a call that fails is free again, too
             if len(steps) == 2:
-                here.stream.wait_event(beside.stream.record(_event()))
+                with suppress(Exception):
+                    here.stream.wait_event(beside.stream.record(_event()))
+            raise
+        if len(steps) == 2:
+            here.stream.wait_event(beside.stream.record(_event()))
+
+
+def _name(stream: Any) -> Any:
+    """What tells a stream from others; the default one of each thread has the same pointer."""
+    return (stream.ptr, threading.get_ident()) if stream.ptr == _OF_THREAD else stream.ptr
 
 
 def _event() -> Any:

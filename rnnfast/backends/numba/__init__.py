@@ -23,7 +23,7 @@ from . import loops, packing, plain, plans, short, threads
 from .memory import NO_MATRIX, NO_ROW, NO_STATE, flat, readable, scratch, taken
 from .plans import BARRIERS, GRU_AFTER, GRU_BEFORE, Extent, Plan, Shape
 from .products import pack, panel_size, product, sums
-from .threads import LEAST, NOBODY, SMALL, STEP
+from .threads import LEAST, NOBODY, SMALL
 from .visits import chunks, visits_of
 
 _CHUNK = 1 << 22  # bytes of gates that an inference call works on at a time
@@ -70,8 +70,8 @@ class Direction:
     def _memory(self) -> tuple[Array, Array]:
         """For panels, and for those of BPTT.
 
-        One array where both will be freed soon: the C library then keeps the memory of a call for
-        the next, where it would return that of smaller arrays to the system each time.
+        One array where both will be freed soon, so that fewer are small enough for the C library,
+        which would return some of them to the system each time.
         """
         plan = self.plan(_NOTHING)
         if self.reuse:
@@ -446,7 +446,7 @@ class _Shortcut:
     ) -> list[_Saved]:
         """By way of the backend, which uses threads."""
         rows, width = known.steps.rows, y.shape[2]
-        ys = [np.empty((rows, width), self.dtype) for _ in self.prepared[1:]]
+        ys = [scratch(rows * width, self.dtype).reshape(rows, width) for _ in self.prepared[1:]]
         ys.append(y.reshape(rows, width))
         state = running[0], running[1] if self.has_c else None
         x = x.reshape(rows, self.input_size)
@@ -624,7 +624,7 @@ def _teams(
         return [[_Member(0, batch, 0, 0, 1)] for _ in range(directions)]
     members = max(1, count // directions)
     if members > 1 and batch < 4 * members and not whole_rows:
-        if work * batch < STEP:
+        if not threads.divisible(work, batch, members):
             members = 1
         return [
             [_Member(0, batch, 1, k, members, BARRIERS[d]) for k in range(members)]

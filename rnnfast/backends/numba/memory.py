@@ -51,7 +51,7 @@ def taken(a: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array | None:
     return readable(a) if flags.c_contiguous and flags.aligned else None
 
 
-# Memory that nobody uses, oldest first, by its address.
+# Memory that nobody uses, oldest first, by its id.
 _free: dict[int, Array] = {}
 _LEAST = 1 << 20  # bytes; smaller arrays are kept by the C library
 
@@ -103,7 +103,8 @@ def scratch(count: int, dtype: np.dtype[Any]) -> Array:
     size = count * dtype.itemsize
     if size < _LEAST:
         return np.empty(count, dtype)
-    fits = [(m.nbytes, key) for key, m in _blocks(_free) if size <= m.nbytes <= 2 * size]
+    # With the memory itself: were it gone in the meantime, other memory could have its id.
+    fits = [(m.nbytes, key, m) for key, m in _blocks(_free) if size <= m.nbytes <= 2 * size]
     memory = _free.pop(min(fits)[1], None) if fits else None
     if memory is None:
         memory = np.empty(size, np.uint8)

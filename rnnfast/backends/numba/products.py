@@ -207,15 +207,18 @@ _whole, _half = _tiles(*TILES), _tiles(*HALVES)
 
 
 @jit
-def tiles(
+def _either(
     c: Any, to: int, c_row: int, used: int, rows: int, a: Any, at: int, a_row: int, a_k: int,
     panels: Any, w_at: int, next_: int, count: int, ahead: int,
 ) -> None:  # fmt: skip
-    """c += a w for `rows` rows and one panel; that at `ahead` is fetched meanwhile."""
+    """With tiles of half a panel where the rest of it is padding."""
     if used * c.itemsize <= HALF_BYTES:
         _half(c, to, c_row, used, rows, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
     else:
         _whole(c, to, c_row, used, rows, a, at, a_row, a_k, panels, w_at, next_, count, ahead)
+
+
+tiles = _either if HALF_BYTES else _whole
 
 
 @jit

@@ -182,9 +182,10 @@ def worth(work: int) -> bool:
         return count > 1
 
 
-def divisible(step: int, batch: int) -> bool:
-    """Whether threads may share the steps, of so many multiplications a row, of one direction."""
-    return batch >= 8 or step * batch >= STEP
+def divisible(step: int, batch: int, members: int = 0) -> bool:
+    """Whether so many members, or all that may be, can share the steps of one direction: its rows
+    or, where these are few, its units, if a step, of so many multiplications a row, is worth it."""
+    return batch >= 4 * (members or wanted()) or step * batch >= STEP
 
 
 def run(tasks: list[Task]) -> None:
