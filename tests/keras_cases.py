@@ -799,6 +799,33 @@ def test_masks_in_an_unrolled_loop(both: bool, zero_output: bool, start: bool) -
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow's tapes")
+@pytest.mark.parametrize("activation", ["tanh", "relu"], ids=["operator", "callback"])
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("graph", [False, True])
+def test_no_second_derivatives(activation: str, alone: bool, graph: bool) -> None:
+    """A penalty on gradients would lose its own in silence."""
+    import tensorflow as tf
+
+    x = tf.constant(np.random.default_rng(0).standard_normal((3, 5, 2)), tf.float32)
+    layer = rnnfast.keras.LSTM(4, activation=activation)
+    layer.build(x.shape)
+
+    def penalty() -> Any:
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                loss = tf.reduce_sum(layer(x) ** 2)
+            steps = inner.gradient(loss, x)
+            assert steps is not None
+            total = tf.reduce_sum(steps**2) + (0 if alone else loss)
+        return outer.gradient(total, layer.trainable_variables)
+
+    run = tf.function(penalty, autograph=False) if graph else penalty  # which wraps all errors
+    with pytest.raises(rnnfast.UnsupportedError, match="cannot be differentiated again"):
+        run()
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_no_rows_with_a_mask(both: bool) -> None:
     layer: Any = rnnfast.keras.LSTM(5, return_sequences=True)

@@ -113,8 +113,8 @@ def always_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("", ".short", ".threads"):
         monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba" + module), "SMALL", 0)
     for module in ("", ".threads"):
-        for name in ("LEAST", "STEP"):
-            monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba" + module), name, 0)
+        monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba" + module), "LEAST", 0)
+    monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba.threads"), "STEP", 0)
     monkeypatch.setattr(importlib.import_module("rnnfast.backends.numba"), "_PANELS", 0)
 
 

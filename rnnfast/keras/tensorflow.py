@@ -196,7 +196,7 @@ def _run(
             wanted = [(t.shape, t.dtype) for t in tensors]
             return _python(call.backward, [*inputs, tape, *cotangents], wanted)
 
-        return results, gradients
+        return results, tensorflow_ops.once(tensors, gradients)
 
     found: list[Any] = tf.custom_gradient(differentiable)(x, *given, *states)
     return found

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from ..backends import get
+from ..errors import UnsupportedError
 from ..spec import Spec
 from ..weights import Weights
 
@@ -120,10 +121,34 @@ def run(
         results[0].set_shape((*x.shape[:2], count * hidden))
         for state in results[1:]:
             state.set_shape((count, x.shape[0], hidden))
-        return results, gradients
+        return results, once(tensors, gradients)
 
     found: list[Any] = tf.custom_gradient(differentiable)(x, *given, *states)
     return found
+
+
+def once(tensors: Sequence[Any], gradients: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """Gradients of a function of these tensors that say that they have none themselves.
+
+    TensorFlow would give none in silence, or not find those of an operator.
+    """
+
+    def refused(*cotangents: Any) -> list[Any]:
+        @tf.custom_gradient  # type: ignore[untyped-decorator]
+        def run(*given: Any) -> tuple[list[Any], Callable[..., Any]]:
+            return gradients(*given[len(tensors) :]), _refuse
+
+        found: list[Any] = run(*tensors, *cotangents)
+        return found
+
+    return refused
+
+
+def _refuse(*_: Any) -> Any:
+    raise UnsupportedError(
+        "gradients of rnnfast's layers cannot be differentiated again on tensorflow; expected one "
+        "GradientTape, Keras' own layers, or KERAS_BACKEND=torch or jax"
+    )
 
 
 def _swapped(tensor: Any) -> Any:

@@ -273,7 +273,7 @@ def places(x: Tensor, *others: Tensor | None) -> list[int] | None:
     """Where tensors lie that a tape reads, if a hook may give others back for them."""
     if not _has_hooks() or type(x) not in (Tensor, torch.nn.Parameter):
         return None
-    return _addresses((x, *others))
+    return tapes.addresses(x, *others)
 
 
 def _has_hooks() -> bool:
@@ -281,16 +281,12 @@ def _has_hooks() -> bool:
     return _top_hooks is None or _top_hooks(False) is not None
 
 
-def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]
-
-
 def still_read(tape: Tensor, before: list[int] | None, *tensors: Tensor | None) -> Tensor:
     """The tape; or none, where a hook gave copies of the tensors that it reads.
 
     What it reads may have changed by then. Without a tape the copies are run again.
     """
-    return tape if before is None or _addresses(tensors) == before else tapes.blank()
+    return tape if before is None or tapes.addresses(*tensors) == before else tapes.blank()
 
 
 def _is_batched(tensor: Tensor | None) -> bool:

@@ -233,7 +233,7 @@ def gradients(
     have none. Where the tape is lost, or nothing was kept, the forward pass is run again.
     """
     of_state = h_0 is not None or c_0 is not None
-    kept = tapes.recorded(tape)
+    kept = tapes.recorded(tape, x, h_0, c_0, *weights)
     if kept is not None and not isinstance(kept, Backward):
         swap = call.batch_first and dy is not None and dy.dim() == 3
         given = _readable_state(call, dh_n, dc_n)
@@ -353,7 +353,7 @@ def _backward(
     seed: Tensor | None,
     call: Call,
 ) -> Backward:
-    kept = tapes.recorded(tape)
+    kept = tapes.recorded(tape, x, h_0, c_0, *weights)
     if isinstance(kept, Backward):
         return kept
     structure = call.structure([array(w) for w in weights])

@@ -53,6 +53,7 @@ def _run(
     structure = call.structure([memory.array(w) for w in weights])
     if keep:
         y, h_n, c_n, tape = calls.run_and_keep(x, h_0, c_0, structure, lengths, seed, call)
+        tape = tapes.placed(tape, x, h_0, c_0, *weights)
     else:
         y, h_n, c_n = calls.run(x, h_0, c_0, structure, lengths, seed, call)
         tape = tapes.blank()

@@ -8,7 +8,7 @@ save_on_cpu makes, has another address.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -27,10 +27,16 @@ native: Any = _native
 # Since PyTorch 2.10 its tensors tell C++ where their memory is, in far less time than Python.
 TELLS = native is not None and native.exchanges(Tensor)
 
+
 Tape: TypeAlias = Backward | ShortTape
 
 
-def record(tape: Tape) -> Tensor:
+class _Placed(NamedTuple):
+    tape: Tensor
+    places: list[int]
+
+
+def record(tape: Tape | _Placed) -> Tensor:
     """A tensor that owns a tape."""
     if TELLS:
         token: Tensor = native.make_token(Tensor, tape)
@@ -48,12 +54,27 @@ def blank(size: int = 0) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device="cpu")
 
 
-def recorded(token: Tensor) -> Tape | None:
-    """The tape that a tensor owns, if it does."""
+def placed(tape: Tensor, *tensors: Tensor | None) -> Tensor:
+    """The same tape, for whoever may give the memory of the tensors that it reads to others.
+
+    A compiler does, and makes them anew for the way back.
+    """
+    return record(_Placed(tape, addresses(*tensors)))
+
+
+def recorded(token: Tensor, *tensors: Tensor | None) -> Tape | None:
+    """The tape that a tensor owns, if it does, and reads these tensors where they are now."""
     if TELLS:
-        tape: Tape | None = native.owned_by(token)
-        return tape
-    return _owned.get(token.data_ptr()) if token.numel() else None
+        found: Tape | _Placed | None = native.owned_by(token)
+    else:
+        found = _owned.get(token.data_ptr()) if token.numel() else None
+    if isinstance(found, _Placed):
+        return recorded(found.tape) if found.places == addresses(*tensors) else None
+    return found
+
+
+def addresses(*tensors: Tensor | None) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def living() -> int:
@@ -61,7 +82,7 @@ def living() -> int:
     return int(native.tokens()) if TELLS else len(_owned)
 
 
-_owned: dict[int, Tape] = {}
+_owned: dict[int, Tape | _Placed] = {}
 
 
 class _Memory(np.ndarray[Any, np.dtype[np.uint8]]):
