@@ -84,10 +84,10 @@ def layers_of(facts: Facts, x: Any, weights: Any) -> list[Arrays] | None:
             w = Weights(*w)
         if type(w.w_hh) is not np.ndarray or w.w_hh.ndim != 2:
             return None
-        for a in w[4:]:
+        w_ih, w_hh, b_ih, b_hh, *more = w
+        for a in more:
             if a is not None:
                 return None
-        w_ih, w_hh, b_ih, b_hh = w[:4]
         if H is None:
             H = w_hh.shape[1]
         rows = gates * H
@@ -170,13 +170,14 @@ def run(
             sizes = H, x.shape[2], dtype.itemsize, b_ih is not None, b_hh is not None
             how = plan, row, size = _pass(facts.spec, sizes, num_steps, batch, kept is not None)
             tape = np.empty(plan.tape, dtype)
-            both = np.empty(plan.weights + (0 if kept is None else plan.back), dtype)
-            panels, back = both[: plan.weights], both[plan.weights :]
-            packing.pack_forward(
-                plan.numbers, NOBODY, w_ih, w_hh, *biases, NO_MATRIX[dtype], panels
-            )
-            visits = row, size, 0 if fresh else batch
-            plain.forward(plan.numbers, NOBODY, *visits, x, panels, tape, *of_layer, y)
+            if kept is None:
+                panels = np.empty(plan.weights, dtype)
+            else:
+                both = np.empty(plan.weights + plan.back, dtype)
+                panels, back = both[: plan.weights], both[plan.weights :]
+            numbers, begun = plan.numbers, 0 if fresh else batch
+            packing.pack_forward(numbers, NOBODY, w_ih, w_hh, *biases, NO_MATRIX[dtype], panels)
+            plain.forward(numbers, NOBODY, row, size, begun, x, panels, tape, *of_layer, y)
         if kept is not None:
             kept.append(_Layer(arrays, x, tape, how, back))
         x = y
