@@ -720,7 +720,7 @@ class _Call:
         self.lengths = None if self.steps is not None else self._lengths(lengths)
         self.save = _saved(save)
         self.checkpoint = self._checkpoint(checkpoint)
-        self.dropout = _rate(dropout)
+        self.dropout = checks.dropout(dropout)
         random = dropout or rng is not None or (self.noise is not QUIET and self.noise != QUIET)
         self.rng = checks.generator(rng) if random else None
         self.y_shape = (*self.x.shape[:2], self.directions * self.outputs)
@@ -746,7 +746,7 @@ class _Call:
             )
         if self.dtype == np.float64:  # the caller may change it before second derivatives
             h, c = self.state
-            self.state = None if h is None else h.copy(), None if c is None else c.copy()
+            self.state = _copy(h), _copy(c)
         y, state_n, tape = self._run(save=True)
         assert tape is not None
         return self._give_y(y), self._give_state_n(state_n), Backward(self, tape)
@@ -1270,13 +1270,3 @@ def _precision(dtype: Any) -> str | None:
             f"dtype: expected float32, float64, 'bfloat16', 'int8' or None, got {dtype!r}"
         )
     return None
-
-
-def _rate(dropout: Any) -> float:
-    if type(dropout) is float and 0 <= dropout <= 1:
-        return dropout
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float | np.floating | np.integer):
-        raise TypeError(f"dropout: expected a float, got {arrays.describe(dropout)}")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout}")
-    return float(dropout)

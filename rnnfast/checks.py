@@ -31,3 +31,13 @@ def generator(rng: Any) -> np.random.Generator:
             raise ValueError(f"rng: expected a seed of at least 0, got {rng}")
         return np.random.default_rng(int(rng))
     raise TypeError(f"rng: expected a numpy Generator, an int or None, got {describe(rng)}")
+
+
+def dropout(rate: Any) -> float:
+    if type(rate) is float and 0 <= rate <= 1:
+        return rate
+    if isinstance(rate, bool) or not isinstance(rate, int | float | np.floating | np.integer):
+        raise TypeError(f"dropout: expected a float, got {describe(rate)}")
+    if not 0 <= rate <= 1:
+        raise ValueError(f"dropout: expected a probability from 0 to 1, got {rate}")
+    return float(rate)

@@ -209,9 +209,9 @@ def parse(weights: object, cell: Cell, dtype: np.dtype[Any] | None) -> list[Laye
 
 def _refuse_lists(name: str, entry: object) -> None:
     """Lists of numbers in the place of arrays, by the names that these have."""
-    for field, value in zip(
-        Weights._fields, entry if isinstance(entry, tuple) else (), strict=False
-    ):
+    if not isinstance(entry, tuple):
+        return
+    for field, value in zip(Weights._fields, entry, strict=False):
         inner = value[0] if isinstance(value, list) and value else None
         if isinstance(inner, list | float | int):
             raise TypeError(

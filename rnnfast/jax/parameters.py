@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from .. import checks
 from ..spec import CELLS
 from ..weights import Weights
 
@@ -18,8 +19,7 @@ def check(hidden_size: int, num_layers: int, dropout: float) -> None:
     for name, size in (("hidden_size", hidden_size), ("num_layers", num_layers)):
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, got {size}")
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout}")
+    checks.dropout(dropout)
 
 
 def shapes(

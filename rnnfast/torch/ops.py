@@ -20,9 +20,7 @@ from .autograd import (
     gradients,
     is_traced,
     needs_gradients,
-    places,
     refuse,
-    still_read,
     transformed,
 )
 from .calls import Call, Lengths, Results
@@ -179,7 +177,6 @@ def _fake_sequence(call: Call, x: Tensor, width: int) -> Tensor:
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, h_0, c_0, weights, lengths, seed, *static, _ = inputs
     ctx.save_for_backward(output[3], x, h_0, c_0, lengths, seed, *weights)
-    ctx.places = places(x, h_0, c_0, *weights)
     ctx.call = Call(*static)
     ctx.set_materialize_grads(False)
 
@@ -190,7 +187,6 @@ def _back_op(
     tape, x, h_0, c_0, lengths, seed, *weights = ctx.saved_tensors
     if not CELLS[ctx.call.cell].has_c:
         dc_n = None
-    tape = still_read(tape, ctx.places, x, h_0, c_0, *weights)
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     dx, dh_0, dc_0, *dweights = gradients(*first, weights, lengths, seed, ctx.call)
     return dx, dh_0, dc_0, dweights, *[None] * 10
