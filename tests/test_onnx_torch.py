@@ -15,6 +15,7 @@ onnx = pytest.importorskip("onnx", reason="rnnfast.onnx needs onnx")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is the oracle of rnnfast.onnx")
 
 from onnx_models import GATES, by_runtime  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
 
 from rnnfast.onnx import Backend, export, weights  # noqa: E402
 
@@ -102,7 +103,7 @@ def test_export_with_weights_that_are_computed(how: str) -> None:
     layer = rnnfast.torch.GRU(5, 7)
     model = Tagger(layer, 7).eval()
     if how == "pruned":
-        torch.nn.utils.prune.random_unstructured(layer, "weight_hh_l0", 0.5)
+        prune.random_unstructured(layer, "weight_hh_l0", 0.5)
     else:
         torch.nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
     kind = type(layer)

@@ -52,6 +52,7 @@ def state(name: str, *shape: int) -> Any:
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # opcheck of PyTorch 2.14
 @pytest.mark.parametrize("name", NAMES)
 def test_opcheck(name: str, batch_first: bool, keep: bool) -> None:
     _, ours = pair(name, 3, 5, num_layers=2, bidirectional=True, batch_first=batch_first)
@@ -294,6 +295,9 @@ def test_second_derivatives_of_packed_sequences() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # read by torch.compile
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.8."), reason="PyTorch 2.8 cannot trace pad_packed_sequence"
+)
 def test_packed_sequences_in_a_compiled_model() -> None:
     """The graph breaks at them, and what comes out is the same."""
     theirs, ours = pair("GRU", 3, 5)
@@ -411,7 +415,7 @@ def test_outputs_may_be_overwritten(name: str) -> None:
     close(torch.autograd.grad(y.mul_(2).sum(), x), torch.autograd.grad(2 * theirs(x)[0].sum(), x))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("name", NAMES)
@@ -432,16 +436,25 @@ def test_a_traced_layer_computes(name: str, grad: bool) -> None:
 @pytest.mark.parametrize("smaller", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_an_input_that_gets_other_memory(name: str, smaller: bool) -> None:
-    """Through ``.data``, which autograd does not see: gradients are those of what is there now."""
+    """Through ``.data``, which autograd does not see: gradients are those of what is there now.
+
+    Fewer steps at the same address are refused where C++ is told of tensors, and else those of
+    the call are read, which are still there.
+    """
     theirs, ours = pair(name, 3, 5)
     ours(sample(4, 2, 3))
     now = sample(4, 2, 3)
     x = sample(4, 2, 3).requires_grad_()
     y, _ = ours(x)
-    if smaller:  # at the same address
+    if smaller:
+        before = x.detach().clone()
         x.data = x.data[:1]
-        with pytest.raises(Exception, match="expected"):
-            torch.autograd.grad(y.sum(), ours.parameters())
+        if tapes.TELLS:
+            with pytest.raises(Exception, match="expected"):
+                torch.autograd.grad(y.sum(), ours.parameters())
+        else:
+            gradients = torch.autograd.grad(y.sum(), ours.parameters())
+            close(gradients, torch.autograd.grad(theirs(before)[0].sum(), theirs.parameters()))
         return
     x.data = now.clone()
     gradients = torch.autograd.grad(y.sum(), ours.parameters())

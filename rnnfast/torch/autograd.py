@@ -271,8 +271,8 @@ def _saved(ctx: Any) -> list[Any]:
 
 def places(x: Tensor, *others: Tensor | None) -> list[int] | None:
     """Where tensors lie that a tape reads, if a hook may give others back for them."""
-    if not _has_hooks() or type(x) not in (Tensor, torch.nn.Parameter):
-        return None
+    if is_transformed() or not _has_hooks() or type(x) not in (Tensor, torch.nn.Parameter):
+        return None  # torch.func takes no hooks
     return tapes.addresses(x, *others)
 
 

@@ -171,14 +171,14 @@ def _literal(name: str, value: Any) -> Any:
     if value is None:
         return None
     if isinstance(value, str):
-        return str.__str__(value)  # of a subclass, such as NumPy's, too
+        return value if type(value) is str else str.__str__(value)  # not NumPy's
     if isinstance(value, tuple):
         return tuple([_literal(name, v) for v in value])
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    if isinstance(value, int | np.integer):
+    if isinstance(value, (int, np.integer)):
         return int(value)
-    if isinstance(value, float | np.floating):
+    if isinstance(value, (float, np.floating)):
         if not math.isfinite(value):
             raise ValueError(f"{name}: expected a finite number, got {value}")
         return float(value)
@@ -239,7 +239,7 @@ def _seed(rng: Any) -> Tensor:
         return torch.randint(2**62, (), device="cpu")
     if isinstance(rng, torch.Generator):
         return torch.randint(2**62, (), generator=rng, device=rng.device)
-    if isinstance(rng, int | np.integer) and not isinstance(rng, bool):
+    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
         if not 0 <= rng < 2**63:
             raise ValueError(f"rng: expected a seed from 0 to 2**63 - 1, got {rng}")
         return torch.tensor(int(rng), device="cpu")
