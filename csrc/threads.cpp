@@ -279,29 +279,30 @@ void wait_until(const int64_t* count, int64_t least) {
 }
 void raise_to(int64_t* count, int64_t value) { __atomic_store_n(count, value, __ATOMIC_RELEASE); }
 
-// A number from 1 on that the environment gives, 0 where it gives none.
-static int number_from(const char* variable) {
-  const char* text = std::getenv(variable);
+// The number of threads that the environment asks for, 0 where it does not.
+static int asked_for() {
+  const char* text = std::getenv("RNNFAST_NUM_THREADS");
   if (!text || !*text) return 0;
   char* end = nullptr;
   const long n = std::strtol(text, &end, 10);
   if (end == text || *end || n < 1 || n > kMostThreads)
-    throw std::invalid_argument(std::string(variable) +
-                                ": expected a number from 1 to 1024, got '" + text + "'");
+    throw std::invalid_argument(
+        std::string("RNNFAST_NUM_THREADS: expected a number from 1 to 1024, got '") + text + "'");
   return int(n);
 }
 
 int default_thread_count() {
-  const int asked = number_from("RNNFAST_NUM_THREADS");
+  const int asked = asked_for();
   if (asked) return asked;
   int processors = int(std::thread::hardware_concurrency());
 #if defined(__linux__)
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) processors = CPU_COUNT(&allowed);
 #endif
-  // torchrun tells each of the processes that it starts on this machine how many there are.
-  const int processes = number_from("LOCAL_WORLD_SIZE");
-  return std::max(1, processors / std::max(1, processes));
+  // torchrun tells each of the processes that it starts on this machine how many there are. The
+  // variable is not ours, so that what makes no sense there is no error.
+  const char* processes = std::getenv("LOCAL_WORLD_SIZE");
+  return int(std::max(1L, processors / std::max(1L, processes ? std::atol(processes) : 1L)));
 }
 
 int thread_count() { return threads.load(std::memory_order_relaxed); }

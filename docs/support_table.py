@@ -40,11 +40,13 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "zoneout": ("`zoneout`", {"zoneout": True}),
 }
 
+_WHOSE = {**WHOSE, "projection": ("lstm",), "peepholes": ("lstm",)}
+
 
 def cells_with(option: str, backend: str) -> str:
     """The cells that have an option on a backend."""
     chosen = OPTIONS[option][1]
-    possible = [cell for cell in CELLS if cell in WHOSE.get(option, tuple(CELLS))]
+    possible = [cell for cell in CELLS if cell in _WHOSE.get(option, tuple(CELLS))]
     found = [cell for cell in possible if backend in supporting(replace(Spec(cell), **chosen))]
     return "yes" if found == list(CELLS) else ", ".join(found) or "no"
 

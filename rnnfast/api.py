@@ -211,7 +211,7 @@ def lstm(
     rng : numpy.random.Generator, int or None
         Source or seed of the dropout masks.
     backend : {"auto", "native", "reference", "numba", "cuda"}
-        "auto" is "native", or what RNNFAST_BACKEND names.
+        "auto" is what RNNFAST_BACKEND names or else "native", "cuda" for arrays on a device.
     out : array like y, pair (y, state_n) of all that is returned, or None
         Where to write the results. C-contiguous, apart from every input and from one another,
         except that h_n and c_n may be h_0 and c_0 themselves, which are then updated in place.
@@ -718,9 +718,9 @@ class _Call:
         self.x = arrays.contiguous(data)
         self.state = self._state(state)
         self.lengths = None if self.steps is not None else self._lengths(lengths)
-        self.save = _saved(save)
+        self.save = checks.saved(save)
         self.checkpoint = self._checkpoint(checkpoint)
-        self.dropout = checks.dropout(dropout)
+        self.dropout = checks.probability("dropout", dropout)
         random = dropout or rng is not None or (self.noise is not QUIET and self.noise != QUIET)
         self.rng = checks.generator(rng) if random else None
         self.y_shape = (*self.x.shape[:2], self.directions * self.outputs)
@@ -969,13 +969,10 @@ class _Call:
         count = self.num_layers * self.directions
         return (count, size) if self.unbatched else (count, self.batch, size)
 
-    def _checkpoint(self, every: Any) -> int | None:
+    def _checkpoint(self, given: Any) -> int | None:
+        every = checks.steps("checkpoint", given)
         if every is None:
             return None
-        if isinstance(every, bool) or not isinstance(every, int | np.integer):
-            raise TypeError(f"checkpoint: expected an int or None, got {arrays.describe(every)}")
-        if every < 1:
-            raise ValueError(f"checkpoint: expected at least 1 step, got {every}")
         if self.directions == 2:
             raise UnsupportedError(
                 "checkpoint: no backend has it for bidirectional layers, whose reverse direction "
@@ -985,7 +982,7 @@ class _Call:
             raise ValueError(
                 f"checkpoint: expected a multiple of truncate = {self.spec.truncate}, got {every}"
             )
-        return int(every)
+        return every
 
     def _lengths(self, lengths: Any) -> NDArray[np.int64] | None:
         if lengths is None:
@@ -1103,6 +1100,7 @@ class Backward:
         self, dy: Any = None, dstate_n: Any = None, *, dx: bool = True, dstate_0: bool = True
     ) -> tuple[Any, Any, Any]:
         """Gradients of x, of the weights and of the initial state; see `rnnfast.lstm_vjp`."""
+        dx, dstate_0 = checks.flag("dx", dx), checks.flag("dstate_0", dstate_0)
         of_x, dweights, of_state = self._call.backward(self._tape, dy, dstate_n)
         return of_x if dx else None, dweights, of_state if dstate_0 else None
 
@@ -1164,6 +1162,7 @@ class _ShortBackward(Backward):
         self, dy: Any = None, dstate_n: Any = None, *, dx: bool = True, dstate_0: bool = True
     ) -> tuple[Any, Any, Any]:
         """See `Backward`."""
+        dx, dstate_0 = checks.flag("dx", dx), checks.flag("dstate_0", dstate_0)
         done = None
         if dy is None:
             done = self._short.backward(None, dstate_n, False, dx, dstate_0)
@@ -1222,6 +1221,10 @@ def _tangent(dual: Array | None) -> Any:
 def spec_of(cell: str, reset_after: bool, nonlinearity: Any) -> Spec:
     info = checks.cell(cell)
     reset_after = checks.flag("reset_after", reset_after)
+    if not (reset_after or info.has_reset_after):
+        raise UnsupportedError(f"reset_after: expected none for {cell}; gru can have it")
+    if not info.nonlinearities and nonlinearity != "tanh":
+        raise UnsupportedError(f"nonlinearity: expected none for {cell}; rnn can have it")
     if info.has_reset_after:
         return _GRU[reset_after]
     if not info.nonlinearities:
@@ -1247,12 +1250,6 @@ def _parts_of(out: Any) -> tuple[Any, Any]:
 def _check_apart(name: str, array: Array, other: str, value: Array | None) -> None:
     if value is not None and np.may_share_memory(array, value):
         raise ValueError(f"{name}: expected memory apart from {other}'s, got an overlap")
-
-
-def _saved(save: Any) -> str:
-    if not isinstance(save, str) or save not in ("all", "recompute"):
-        raise ValueError(f"save: expected 'all' or 'recompute', got {save!r}")
-    return save
 
 
 def _precision(dtype: Any) -> str | None:

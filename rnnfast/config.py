@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import threads
+from . import checks, threads
 from .arrays import describe
 from .backends import backends
 
@@ -30,7 +30,7 @@ def set_num_threads(n: int) -> None:
     TypeError, ValueError
         If n is not such a number.
     """
-    if not isinstance(n, int | np.integer) or isinstance(n, bool):
+    if not checks.is_integer(n):
         raise TypeError(f"n: expected an int, got {describe(n)}")
     if not 1 <= n <= threads.MOST:
         raise ValueError(f"n: expected 1 to {threads.MOST} threads, got {n}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arrays
+from . import arrays, checks
 from .errors import UnsupportedError
 from .spec import CELLS, Cell
 from .weights import Layer, Weights, in_order, parse
@@ -101,13 +101,11 @@ def convert(weights: Any, *, cell: str, source: str, target: str, reset_after: b
     >>> kernel.shape, recurrent_kernel.shape, bias.shape
     ((8, 64), (16, 64), (64,))
     """
-    if not isinstance(cell, str) or cell not in CELLS:
-        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
-    if not isinstance(reset_after, bool | np.bool_):
-        raise TypeError(f"reset_after: expected a bool, got {arrays.describe(reset_after)}")
+    checks.cell(cell)
+    reset_after = checks.flag("reset_after", reset_after)
     for name, form in (("source", source), ("target", target)):
-        _check_format(name, form, cell, bool(reset_after))
-    two = cell == "gru" and bool(reset_after)  # whether the biases must stay apart
+        _check_format(name, form, cell, reset_after)
+    two = cell == "gru" and reset_after  # whether the biases must stay apart
     layers = _read(weights, source, _Layout(CELLS[cell], _ORDERS[source][cell], two))
     _check_fields(target, layers)
     write = _WRITERS[target]

@@ -122,7 +122,7 @@ def _norm(found: list[NDArray[Any]], power: float) -> float:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+    if not checks.is_real(value):
         raise TypeError(f"{name}: expected a float, got {arrays.describe(value)}")
     try:
         return float(value)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from dataclasses import replace
 from typing import Any, NamedTuple, TypedDict
-
-import numpy as np
 
 from . import arrays, checks
 from .errors import UnsupportedError
@@ -19,7 +15,8 @@ class Options(TypedDict, total=False):
     """Keyword arguments that every function of a cell takes, its _vjp and `rnnfast.pack` too.
 
     An activation is a name or a tuple (name, alpha, beta), with the formulas and the defaults of
-    alpha and beta of ONNX's LSTM: "sigmoid", "tanh", "relu", "linear", "affine" (1, 0),
+    alpha and beta of ONNX's LSTM (thresholded_relu is 0 at alpha too, as ONNX Runtime has it):
+    "sigmoid", "tanh", "relu", "linear", "affine" (1, 0),
     "leaky_relu" (0.01), "thresholded_relu" (1), "scaled_tanh" (1, 1), "hard_sigmoid" (0.2, 0.5),
     "elu" (1), "softsign", "softplus".
 
@@ -103,8 +100,6 @@ WHOSE = {  # the cells that may have an option, where not all may
     "activation": ("lstm", "gru", "gated"),
     "output_activation": ("lstm",),
     "input_forget": ("lstm",),
-    "projection": ("lstm",),
-    "peepholes": ("lstm",),
 }
 
 
@@ -132,7 +127,7 @@ def parse(spec: Spec, options: dict[str, Any]) -> tuple[Spec, Noise]:
             chosen[name] = None if f == own else f
     for name in ("clip", "grad_clip"):
         chosen[name] = _bound(name, options.get(name))
-    chosen["truncate"] = _steps("truncate", options.get("truncate"))
+    chosen["truncate"] = checks.steps("truncate", options.get("truncate"))
     chosen["input_forget"] = checks.flag("input_forget", options.get("input_forget", False))
     noise = _noise(spec, options)
     chosen["recurrent_dropout"] = noise.recurrent_dropout > 0
@@ -165,7 +160,7 @@ def activation(name: str, value: Any) -> Activation:
     numbers = [own.alpha, own.beta]
     for k, number in enumerate(parts[1:]):
         if number is not None:
-            real = _real(name, number)
+            real = checks.real(name, number)
             if k < _PARAMETERS.get(parts[0], 0):  # as in ONNX, others are ignored
                 numbers[k] = real
     f = Activation(parts[0], *numbers)
@@ -185,45 +180,20 @@ def _noise(spec: Spec, options: dict[str, Any]) -> Noise:
         raise ValueError(f"zoneout: expected a probability or a pair of them, got {zoneout}")
     training = checks.flag("training", options.get("training", True))
     return Noise(
-        _probability("recurrent_dropout", options.get("recurrent_dropout", 0.0)) * training,
-        _probability("zoneout", pair[0]),
-        _probability("zoneout", pair[1]) if spec.info.has_c else 0.0,
-        _probability("dropconnect", options.get("dropconnect", 0.0)) * training,
+        checks.probability("recurrent_dropout", options.get("recurrent_dropout", 0.0)) * training,
+        checks.probability("zoneout", pair[0]),
+        checks.probability("zoneout", pair[1]) if spec.info.has_c else 0.0,
+        checks.probability("dropconnect", options.get("dropconnect", 0.0)) * training,
         checks.flag("variational", options.get("variational", False)),
         training,
-        _probability("bn_momentum", options.get("bn_momentum", 0.1)),
+        checks.probability("bn_momentum", options.get("bn_momentum", 0.1)),
     )
-
-
-def _real(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        raise TypeError(f"{name}: expected a float, got {arrays.describe(value)}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
-    return float(value)
-
-
-def _probability(name: str, value: Any) -> float:
-    rate = _real(name, value)
-    if not 0 <= rate <= 1:
-        raise ValueError(f"{name}: expected a probability from 0 to 1, got {value}")
-    return rate
 
 
 def _bound(name: str, value: Any) -> float | None:
     if value is None:
         return None
-    bound = _real(name, value)
+    bound = checks.real(name, value)
     if bound <= 0:
         raise ValueError(f"{name}: expected a number above 0 or None, got {value}")
     return bound
-
-
-def _steps(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected an int or None, got {arrays.describe(value)}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1 step, got {value}")
-    return min(int(value), sys.maxsize)  # a sequence has no more

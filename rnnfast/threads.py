@@ -23,21 +23,16 @@ def _put(n: int) -> None:
 
 def _default() -> int:
     """As csrc/threads.cpp has it."""
-    asked = _number_from("RNNFAST_NUM_THREADS")
+    asked = os.environ.get("RNNFAST_NUM_THREADS", "")
     if asked:
-        return asked
+        if not asked.isdecimal() or not 1 <= int(asked) <= MOST:
+            raise ValueError(
+                f"RNNFAST_NUM_THREADS: expected a number from 1 to {MOST}, got {asked!r}"
+            )
+        return int(asked)
     able = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, able // (_number_from("LOCAL_WORLD_SIZE") or 1))
-
-
-def _number_from(name: str) -> int:
-    """What a variable of the environment says; 0 where it says nothing."""
-    given = os.environ.get(name, "")
-    if not given:
-        return 0
-    if not given.isdecimal() or not 1 <= int(given) <= MOST:
-        raise ValueError(f"{name}: expected a number from 1 to {MOST}, got {given!r}")
-    return int(given)
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, able // max(1, int(processes) if processes.isdecimal() else 1))
 
 
 try:

@@ -339,8 +339,14 @@ def rebuild(template: Any, leaves: Iterator[Weights]) -> Any:
     if type(template) is InOrder:
         return rebuild(template.weights, map(template.to_theirs, leaves))
     if is_entry(template):
-        return tuple(next(leaves))[: len(template)]
-    return type(template)(rebuild(entry, leaves) for entry in template)
+        return _like(template, tuple(next(leaves))[: len(template)])
+    return _like(template, [rebuild(entry, leaves) for entry in template])
+
+
+def _like(template: Any, parts: Any) -> Any:
+    """The parts in the kind of list or tuple that the template is."""
+    kind = type(template)
+    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
 def matching(name: str, value: Any, template: Any, parsed: Iterator[Weights]) -> list[Weights]:
@@ -439,14 +445,8 @@ def init_weights(
     info = checks.cell(cell)
     sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
     for name, size in sizes.items():
-        if not isinstance(size, int | np.integer) or isinstance(size, bool):
-            raise TypeError(f"{name}: expected an int, got {arrays.describe(size)}")
-        if size < 1:
-            raise ValueError(f"{name}: expected at least 1, got {size}")
-    if isinstance(proj_size, bool) or not isinstance(proj_size, int | np.integer):
-        raise TypeError(f"proj_size: expected an int, got {arrays.describe(proj_size)}")
-    if proj_size < 0:
-        raise ValueError(f"proj_size: expected at least 0, got {proj_size}")
+        checks.integer(name, size, 1)
+    checks.integer("proj_size", proj_size, 0)
     peepholes = checks.flag("peepholes", peepholes)
     layer_norm = checks.flag("layer_norm", layer_norm)
     batch_norm = checks.flag("batch_norm", batch_norm)

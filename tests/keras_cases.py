@@ -893,6 +893,53 @@ def test_unknown_activations_are_refused() -> None:
         rnnfast.keras.LSTM(3, use_cudnn=True)
 
 
+@keras.saving.register_keras_serializable()
+class Doubled(rnnfast.keras.GRU):  # type: ignore[misc,name-defined]
+    def call(self, sequences: Any, **how: Any) -> Any:
+        return super().call(2 * sequences, **how)
+
+
+@keras.saving.register_keras_serializable()
+class InnerLoop(rnnfast.keras.GRU):  # type: ignore[misc,name-defined]
+    def inner_loop(self, *arguments: Any, **how: Any) -> Any:
+        last, outputs, states = super().inner_loop(*arguments, **how)
+        return 3 * last, 3 * outputs, states
+
+
+@pytest.mark.parametrize("kind", [Doubled, InnerLoop])
+def test_subclasses_in_both_directions(kind: Any) -> None:
+    """What they override runs."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype("float32")
+    ours = rnnfast.keras.Bidirectional(kind(4))
+    theirs = keras.layers.Bidirectional(kind(4))
+    ours.build(x.shape)
+    theirs.build(x.shape)
+    theirs.set_weights(ours.get_weights())
+    assert_close(
+        {"y": keras.ops.convert_to_numpy(ours(x))},
+        {"y": keras.ops.convert_to_numpy(theirs(x))},
+        100 * EPS,
+    )
+
+
+def test_other_cells_are_refused() -> None:
+    class Cell(keras.layers.GRUCell):  # type: ignore[misc,name-defined]
+        def call(self, *arguments: Any, **how: Any) -> Any:
+            return super().call(*arguments, **how)
+
+    layer = rnnfast.keras.GRU(3)
+    layer.cell = Cell(3)
+    with pytest.raises(rnnfast.UnsupportedError, match=r"cell: expected one of .* got Cell"):
+        layer(np.zeros((1, 2, 3), "float32"))
+
+
+def test_replace_keeps_what_is_frozen() -> None:
+    model = keras.Sequential([keras.Input((4, 3)), keras.layers.GRU(5), keras.layers.Dense(2)])
+    model.layers[0].cell.trainable = False
+    replaced = rnnfast.keras.replace(model)
+    assert len(replaced.trainable_variables) == len(model.trainable_variables) == 2
+
+
 def test_config_and_names_are_those_of_keras() -> None:
     for cell in CELLS:
         theirs, ours = pair(cell, (2, 3, 4), units=5, name="a", go_backwards=True)

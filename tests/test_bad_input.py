@@ -541,7 +541,7 @@ OPTIONS = (
         for value, error, words in (
             (-0.1, ValueError, ("0 to 1", "-0.1")),
             (1.5, ValueError, ("0 to 1", "1.5")),
-            (np.nan, ValueError, ("finite", "nan")),
+            (np.nan, ValueError, ("0 to 1", "nan")),
             (None, TypeError, ("float", "None")),
             (True, TypeError, ("float", "True")),
             ("0.5", TypeError, ("float", "'0.5'")),
@@ -717,6 +717,8 @@ BAD_PACK: tuple[
     ("dtype is a misspelt name", {"dtype": "flaot32"}, TypeError, ("dtype:", "flaot32")),
     ("dtype is a number", {"dtype": 32}, TypeError, ("dtype:", "32")),
     ("reset_after is 0", {"reset_after": 0}, TypeError, ("reset_after:", "bool", "0")),
+    ("reset_after is False", {"reset_after": False}, UnsupportedError, ("reset_after:", "gru")),
+    ("a nonlinearity", {"nonlinearity": "relu"}, UnsupportedError, ("nonlinearity:", "rnn")),
     ("the backend is misnamed", {"backend": "nativ"}, ValueError, ("backend:", "'nativ'")),
     ("the backend is None", {"backend": None}, (ValueError, TypeError), ("backend:", "None")),
     ("the backend is a list", {"backend": []}, (ValueError, TypeError), ("backend:", "list")),

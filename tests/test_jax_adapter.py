@@ -580,9 +580,10 @@ class TestFlax:
         found = {k: v for k, v in vars(layer).items() if isinstance(v, nnx.Param)}
         assert_near(layer(x), self.wanted(cell, {k: v[...] for k, v in found.items()}, x), 0)
         assert not np.array_equal(random, layer(x)[0])
-        drops = nnx.view(layer, deterministic=False)
-        assert np.array_equal(random, drops(x, rngs=nnx.Rngs(dropout=1))[0])
-        assert np.array_equal(nnx.view(drops, deterministic=True)(x)[0], layer(x)[0])
+        if hasattr(nnx, "view"):  # since Flax 0.12
+            drops = nnx.view(layer, deterministic=False)
+            assert np.array_equal(random, drops(x, rngs=nnx.Rngs(dropout=1))[0])
+            assert np.array_equal(nnx.view(drops, deterministic=True)(x)[0], layer(x)[0])
         gradient = nnx.jit(nnx.grad(lambda layer: layer(x)[0].sum()))(layer)
         assert all(np.asarray(a).any() for a in jax.tree.leaves(gradient))
 

@@ -627,7 +627,12 @@ def test_a_wrong_number_of_threads_without_the_native_module(number: str) -> Non
 
 @pytest.mark.parametrize(
     ("environment", "wanted"),
-    [({"RNNFAST_NUM_THREADS": "3"}, 3), ({"LOCAL_WORLD_SIZE": "1000"}, 1)],
+    [
+        ({"RNNFAST_NUM_THREADS": "3"}, 3),
+        ({"LOCAL_WORLD_SIZE": "2000"}, 1),
+        ({"LOCAL_WORLD_SIZE": "0"}, len(os.sched_getaffinity(0))),
+        ({"LOCAL_WORLD_SIZE": "all"}, len(os.sched_getaffinity(0))),
+    ],
     ids=str,
 )
 def test_threads_without_the_native_module(environment: dict[str, str], wanted: int) -> None:

@@ -225,3 +225,66 @@ def test_torch_tensors(spec: Spec, names: str, target: str) -> None:
     found = run(p.map(torch.from_numpy), target)
     assert all(isinstance(a, torch.Tensor) for a in found.values())
     assert_same_bits({k: a.numpy() for k, a in found.items()}, wanted)
+
+
+def one_number(dtype: str, a: Any, **keywords: Any) -> Any:
+    """A batch of numbers a that a layer of one unit takes for its arguments, and one gradient."""
+    p = problem(Case(Spec("rnn"), T=1, B=len(a), I=1, H=1, state="none", dtype=dtype))
+    one = np.ones((1, 1), dtype)
+    return replace(
+        p,
+        x=np.asarray(a, dtype).reshape(1, -1, 1),
+        weights=[Weights(one, 0 * one)],
+        dy=np.ones((1, len(a), 1), dtype),
+        dh_n=None,
+        keywords=keywords,
+    )
+
+
+@pytest.mark.parametrize("f", ["softplus", "elu", ("elu", 0.1)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_digits_of_arguments_below_zero(f: Any, dtype: str, target: str) -> None:
+    """Where exp(a) - 1 and 1 - exp(-y) would lose them."""
+    eps = np.finfo(dtype).eps
+    p = one_number(dtype, -np.geomspace(eps / 100, 16, 300))
+    p.spec = replace(p.spec, nonlinearity=f)
+    with unless_unsupported(target):
+        got = run(p, target)
+    a = p.x.ravel().astype(np.float64)
+    if f == "softplus":
+        y, slope = np.log1p(np.exp(a)), 1 / (1 + np.exp(-a))
+    else:
+        alpha = 1 if f == "elu" else np.dtype(dtype).type(f[1])
+        y, slope = alpha * np.expm1(a), alpha * np.exp(a)
+    assert (np.abs(got["y"].ravel() - y) / np.abs(y)).max() <= 8 * eps
+    size = slope if f == "softplus" else slope[0]  # elu's slope is taken from y
+    assert (np.abs(got["dx"].ravel() - slope) / size).max() <= 8 * eps
+
+
+def test_arguments_at_the_bounds_of_clip(target: str) -> None:
+    p = one_number("float64", [-0.75, -0.5, -0.25, 0.25, 0.5, 0.75], clip=0.5)
+    with unless_unsupported(target):
+        dx = run(p, target)["dx"].ravel()
+    slope = 1 - np.tanh(0.25) ** 2
+    np.testing.assert_allclose(dx, [0, 0, slope, slope, 0, 0], rtol=1e-14)
+
+
+def test_infinite_gradients_of_a_flat_part(target: str) -> None:
+    """Nothing goes back through it, with options as without."""
+    for f, at in (("relu", -1.0), ("hard_sigmoid", 9.0), ("thresholded_relu", 0.5)):
+        p = one_number("float64", [at], grad_clip=1.0)
+        p.spec = replace(p.spec, nonlinearity=f)
+        p.dy[...] = np.inf
+        with unless_unsupported(target):
+            assert run(p, target)["dx"] == 0
+
+
+def test_infinite_numbers_and_zoneout(target: str) -> None:
+    """Those that are not zoned out are what the step made."""
+    p = one_number("float64", [np.inf] * 8, zoneout=0.5, rng=0)
+    p.spec = replace(p.spec, nonlinearity="relu")
+    with unless_unsupported(target):
+        got = forward(p, target)["y"]
+    wanted = forward(p)["y"]
+    assert np.isinf(wanted).any()
+    np.testing.assert_array_equal(got, wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -241,3 +241,25 @@ def test_bad_initialisation(change: dict[str, Any], error: Any, words: str) -> N
     good: dict[str, Any] = {"cell": "lstm", "input_size": 4, "hidden_size": 5}
     with pytest.raises(error, match=words):
         rnnfast.init_weights(**(good | change))
+
+
+def test_gradients_are_in_the_kinds_of_tuple_that_went_in() -> None:
+    class Pair(NamedTuple):
+        forward: Any
+        backward: Any
+
+    class Direction(NamedTuple):
+        w_ih: Any
+        w_hh: Any
+
+    rng = np.random.default_rng(0)
+    made = [Direction(rng.normal(size=(4, 3)), rng.normal(size=(4, 4))) for _ in range(2)]
+    for weights in ([Pair(*made)], [tuple(made)], made[0], [made[0]]):
+        y, _, backward = rnnfast.rnn_vjp(np.ones((2, 1, 3)), weights)
+        _, found, _ = backward(np.ones_like(y))
+        assert type(found) is type(weights)
+        entry = found[0] if isinstance(found, list) else found
+        assert type(entry) is type(weights[0] if isinstance(weights, list) else weights)
+        for direction in [entry] if isinstance(entry, Direction) else entry:
+            assert type(direction) is Direction
+            assert direction.w_hh.shape == (4, 4)

@@ -31,7 +31,7 @@ RNNFAST_INLINE Vec<T> limited(Vec<T> x, double bound) {
 // k before + (1 - k) after: exactly one of them where k is 1 or 0.
 template <class T>
 RNNFAST_INLINE Vec<T> zoned_out(Vec<T> k, Vec<T> before, Vec<T> after) {
-  return fma(k, before, after - k * after);
+  return fma(k, before, (constant<T>(1) - k) * after);
 }
 
 template <class T>
@@ -52,7 +52,8 @@ __attribute__((noinline)) Vec<T> activated(const Activation& f, Vec<T> a) {
       const Vec<T> y = alpha * a + beta;
       return choose<T>(below<T>(y, zero), zero, choose<T>(below<T>(one, y), one, y));
     }
-    case Function::kElu: return choose<T>(below<T>(a, zero), alpha * (exponential<T>(a) - one), a);
+    case Function::kElu:
+      return choose<T>(below<T>(a, zero), alpha * exponential_less_one<T>(a), a);
     case Function::kSoftsign: return a / (one + choose<T>(below<T>(a, zero), -a, a));
     case Function::kSoftplus: {
       const Vec<T> size = choose<T>(below<T>(a, zero), -a, a);
@@ -86,7 +87,7 @@ __attribute__((noinline)) Vec<T> slope(const Activation& f, Vec<T> y) {
       const Vec<T> left = one - choose<T>(below<T>(y, zero), -y, y);
       return left * left;
     }
-    case Function::kSoftplus: return one - exponential<T>(-y);
+    case Function::kSoftplus: return -exponential_less_one<T>(-y);
   }
   return one;
 }
@@ -107,9 +108,17 @@ struct Clipped {
   }
   RNNFAST_INLINE Vec<T> operator()(Vec<T> a) const { return activated<T>(f, limited<T>(a, clip)); }
   RNNFAST_INLINE Vec<T> back(Vec<T> dy, Vec<T> y) const {
-    const Vec<T> da = dy * slope<T>(f, y);
+    const Vec<T> zero = constant<T>(0), s = slope<T>(f, y);
+    // Where it is flat nothing goes back, be the gradient infinite.
+    const Vec<T> da = has_flat_parts() ? choose<T>(equal<T>(s, zero), zero, dy * s) : dy * s;
     if (clip <= 0) return da;
-    return choose<T>(equal<T>(y, low) | equal<T>(y, high), constant<T>(0), da);
+    return choose<T>(equal<T>(y, low) | equal<T>(y, high), zero, da);
+  }
+
+ private:
+  bool has_flat_parts() const {
+    return f.function == Function::kRelu || f.function == Function::kThresholdedRelu ||
+           f.function == Function::kHardSigmoid;
   }
 };
 

@@ -132,6 +132,14 @@ RNNFAST_INLINE DualVec exponential<Dual>(DualVec x) {
   const Vec<double> e = exp<double>(x.v);
   return {e, e * x.d};
 }
+template <class T>
+RNNFAST_INLINE Vec<T> exponential_less_one(Vec<T> x) {
+  return expm1<T>(x);
+}
+template <>
+RNNFAST_INLINE DualVec exponential_less_one<Dual>(DualVec x) {
+  return {expm1<double>(x.v), exp<double>(x.v) * x.d};
+}
 // log(1 + x) for x in [0, 1], by 2 atanh(x / (2 + x)); x / (2 + x) is at most 1/3.
 template <class T>
 RNNFAST_INLINE Vec<T> log_of_one_more(Vec<T> x) {

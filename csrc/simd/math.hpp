@@ -74,6 +74,17 @@ RNNFAST_INLINE Vec<T> exp(Vec<T> x) {
   return (expm1_r + 1) * two_n;
 }
 
+// exp(x) - 1 with all its digits, for x up to where exp is finite.
+template <class T>
+RNNFAST_INLINE Vec<T> expm1(Vec<T> x) {
+  using C = ExpConstants<T>;
+  x = x > C::highest ? broadcast(C::highest) : x;
+  x = x < C::lowest ? broadcast(C::lowest) : x;
+  Vec<T> expm1_r, two_n;
+  split_exp<T>(x, expm1_r, two_n);
+  return fma(two_n, expm1_r, two_n - 1);
+}
+
 template <class T>
 RNNFAST_INLINE Vec<T> sigmoid(Vec<T> x) {
   return 1 / (exp<T>(-x) + 1);

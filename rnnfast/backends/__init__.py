@@ -122,7 +122,7 @@ class Backend(Protocol):
         """dx (N, I), dweights for every direction of every layer, dh_0 (L*D, B, P) and dc_0."""
 
 
-# name -> module with an object BACKEND, in the order in which "auto" tries them.
+# name -> module with an object BACKEND.
 _MODULES = {
     "native": "rnnfast.backends.native",
     "reference": "rnnfast.backends.reference",

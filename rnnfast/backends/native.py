@@ -89,7 +89,7 @@ class Native:
             if precision is not None:
                 raise UnsupportedError(
                     f"dtype: backend 'native' has {precision} for plain cells, not for "
-                    f"{spec.variants()}; backend 'reference' has it"
+                    f"{spec.variants()}; backends 'reference' and 'numba' have it"
                 )
             return _flexible(spec, layer)
         kind = _native.LayerF32 if dtype == np.float32 else _native.LayerF64

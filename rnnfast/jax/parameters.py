@@ -19,7 +19,7 @@ def check(hidden_size: int, num_layers: int, dropout: float) -> None:
     for name, size in (("hidden_size", hidden_size), ("num_layers", num_layers)):
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, got {size}")
-    checks.dropout(dropout)
+    checks.probability("dropout", dropout)
 
 
 def shapes(

@@ -63,6 +63,9 @@ def replace(model: Any) -> Any:
             )
     if model.built:
         replaced.set_weights(model.get_weights())
+        for theirs, ours in zip(_inside(model), _inside(replaced), strict=True):
+            if isinstance(ours, Fused):
+                ours.cell.trainable = theirs.cell.trainable  # which no config has
         for layer in _inside(replaced):
             if isinstance(layer, keras.layers.Normalization):  # it keeps copies of its weights
                 layer.finalize_state()

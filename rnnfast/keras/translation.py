@@ -25,6 +25,8 @@ _ACTIVATIONS: dict[Any, str | tuple[str, float, float]] = {
     keras.activations.softplus: "softplus",
 }
 
+_CALLS = {c.call for c in (keras.layers.LSTMCell, keras.layers.GRUCell, keras.layers.SimpleRNNCell)}
+
 
 def options_of(cell: str, keras_cell: Any) -> dict[str, Any]:
     """The options of rnnfast's function: the variant of the cell, and what is not its default.
@@ -32,8 +34,13 @@ def options_of(cell: str, keras_cell: Any) -> dict[str, Any]:
     Raises
     ------
     UnsupportedError
-        For an activation that rnnfast does not have.
+        For an activation that rnnfast does not have, and a cell that is not Keras' own.
     """
+    if type(keras_cell).call not in _CALLS:
+        raise UnsupportedError(
+            f"cell: expected one of Keras' own, got {type(keras_cell).__name__}, whose call would "
+            f"not run; keras.layers.RNN runs it"
+        )
     options: dict[str, Any] = {}
     activation = _activation("activation", keras_cell.activation)
     if cell == "rnn":

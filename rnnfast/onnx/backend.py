@@ -8,10 +8,10 @@ from typing import Any
 from onnx import ModelProto, NodeProto
 from onnx.backend.base import Backend as Base
 from onnx.backend.base import BackendRep, Device, DeviceType
-from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from ..errors import UnsupportedError
+from .model import without_functions
 from .ops import OPS
 from .plan import Plan
 
@@ -103,8 +103,7 @@ class Backend(Base):
         """
         _check(device)
         super().prepare(model, device)
-        if model.functions:  # inside of which the evaluator has its own operators
-            model = inline_local_functions(model)
+        model = without_functions(model)  # inside of which the evaluator has its own operators
         evaluator = ReferenceEvaluator(model, new_ops=OPS, **kwargs)
         return Rep(evaluator, None if kwargs else Plan(evaluator))
 

@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
-from .. import arrays
+from .. import arrays, checks
 from .attributes import OPERATORS, Attributes
 from .layer import Layer
 
@@ -58,9 +58,7 @@ def weights(
     >>> y, (h_n, c_n) = layer(x)
     >>> y, (h_n, c_n) = rnnfast.lstm(x, layer.weights, layer.state, **layer.options)  # the same
     """
-    proto = _load(model)
-    if proto.functions:
-        proto = inline_local_functions(proto)
+    proto = without_functions(_load(model))
     found = _node(proto, node)
     attributes = Attributes.of(
         found.op_type,
@@ -84,6 +82,32 @@ def weights(
     if all(s is None for s in states):
         return layer
     return replace(layer, state=tuple(states) if layer.cell == "lstm" else states[0])
+
+
+def without_functions(model: ModelProto) -> ModelProto:
+    """The model with the nodes of its functions in their places."""
+    if not model.functions:
+        return model
+    # onnx's inliner takes an attribute that a call leaves out for one that the node has not.
+    defaults = {(f.domain, f.name): f.attribute_proto for f in model.functions}
+    if any(defaults.values()):
+        whole = ModelProto()
+        whole.CopyFrom(model)
+        model = whole
+        for nodes in (model.graph.node, *(f.node for f in model.functions)):
+            _give_defaults(nodes, defaults)
+    inlined: ModelProto = inline_local_functions(model)
+    return inlined
+
+
+def _give_defaults(nodes: Any, defaults: dict[tuple[str, str], Any]) -> None:
+    for node in nodes:
+        given = {a.name for a in node.attribute}
+        own = defaults.get((node.domain, node.op_type), ())
+        node.attribute.extend([a for a in own if a.name not in given])
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                _give_defaults(graph.node, defaults)
 
 
 def _load(model: Any) -> ModelProto:
@@ -126,7 +150,7 @@ def _node(model: ModelProto, node: str | int | NodeProto) -> NodeProto:
                 f"got {node!r}"
             )
         return named[0]
-    if not isinstance(node, int | np.integer) or isinstance(node, bool):
+    if not checks.is_integer(node):
         raise TypeError(
             f"node: expected a name, an int or an onnx.NodeProto, got {arrays.describe(node)}"
         )
@@ -154,8 +178,8 @@ class _Constants:
         found = self.value_if_constant(name)
         if found is None:
             raise ValueError(
-                f"{argument}: expected a constant of the model, got {name!r}, which depends on "
-                f"the model's inputs"
+                f"{argument}: expected a constant of the model, an initializer or what nodes "
+                f"without subgraphs make of some, got {name!r}"
             )
         return found
 

@@ -127,7 +127,7 @@ def _outputs(
     elif directions == 1:
         found = [y[:, :, None] if layer.batch_first else y[:, None], *states]
     else:
-        y = y.reshape(*y.shape[:2], directions, -1)
+        y = y.reshape(*y.shape[:2], directions, y.shape[2] // directions)
         found = [y if layer.batch_first else y.swapaxes(1, 2), *states]
     return tuple([a if name else None for name, a in zip(named, found, strict=False)])
 

@@ -98,7 +98,7 @@ def activate_vjp(f: Activation, clip: float | None, dy: Array, a: Array, y: Arra
         da = -dy * np.expm1(-y)
     if clip is None:
         return np.asarray(da)
-    return np.asarray(np.where(magnitude(a).real > a.real.dtype.type(clip), 0, da))
+    return np.asarray(np.where(magnitude(a).real >= a.real.dtype.type(clip), 0, da))
 
 
 # ------------------------------------------------------------------ products with a norm

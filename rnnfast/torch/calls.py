@@ -44,7 +44,7 @@ Lengths: TypeAlias = "Tensor | Steps | None"
 Results: TypeAlias = "tuple[Tensor, Tensor, Tensor | None]"  # y, h_n, and c_n where there is one
 Kept: TypeAlias = "tuple[Tensor, Tensor, Tensor | None, Tensor]"  # and a tape
 
-_TRAINING_ONLY = ("save", "checkpoint", "truncate")  # keywords of the _vjp functions
+_TRAINING_ONLY = ("save", "checkpoint")  # keywords of the _vjp functions
 
 
 class Call(NamedTuple):
@@ -204,8 +204,9 @@ def spec_of_call(call: Call) -> Spec | None:
 @lru_cache
 def _spec(cell: str, options: str) -> Spec | None:
     """What a call without any option but the cell's variant computes; None for any other."""
-    found = ast.literal_eval(options)
-    if found.keys() - {"nonlinearity", "reset_after"}:
+    found, info = ast.literal_eval(options), CELLS[cell]
+    own = {"reset_after": info.has_reset_after, "nonlinearity": bool(info.nonlinearities)}
+    if not all(own.get(name) for name in found):
         return None
     try:
         return spec_of(cell, found.get("reset_after", True), found.get("nonlinearity", "tanh"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import rnnfast
 
-from .. import arrays
+from .. import arrays, checks
 from ..spec import CELLS
 from ..weights import InOrder, Weights, is_entry, parse
 from . import autograd, calls, memory, ops
@@ -136,8 +136,11 @@ def _call(
     ends = lengths
     if lengths is not None and not isinstance(lengths, Tensor):
         ends = torch.as_tensor(lengths, device="cpu")
+    checks.probability("dropout", dropout)
+    checks.saved(options.get("save", "all"))
+    checks.steps("checkpoint", options.get("checkpoint"))
     random = dropout != 0 or (options and any(options.get(name) for name in _RANDOM))
-    seed = _seed(rng) if random else None
+    seed = _seed(rng, bool(random))
     chosen = repr({k: _literal(k, v) for k, v in options.items()}) if options else "{}"
     if isinstance(weights, rnnfast.Packed):
         if autograd.needs_gradients(x, h_0, c_0):
@@ -234,15 +237,15 @@ def _as_arrays(value: Any) -> Any:
     return memory.array(value) if isinstance(value, Tensor) else value
 
 
-def _seed(rng: Any) -> Tensor:
+def _seed(rng: Any, random: bool) -> Tensor | None:
     if rng is None:
-        return torch.randint(2**62, (), device="cpu")
+        return torch.randint(2**62, (), device="cpu") if random else None
     if isinstance(rng, torch.Generator):
-        return torch.randint(2**62, (), generator=rng, device=rng.device)
-    if isinstance(rng, (int, np.integer)) and not isinstance(rng, bool):
+        return torch.randint(2**62, (), generator=rng, device=rng.device) if random else None
+    if checks.is_integer(rng):
         if not 0 <= rng < 2**63:
             raise ValueError(f"rng: expected a seed from 0 to 2**63 - 1, got {rng}")
-        return torch.tensor(int(rng), device="cpu")
+        return torch.tensor(int(rng), device="cpu") if random else None
     raise TypeError(f"rng: expected a torch.Generator, an int or None, got {arrays.describe(rng)}")
 
 

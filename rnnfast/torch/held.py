@@ -106,8 +106,8 @@ class Held:
         """The weights packed, or None where they are new: those that always change never are.
 
         A tensor's version counts every change through PyTorch but those through ``.data``.
-        Against these, and changes through NumPy, small arrays are compared, and samples of
-        others.
+        Against these, and changes through NumPy, biases and small arrays are compared, and
+        samples of others.
         """
         if self._on_device:
             return self._in_place
@@ -172,9 +172,9 @@ def _addresses(weights: Sequence[Tensor]) -> list[Any]:
 
 
 def _sample(array: NDArray[Any]) -> NDArray[Any]:
-    """A view of some numbers of every part of an array, or of all where they are few."""
+    """A view of some numbers of every part of a matrix, or all of a bias and of a small one."""
     flat = array.reshape(-1) if array.flags.c_contiguous else array
-    if flat.ndim > 1 or flat.size <= 1024:
+    if array.ndim < 2 or flat.ndim > 1 or flat.size <= 1024:
         return flat
     step = flat.size // _SAMPLES
     while math.gcd(step, array.shape[-1]) > 1:  # else it would stay in the same columns

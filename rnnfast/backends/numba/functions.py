@@ -90,6 +90,13 @@ def exp_of(x: Number) -> Number:
     return (expm1_r + 1) * two_n
 
 
+def expm1_of(x: Number) -> Number:
+    low, high = (-88.3, 88.72) if x.kind == types.float32 else (-709.0, 709.7)
+    x = x.where(">", high, high, x)
+    expm1_r, two_n = _split_exp(x.where("<", low, low, x))
+    return two_n.fma(expm1_r, two_n - 1)
+
+
 def sigmoid_of(x: Number) -> Number:
     return x.number(1) / (exp_of(-x) + 1)
 
@@ -102,7 +109,7 @@ def tanh_of(x: Number) -> Number:
     return (e / (e + 2)).signed_like(x)
 
 
-exp, sigmoid, tanh = map(scalar, (exp_of, sigmoid_of, tanh_of))
+exp, expm1, sigmoid, tanh = map(scalar, (exp_of, expm1_of, sigmoid_of, tanh_of))
 
 
 @jit
@@ -158,7 +165,7 @@ def activate(f: Any, clip: float, a: Any, at: int, count: int) -> None:
     elif code == _ELU:
         for j in range(count):
             x = row[j]
-            row[j] = alpha * (exp(x) - one) if x < zero else x
+            row[j] = alpha * expm1(x) if x < zero else x
     elif code == _SOFTSIGN:
         for j in range(count):
             row[j] = row[j] / (one + abs(row[j]))
@@ -199,7 +206,7 @@ def _times_slope(f: Any, y: Any, y_at: int, d: Any, d_at: int, count: int) -> No
             row[j] = row[j] * (alpha * beta) * (one - t * t)
     elif code == _HARD_SIGMOID:
         for j in range(count):
-            row[j] = row[j] * (alpha if y_row[j] > zero and y_row[j] < one else zero)
+            row[j] = row[j] * alpha if y_row[j] > zero and y_row[j] < one else zero
     elif code == _ELU:
         for j in range(count):
             row[j] = row[j] * (y_row[j] + alpha) if y_row[j] < zero else row[j]
@@ -209,7 +216,7 @@ def _times_slope(f: Any, y: Any, y_at: int, d: Any, d_at: int, count: int) -> No
             row[j] = row[j] * left * left
     elif code == _SOFTPLUS:
         for j in range(count):
-            row[j] = -row[j] * kind(math.expm1(-y_row[j]))
+            row[j] = -row[j] * expm1(-y_row[j])
 
 
 @jit
