@@ -52,8 +52,7 @@ __attribute__((noinline)) Vec<T> activated(const Activation& f, Vec<T> a) {
       const Vec<T> y = alpha * a + beta;
       return choose<T>(below<T>(y, zero), zero, choose<T>(below<T>(one, y), one, y));
     }
-    case Function::kElu:
-      return choose<T>(below<T>(a, zero), alpha * exponential_less_one<T>(a), a);
+    case Function::kElu: return choose<T>(below<T>(a, zero), alpha * exponential_less_one<T>(a), a);
     case Function::kSoftsign: return a / (one + choose<T>(below<T>(a, zero), -a, a));
     case Function::kSoftplus: {
       const Vec<T> size = choose<T>(below<T>(a, zero), -a, a);
