@@ -65,13 +65,11 @@ class FlexibleLayer {
                                             bool save) const;
   void backward(const FlexibleSaved<T>& saved, const FlexibleBackwardArrays<T>& arrays) const;
 
-  int gates() const { return cell_->gates; }
   bool has_c() const { return cell_->has_c; }
   int64_t input() const { return input_; }
   int64_t hidden() const { return hidden_; }
   int64_t outputs() const { return outputs_; }
   int directions() const { return int(weights_.size()); }
-  const FlexibleWeights<T>& weights(int d) const { return weights_[d]; }
 
  private:
   struct Packed {

@@ -8,18 +8,7 @@ __version__ = "0.1.0"
 # compiled module stands in the latter.
 __path__ = pkgutil.extend_path(__path__, __name__)
 
-from .api import (
-    Packed,
-    gated,
-    gated_vjp,
-    gru,
-    gru_vjp,
-    lstm,
-    lstm_vjp,
-    pack,
-    rnn,
-    rnn_vjp,
-)
+from .api import gated, gated_vjp, gru, gru_vjp, lstm, lstm_vjp, rnn, rnn_vjp
 from .backends import backends
 from .config import get_num_threads, set_num_threads, show_config
 from .convert import convert
@@ -27,6 +16,7 @@ from .errors import UnsupportedError
 from .flow import GradientFlow, gradient_flow
 from .gradients import clip_grad_norm
 from .options import Options
+from .packed import Packed, pack
 from .stream import Stream
 from .weights import Weights, init_weights
 

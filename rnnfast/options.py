@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from . import arrays, checks
 from .errors import UnsupportedError
-from .spec import ACTIVATIONS, Activation, Spec
+from .spec import ACTIVATIONS, CELLS, Activation, Spec
 from .weights import Layer
 
 
@@ -87,6 +87,10 @@ class Noise(NamedTuple):
 
 
 QUIET = Noise()
+# Of calls without options, which are found faster by them.
+LSTM, GATED = Spec("lstm"), Spec("gated")
+GRU = {reset_after: Spec("gru", reset_after) for reset_after in (False, True)}
+_RNN = {name: Spec("rnn", nonlinearity=name) for name in CELLS["rnn"].nonlinearities}
 _PARAMETERS = {  # how many numbers a function has
     "affine": 2,
     "leaky_relu": 1,
@@ -101,6 +105,20 @@ WHOSE = {  # the cells that may have an option, where not all may
     "output_activation": ("lstm",),
     "input_forget": ("lstm",),
 }
+
+
+def spec_of(cell: str, reset_after: bool, nonlinearity: Any) -> Spec:
+    """The plain cell in this variant; what belongs to other cells is not read."""
+    info = checks.cell(cell)
+    reset_after = checks.flag("reset_after", reset_after)
+    if info.has_reset_after:
+        return GRU[reset_after]
+    if not info.nonlinearities:
+        return LSTM if info.has_c else GATED
+    if isinstance(nonlinearity, str) and nonlinearity in _RNN:
+        return _RNN[nonlinearity]
+    f = activation("nonlinearity", nonlinearity)
+    return _RNN[f.name] if f.name in _RNN else Spec(cell, activation=f)
 
 
 def parse(spec: Spec, options: dict[str, Any]) -> tuple[Spec, Noise]:

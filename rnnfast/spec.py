@@ -44,6 +44,11 @@ class Activation(NamedTuple):
     alpha: float = 0.0
     beta: float = 0.0
 
+    @property
+    def number(self) -> int:
+        """By which the kernels know the function."""
+        return _NUMBERS[self.name]
+
 
 # The functions of ONNX's recurrent operators and `linear`, with ONNX's defaults of alpha and beta.
 # All are monotonic, so that a derivative follows from the value.
@@ -64,6 +69,7 @@ ACTIVATIONS = {
         Activation("softplus"),
     )
 }
+_NUMBERS = {name: k for k, name in enumerate(ACTIVATIONS)}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import api, arrays, checks
 from .errors import UnsupportedError
+from .packed import Packed, pack
 
 Array = NDArray[Any]
 
@@ -72,8 +73,8 @@ class Stream:
         if checks.flag("training", options.get("training", False)):
             raise ValueError("training: a stream is for inference; expected False, got True")
         options["training"] = False
-        if not isinstance(weights, api.Packed):
-            weights = api.pack(weights, cell=cell, dtype=dtype, backend=backend, **options)
+        if not isinstance(weights, Packed):
+            weights = pack(weights, cell=cell, dtype=dtype, backend=backend, **options)
         elif dtype is not None:
             raise TypeError(f"dtype: expected None, as the weights are packed, got {dtype!r}")
         if len(weights.first[0]) != 1:

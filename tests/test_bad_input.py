@@ -717,8 +717,6 @@ BAD_PACK: tuple[
     ("dtype is a misspelt name", {"dtype": "flaot32"}, TypeError, ("dtype:", "flaot32")),
     ("dtype is a number", {"dtype": 32}, TypeError, ("dtype:", "32")),
     ("reset_after is 0", {"reset_after": 0}, TypeError, ("reset_after:", "bool", "0")),
-    ("reset_after is False", {"reset_after": False}, UnsupportedError, ("reset_after:", "gru")),
-    ("a nonlinearity", {"nonlinearity": "relu"}, UnsupportedError, ("nonlinearity:", "rnn")),
     ("the backend is misnamed", {"backend": "nativ"}, ValueError, ("backend:", "'nativ'")),
     ("the backend is None", {"backend": None}, (ValueError, TypeError), ("backend:", "None")),
     ("the backend is a list", {"backend": []}, (ValueError, TypeError), ("backend:", "list")),

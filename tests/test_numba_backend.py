@@ -419,7 +419,7 @@ def test_weights_in_any_form_take_the_short_way(monkeypatch: pytest.MonkeyPatch)
     y = forward(p, "numba")["y"]
     with pytest.raises(TypeError, match="two layers or two directions"):
         rnnfast.lstm(p.x, (one,), backend="numba")
-    monkeypatch.setattr("rnnfast.api._Call", None)
+    monkeypatch.setattr("rnnfast.call.Call", None)
     for weights in (one, arrays, [one], [arrays]):
         assert_same_bits({"y": forward(p, "numba", weights=weights)["y"]}, {"y": y})
         found, _, backward = rnnfast.lstm_vjp(p.x, weights, backend="numba")
@@ -435,7 +435,7 @@ def test_a_stream_takes_the_short_way(
     p = problem(Case(spec, T=6, B=1, I=9, H=9, L=L, dtype=dtype, state="none"))
     wanted = forward(p, "numba")
     stream = rnnfast.Stream(p.weights, backend="numba", **variant(spec))
-    monkeypatch.setattr("rnnfast.api._Call", None)
+    monkeypatch.setattr("rnnfast.call.Call", None)
     xs = p.x if rank == 3 else p.x[:, 0]
     ys = [stream(x).copy() for x in np.split(xs, [1, 2, 3, 5])]
     y = np.concatenate(ys)
@@ -489,7 +489,7 @@ def test_buffers_without_copies(
         p = replace(p, h_0=None, c_0=None)
     wanted = forward(p, "numba")
     y = np.full_like(wanted["y"], np.nan)
-    monkeypatch.setattr("rnnfast.api._Call", None)
+    monkeypatch.setattr("rnnfast.call.Call", None)
     if given == "y":
         found = forward(p, "numba", weights=packed, out=y)
     elif given == "both":

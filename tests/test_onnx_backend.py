@@ -148,7 +148,7 @@ def test_weights_are_packed_when_prepared(
         a = numpy_helper.to_array(tensor)
         tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT, a.shape, a.ravel()))
     rep = only_planned(Backend.prepare(model))
-    monkeypatch.setattr("rnnfast.api.pack", None)
+    monkeypatch.setattr("rnnfast.onnx.layer.pack", None)
     monkeypatch.setattr("rnnfast.onnx.layer.convert", None)
     got = dict(zip(OUTPUTS[operator], rep.run(node.feeds), strict=True))
     assert_close(got, node.by_runtime(), ALLOWED)

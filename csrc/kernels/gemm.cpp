@@ -8,7 +8,6 @@
 namespace rnnfast::RNNFAST_ISA {
 namespace {
 
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Bytes of a that stay in the second-level cache while column blocks pass by.
@@ -46,7 +45,7 @@ void pack_transposed(const T* src, int64_t column, int columns, int64_t count, T
         for (int i = 0; i < quad; i++) store(dst + (k + i) * dst_stride, v[i]);
       }
   for (; k < count; k += n) {
-    const int depth = int(smaller(n, count - k));
+    const int depth = int(lesser(n, count - k));
     Vec<T> v[n];
     turned(src + k, column, columns, depth, v);
     for (int i = 0; i < depth; i++) store(dst + (k + i) * dst_stride, v[i]);
@@ -64,11 +63,11 @@ void pack_rows(const Source<T>& s, const T* from, int64_t columns, int vectors, 
       for (int u = 0; u < vectors; u++) {
         __builtin_prefetch(from + (k + ahead) * s.row + u * n, 0, 3);
         store(to + k * width + u * n,
-              load_tail(from + k * s.row + u * n, int(smaller(n, columns - u * n))));
+              load_tail(from + k * s.row + u * n, int(lesser(n, columns - u * n))));
       }
   } else {
     for (int u = 0; u < vectors; u++)
-      pack_transposed(from + u * n * s.column, s.column, int(smaller(n, columns - u * n)), count,
+      pack_transposed(from + u * n * s.column, s.column, int(lesser(n, columns - u * n)), count,
                       to + u * n, width);
   }
 }
@@ -89,7 +88,7 @@ void block_of_panels(const Panels<T>& p, int64_t vector, int vectors, int64_t k_
   }
   for (int64_t k = k_0, rows; k < k_0 + count; k += rows) {
     const int64_t row = k % s.height;
-    rows = smaller(s.height - row, k_0 + count - k);
+    rows = lesser(s.height - row, k_0 + count - k);
     pack_rows(s, first + s.begin[k / s.height] + row * s.row, columns, vectors, rows,
               panel + (k - k_0) * width, width);
   }
@@ -104,7 +103,7 @@ void row_times_columns(const T* a, const Panels<T>& p, int64_t vector, int vecto
   for (int g = 0; g < s.groups; g++)
     for (int u = 0; u < vectors; u++, sums += n) {
       const int64_t column = (vector + u) * n;
-      const int columns = int(smaller(n, p.n - column));
+      const int columns = int(lesser(n, p.n - column));
       const T* from = s.data + s.begin[g] + column * s.column;
       Vec<T> sum = load(sums), v[n];
       int64_t k = 0;
@@ -115,7 +114,7 @@ void row_times_columns(const T* a, const Panels<T>& p, int64_t vector, int vecto
           for (int i = 0; i < n; i++) sum = fma(broadcast(a[k + i]), v[i], sum);
         }
       for (; k < p.k; k += n) {
-        const int depth = int(smaller(n, p.k - k));
+        const int depth = int(lesser(n, p.k - k));
         turned(from + k, s.column, columns, depth, v);
         for (int i = 0; i < depth; i++) sum = fma(broadcast(a[k + i]), v[i], sum);
       }
@@ -160,7 +159,7 @@ void panel_tile(const PanelTask<T>& task, int64_t row, const T* ahead) {
   for (int m = 0; m < kRows; m++) c[m] = task.c.row(row + m) + task.column;
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; v++) {
-    const int lanes = int(smaller(n, task.columns - v * n));
+    const int lanes = int(lesser(n, task.columns - v * n));
     const Vec<T> start = task.resume || !task.bias ? Vec<T>{} : load_tail(task.bias + v * n, lanes);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; m++)
@@ -173,7 +172,7 @@ void panel_tile(const PanelTask<T>& task, int64_t row, const T* ahead) {
       acc, [&](int m, int64_t k) { return a[m][k]; }, task.panel, task.count, ahead);
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; v++) {
-    const int lanes = int(smaller(n, task.columns - v * n));
+    const int lanes = int(lesser(n, task.columns - v * n));
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; m++) store_tail(c[m] + v * n, acc[m][v], lanes);
   }
@@ -262,7 +261,7 @@ __attribute__((noinline)) void row_times_blocks(const T* a, const Panels<T>& p, 
     const auto each = [&](auto body) {  // vector of columns
       for (int u = 0; u < block.vectors; u++) {
         const int64_t column = (block.vector + u) * n;
-        body(u, column, int(smaller(n, p.n - column)));
+        body(u, column, int(lesser(n, p.n - column)));
       }
     };
     T sums[kWidest * n] __attribute__((aligned(64)));
@@ -285,22 +284,22 @@ void rows_times_panels(const Rows<const T>& a, int64_t rows, const Panels<T>& p,
   const Share share = product_share(0, rows, blocks, team);
   if (p.in_place(rows)) {
     const int64_t begin = part_begin(vectors, blocks, share.block_begin) * n;
-    const int64_t end = smaller(part_begin(vectors, blocks, share.block_end) * n, p.n);
+    const int64_t end = lesser(part_begin(vectors, blocks, share.block_end) * n, p.n);
     few_rows(a.from(share.row_begin), share.row_end - share.row_begin,
              p.source.data + p.source.begin[0] + begin, p.source.row, p.k,
              bias ? bias + begin : nullptr, false, c.from(share.row_begin), begin, end - begin);
     return;
   }
   if (p.across(rows)) return row_times_blocks(a.row(0), p, bias, c.row(0), share);
-  const int64_t depth = smaller(p.k, kDepth);
+  const int64_t depth = lesser(p.k, kDepth);
   const int64_t tall =
       p.one_by_one ? rows : larger(48, kRowBlockBytes / (depth * int64_t(sizeof(T))) / 24 * 24);
   for (int64_t row = share.row_begin; row < share.row_end; row += tall) {
-    const int64_t end = smaller(row + tall, share.row_end);
+    const int64_t end = lesser(row + tall, share.row_end);
     for (int64_t k = 0; k < p.k; k += depth) {
       for (int64_t i = share.block_begin; i < share.block_end; i++) {
         const Block block = block_of(vectors, p.widest, i);
-        const int64_t column = block.vector * n, count = smaller(depth, p.k - k);
+        const int64_t column = block.vector * n, count = lesser(depth, p.k - k);
         T* panel = p.data;
         if (p.one_by_one)
           block_of_panels(p, block.vector, block.vectors, k, count, panel);
@@ -379,7 +378,7 @@ __attribute__((noinline)) void tn_tile(const TnTask<T>& task) {
   for (int m = 0; m < kRows; m++)
 #pragma GCC unroll 8
     for (int v = 0; v < kTnVectors; v++) {
-      const int lanes = int(smaller(n, task.columns - v * n));
+      const int lanes = int(lesser(n, task.columns - v * n));
       if (lanes <= 0) break;
       T* at = task.c + m * task.c_stride + v * n;
       if (task.accumulate) acc[m][v] += load_tail(at, lanes);
@@ -422,7 +421,7 @@ RNNFAST_INLINE void outer_row(const Rows<const T>& a, int64_t i, const Rows<cons
     for (; j + n <= columns; j += n)
       store_tail(c + j, fma(scalar, load_tail(first + j, n), Vec<T>{}), n);
   for (; j < columns; j += n) {
-    const int lanes = int(smaller(n, columns - j));
+    const int lanes = int(lesser(n, columns - j));
     Vec<T> sum{};
     for (int64_t r = 0; r < rows; r++)
       sum = fma(broadcast(a.row(r)[i]), load_tail(b.row(r) + j, lanes), sum);
@@ -453,7 +452,7 @@ void transposed_times_rows(const Rows<const T>& a, int64_t m, const Rows<const T
       for (int v = 0; v < kTnVectors; v++) {
         const int64_t left = n_columns - j * width - v * n;
         store(to + r * width + v * n,
-              left > 0 ? load_tail(from + v * n, int(smaller(n, left))) : Vec<T>{});
+              left > 0 ? load_tail(from + v * n, int(lesser(n, left))) : Vec<T>{});
       }
     }
   }
@@ -465,7 +464,7 @@ void transposed_times_rows(const Rows<const T>& a, int64_t m, const Rows<const T
   T* together = packed + blocks * width * rows + team.id * kTnNear * kTnRows * rows;
   const int64_t end = part_begin(tn_tiles(m), team.size, team.id + 1);
   for (int64_t begin = part_begin(tn_tiles(m), team.size, team.id); begin < end; begin += kTnNear) {
-    const int64_t last = smaller(begin + kTnNear, end);
+    const int64_t last = lesser(begin + kTnNear, end);
     const int64_t first = tn_tile_begin(m, begin), columns = tn_tile_begin(m, last) - first;
     if (apart)
       for (int64_t r = 0; r < rows; r++)
@@ -495,7 +494,7 @@ template <class T, int kCount>
 RNNFAST_INLINE void sums_of_columns(const T* a, int64_t a_stride, int64_t m, int64_t rows, T* sums,
                                     bool accumulate, int64_t v) {
   constexpr int n = kLanes<T>;
-  const auto lanes = [&](int i) { return int(smaller(n, m - (v + i) * n)); };
+  const auto lanes = [&](int i) { return int(lesser(n, m - (v + i) * n)); };
   Vec<T> sum[kCount];
   for (int i = 0; i < kCount; i++)
     sum[i] = accumulate ? load_tail(sums + (v + i) * n, lanes(i)) : Vec<T>{};
@@ -520,7 +519,7 @@ void sum_of_two(const T* a, const T* b, int64_t n, T* sum, Team team) {
   const int64_t begin = part_begin(n, team.size, team.id);
   const int64_t end = part_begin(n, team.size, team.id + 1);
   for (int64_t i = begin; i < end; i += kLanes<T>) {
-    const int lanes = int(smaller(kLanes<T>, end - i));
+    const int lanes = int(lesser(kLanes<T>, end - i));
     store_tail(sum + i, load_tail(a + i, lanes) + load_tail(b + i, lanes), lanes);
   }
 }
@@ -528,7 +527,7 @@ void sum_of_two(const T* a, const T* b, int64_t n, T* sum, Team team) {
 template <class T>
 void evaluate_all(int function, const T* x, int64_t n, T* y) {
   for (int64_t i = 0; i < n; i += kLanes<T>) {
-    const int lanes = int(smaller(kLanes<T>, n - i));
+    const int lanes = int(lesser(kLanes<T>, n - i));
     const Vec<T> v = load_tail(x + i, lanes);
     store_tail(y + i,
                function == 0   ? exp<T>(v)
@@ -547,7 +546,7 @@ float total_of(const float* x, int64_t n, Team team) {
   for (; i + kSums * kLanes<T> <= end; i += kSums * kLanes<T>)
 #pragma GCC unroll 8
     for (int k = 0; k < kSums; k++) sums[k] += load(x + i + k * kLanes<T>);
-  for (; i < end; i += kLanes<T>) sums[0] += load_tail(x + i, int(smaller(kLanes<T>, end - i)));
+  for (; i < end; i += kLanes<T>) sums[0] += load_tail(x + i, int(lesser(kLanes<T>, end - i)));
   T total = 0;
   for (const Vec<T>& sum : sums)
     for (int k = 0; k < kLanes<T>; k++) total += sum[k];

@@ -15,7 +15,6 @@ constexpr int max_rows(int vectors) {
   if (kRegisters == 32) return vectors == 4 ? 6 : 8;
   return vectors == 4 ? 3 : vectors == 3 ? 4 : 6;
 }
-constexpr int kMaxRows = 8;
 
 // acc[m][v] += sum over k of a(m, k) * b[k][v]. With every k, `kAhead` vectors from `ahead` on,
 // `count` apart, are brought into the second-level cache.

@@ -74,14 +74,6 @@ RNNFAST_INLINE Vec<T> constant(double x) {
   return broadcast(T(x));
 }
 template <class T>
-RNNFAST_INLINE Vec<T> value(Vec<T> x) {
-  return x;
-}
-template <>
-RNNFAST_INLINE DualVec value<Dual>(DualVec x) {
-  return {x.v, Vec<double>{}};
-}
-template <class T>
 RNNFAST_INLINE IntVec<T> below(Vec<T> a, Vec<T> b) {
   return a < b;
 }

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import __version__, _native
 from ..errors import UnsupportedError
-from ..spec import ACTIVATIONS, Activation, Masks, Spec, Steps
+from ..spec import Activation, Masks, Spec, Steps
 from ..weights import Layer, Weights
 from . import Array, Shortcut, ShortTape
 
@@ -30,7 +30,6 @@ _STACKS = {
     _native.FlexibleF64: _native.FlexibleStackF64,
 }
 _FIELDS = 10  # of Weights, that the kernels know
-_FUNCTIONS = list(ACTIVATIONS)
 
 
 def kernel_name(spec: Spec) -> str:
@@ -41,7 +40,7 @@ def kernel_name(spec: Spec) -> str:
 
 
 def _function(f: Activation) -> tuple[int, float, float]:
-    return _FUNCTIONS.index(f.name), f.alpha, f.beta
+    return f.number, f.alpha, f.beta
 
 
 def flexible_kernel(spec: Spec) -> tuple[str, tuple[Any, ...]]:

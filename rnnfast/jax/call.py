@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import checks
-from ..api import Packed, _Call, spec_of
 from ..arrays import describe
 from ..backends.native import flexible_kernel, kernel_name
+from ..call import Call
 from ..errors import UnsupportedError
+from ..options import spec_of
+from ..packed import Packed
 from ..weights import InOrder, Weights, is_entry, rearranged
 from . import derivatives, stack
 
@@ -39,7 +41,7 @@ def run(
         weights, places = weights.weights, weights.places
     if isinstance(weights, Packed):
         raise TypeError("weights: rnnfast.jax cannot use packed weights; expected the weights")
-    checked = _Call(
+    checked = Call(
         spec_of(cell, reset_after, nonlinearity),
         _outline(x, "x"),
         _map(_outline, weights),
@@ -171,7 +173,7 @@ def _or_empty(array: Any, dtype: Any) -> Any:
     return jnp.zeros((0,), dtype) if array is None else jnp.asarray(array)
 
 
-def _refuse(checked: _Call) -> None:
+def _refuse(checked: Call) -> None:
     """What the native kernels have and the handlers do not."""
     if checked.parsed[0][0].bn_ih is not None:
         raise UnsupportedError(
@@ -180,7 +182,7 @@ def _refuse(checked: _Call) -> None:
         )
 
 
-def _masks(key: Any, checked: _Call, rows: Any) -> list[Any]:
+def _masks(key: Any, checked: Call, rows: Any) -> list[Any]:
     """Those of one layer, for all directions; see `rnnfast.spec.Masks`."""
     noise, count, dtype = checked.noise, checked.directions, rows.dtype
     steps, batch, _ = rows.shape

@@ -10,8 +10,8 @@ import numpy as np
 
 import rnnfast
 
-from ..api import Packed
 from ..errors import UnsupportedError
+from ..packed import Packed
 from ..weights import InOrder, Weights
 from .translation import places_of
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import rnnfast
 
-from ..api import Packed
+from ..packed import Packed
 from ..weights import Weights
 from . import kernels
 from .translation import in_our_order, weights_of

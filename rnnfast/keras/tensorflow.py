@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 import rnnfast
 
-from ..api import Backward, spec_of
+from ..call import Backward
+from ..options import spec_of
 from ..spec import CELLS, Spec
 from ..weights import InOrder, Weights
 from . import tensorflow_ops

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .. import api, arrays
 from ..convert import convert
+from ..packed import pack
 from .attributes import Attributes
 
 Array = NDArray[Any]
@@ -131,7 +132,7 @@ class Layer:
         return replace(
             self,
             passes=tuple(
-                p._replace(weights=api.pack(p.weights, cell=self.cell, **p.options))
+                p._replace(weights=pack(p.weights, cell=self.cell, **p.options))
                 for p in self.passes
             ),
         )

@@ -34,7 +34,8 @@ from torch import Tensor
 
 import rnnfast
 
-from ..api import Backward, short_vjp, spec_of
+from ..call import Backward, short_vjp
+from ..options import spec_of
 from ..spec import CELLS, Spec, Steps
 from ..weights import InOrder
 from . import tapes

@@ -14,9 +14,8 @@ from torch.nn import Parameter
 import rnnfast
 
 from .. import arrays
-from ..api import spec_of
 from ..backends import get
-from ..options import with_weights
+from ..options import spec_of, with_weights
 from ..spec import CELLS
 from ..weights import Checked
 from . import autograd, calls, memory, tapes

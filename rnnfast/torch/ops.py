@@ -38,16 +38,10 @@ def _run(
     weights: Sequence[Tensor],
     lengths: Tensor | None,
     seed: Tensor | None,
-    cell: str,
-    fields: str,
-    directions: int,
-    batch_first: bool,
-    dropout: float,
-    options: str,
-    places: str,
-    keep: bool,
+    *static: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call = Call(cell, fields, directions, batch_first, dropout, options, places)
+    *fields, keep = static
+    call = Call(*fields)
     structure = call.structure([memory.array(w) for w in weights])
     if keep:
         y, h_n, c_n, tape = calls.run_and_keep(x, h_0, c_0, structure, lengths, seed, call)
@@ -69,15 +63,9 @@ def _gradients(
     weights: Sequence[Tensor],
     lengths: Tensor | None,
     seed: Tensor | None,
-    cell: str,
-    fields: str,
-    directions: int,
-    batch_first: bool,
-    dropout: float,
-    options: str,
-    places: str,
+    *static: Any,
 ) -> list[Tensor]:
-    call = Call(cell, fields, directions, batch_first, dropout, options, places)
+    call = Call(*static)
     first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
     dx, dh_0, dc_0, *dweights = calls.gradients(*first, weights, lengths, seed, call)
     states = [x.new_empty(0) if d is None else d for d in (dh_0, dc_0)]
@@ -113,18 +101,12 @@ def _fake_run(
     weights: Sequence[Tensor],
     lengths: Tensor | None,
     seed: Tensor | None,
-    cell: str,
-    fields: str,
-    directions: int,
-    batch_first: bool,
-    dropout: float,
-    options: str,
-    places: str,
-    keep: bool,
+    *static: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call = Call(cell, fields, directions, batch_first, dropout, options, places)
+    *fields, keep = static
+    call = Call(*fields)
     h_n, c_n = _fake_states(call, x, weights)
-    y = _fake_sequence(call, x, directions * h_n.shape[-1])
+    y = _fake_sequence(call, x, call.directions * h_n.shape[-1])
     return y, h_n, c_n, tapes.blank(int(keep))
 
 
@@ -139,15 +121,9 @@ def _fake_gradients(
     weights: Sequence[Tensor],
     lengths: Tensor | None,
     seed: Tensor | None,
-    cell: str,
-    fields: str,
-    directions: int,
-    batch_first: bool,
-    dropout: float,
-    options: str,
-    places: str,
+    *static: Any,
 ) -> list[Tensor]:
-    call = Call(cell, fields, directions, batch_first, dropout, options, places)
+    call = Call(*static)
     return [
         _fake_sequence(call, x, x.shape[-1]),
         *(x.new_empty(0 if s is None else s.shape) for s in (h_0, c_0)),

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..api import Backward
 from ..backends import ShortTape
+from ..call import Backward
 
 try:
     from .. import _native

@@ -76,7 +76,7 @@ def cell_name(spec: Spec) -> str:
 def compile_options(spec: Spec, dtype: np.dtype[Any], *variant: str) -> tuple[str, ...]:
     """What NVRTC is told beside the source, for the kernels of a cell in a variant of a file."""
     functions = (spec.of_gates, spec.of_candidate, spec.of_output)
-    gate, candidate, output = map(parameters.function, functions)
+    gate, candidate, output = (f.number for f in functions)
     return (
         "-std=c++17",
         f"-DRNNFAST_CELL={cell_name(spec)}",

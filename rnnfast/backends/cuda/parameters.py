@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...spec import ACTIVATIONS, Activation, Spec
+from ...spec import Spec
 
 _ACTIVATION = [("function", "i8"), ("alpha", "f8"), ("beta", "f8")]
 _OPTIONS = [
@@ -56,12 +56,6 @@ def _directions(step: np.dtype[Any]) -> np.dtype[Any]:
 
 
 FORWARD_SEQUENCES, BACKWARD_SEQUENCES = map(_directions, (FORWARD_STEP, BACKWARD_STEP))
-_FUNCTIONS = list(ACTIVATIONS)
-
-
-def function(f: Activation) -> int:
-    """Its number in cells.cuh."""
-    return _FUNCTIONS.index(f.name)
 
 
 _NUMBERS = ("hidden", "outputs", "cut", "options")
@@ -77,7 +71,7 @@ def pointers(of: np.dtype[Any]) -> tuple[str, ...]:
 @cache
 def _options(spec: Spec) -> bytes:
     functions = spec.of_gates, spec.of_candidate, spec.of_output
-    of_functions = [n for f in functions for n in (function(f), f.alpha, f.beta)]
+    of_functions = [n for f in functions for n in (f.number, f.alpha, f.beta)]
     rest = spec.clip or 0.0, spec.grad_clip or 0.0, int(spec.input_forget)
     return struct.pack("qddqddqddddq", *of_functions, *rest)
 

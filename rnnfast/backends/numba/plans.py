@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...spec import ACTIVATIONS, Activation, Spec
+from ...spec import Spec
 from .products import ALIGNED, panel_size
 
 LSTM, GRU_AFTER, GRU_BEFORE, RNN, GATED = range(5)
@@ -21,7 +21,6 @@ RNN_RELU, RNN_SIGMOID = 5, 6  # for `plain.py`; elsewhere the activation is an o
 _KINDS = {"lstm": LSTM, "rnn": RNN, "gated": GATED}
 _FIRST = {LSTM: 4, RNN: 1, GATED: 3, GRU_AFTER: 2, GRU_BEFORE: 2, RNN_RELU: 1, RNN_SIGMOID: 1}
 _RNN_OF = {"tanh": RNN, "relu": RNN_RELU, "sigmoid": RNN_SIGMOID}
-_NAMES = list(ACTIVATIONS)
 
 # Places in `Plan.numbers`, after the options and sizes; a part has two, begin and end.
 PROJECTION, HIDDEN, OUTPUTS, INPUTS, DIRECTIONS, DIRECTION = 8, 10, 11, 12, 13, 14
@@ -177,7 +176,7 @@ def make(spec: Spec, shape: Shape, direction: int, extent: Extent) -> Plan:
         )
     functions = [spec.of_gates, spec.of_candidate, spec.of_output]
     numbers = [
-        *(cell, G, first, *map(_code, functions)),
+        *(cell, G, first, *(f.number for f in functions)),
         *(spec.input_forget, norm, spec.projection, plain),
         *(H, P, I, D, direction),
         *(0, batch, 0, 0, 1, 0, BARRIERS[0]),
@@ -197,7 +196,3 @@ def make(spec: Spec, shape: Shape, direction: int, extent: Extent) -> Plan:
         tape.room,
         room.room,
     )
-
-
-def _code(f: Activation) -> int:
-    return _NAMES.index(f.name)
