@@ -65,7 +65,10 @@ def show_config() -> dict[str, Any]:
 
         config["instruction set"] = _native.get_isa()
         config["instruction sets available"] = ", ".join(_native.available_isas())
-    config["threads"] = get_num_threads()
+    try:
+        config["threads"] = get_num_threads()
+    except ValueError as error:  # of what the environment asks for
+        config["threads"] = str(error)
     width = max(map(len, config))
     for key, value in config.items():
         print(f"{key:<{width}}  {value}")

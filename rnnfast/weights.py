@@ -404,7 +404,7 @@ def init_weights(
     peepholes: bool = False,
     layer_norm: bool = False,
     batch_norm: bool = False,
-) -> list[Weights | tuple[Weights, Weights]]:
+) -> list[Any]:  # of Weights, or of pairs of them: of a union readers would have to ask which
     """Random weights, uniform in +-1/sqrt(hidden_size), as `torch.nn.LSTM` draws them.
 
     Parameters

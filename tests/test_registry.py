@@ -6,6 +6,7 @@ import ast
 import doctest
 import importlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,11 @@ def test_auto_in_a_fresh_process() -> None:
     if "native" in usable_backends():
         found = python(code, RNNFAST_BACKEND="auto")
         assert "backend 'native'" in found.stdout, found.stderr
+
+
+def test_show_config_tells_what_is_wrong() -> None:
+    found = python("import rnnfast; rnnfast.show_config()", RNNFAST_NUM_THREADS="many")
+    assert re.search("threads +RNNFAST_NUM_THREADS: expected .* got 'many'", found.stdout)
 
 
 def test_show_config(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@
 
 #include "tile.hpp"
 
-#if defined(__AMX_TILE__)
+#if defined(RNNFAST_AMX)
 #include "matrix_unit.hpp"
 #include "split.hpp"
 #endif
@@ -74,7 +74,7 @@ constexpr bool kRoundsOperand = false;
 #endif
 
 int64_t operand_words(Precision precision, int64_t k) {
-#if defined(__AMX_TILE__)
+#if defined(RNNFAST_AMX)
   if (precision == Precision::kSplit) return operand_words_split(k);
 #endif
   const int64_t words = words_of(precision, k);
@@ -121,7 +121,7 @@ float convert_int8(const float* x, int64_t k, uint32_t* to) {
 
 void convert(Precision precision, const Rows<const float>& rows, int64_t count, int64_t k,
              uint32_t* operand, float* scale) {
-#if defined(__AMX_TILE__)
+#if defined(RNNFAST_AMX)
   if (precision == Precision::kSplit) return convert_split(rows, count, k, operand, scale);
 #endif
   const int64_t words = operand_words(precision, k);
@@ -255,7 +255,7 @@ RNNFAST_INLINE void for_vectors(int vectors, Body body) {
   }
 }
 
-#if defined(__AMX_TILE__)
+#if defined(RNNFAST_AMX)
 // Up to how many rows vectors multiply as fast, to the same bits: of int8, and of bfloat16 where
 // there are few words.
 constexpr int kFewOfInt8 = 4, kFewOfBfloat16 = 2, kFewWords = 2 * kDeep;
@@ -435,7 +435,7 @@ int64_t most_rows(int vectors) { return max_rows(vectors); }
 
 void multiply(Precision precision, const LowTile& t) {
   for_vectors(t.vectors, [&](auto vectors) {
-#if defined(__AMX_TILE__)
+#if defined(RNNFAST_AMX)
     if (is_int8(precision)) {
       if (t.rows > kFewOfInt8) return multiply_in_matrix_unit<Precision::kInt8, vectors>(t);
     } else if (t.rows > kFewOfBfloat16 || t.depth > kFewWords) {
@@ -509,7 +509,7 @@ void multiply_panels(Precision precision, const uint32_t* operand, const float* 
                      int64_t operand_words, int64_t rows, const Panels<float>& p,
                      const LowColumns& columns, const float* bias, const Rows<float>& c,
                      Team team) {
-#if defined(__AMX_TILE__)
+#if defined(RNNFAST_AMX)
   if (precision == Precision::kSplit)
     return multiply_panels_split(operand, operand_scale, operand_words, rows, p, columns, bias, c,
                                  team);
@@ -551,7 +551,7 @@ void multiply_panels(Precision precision, const uint32_t* operand, const float* 
 
 }  // namespace
 
-#if defined(__AMX_TILE__)
+#if defined(RNNFAST_AMX)
 constexpr SplitKernels split_kernels = {pack_split, multiply_split, release_split,
                                         multiply_tn_split, tn_scratch_split};
 constexpr const SplitKernels* split = &split_kernels;
