@@ -301,8 +301,9 @@ int default_thread_count() {
 #endif
   // torchrun tells each of the processes that it starts on this machine how many there are. The
   // variable is not ours, so that what makes no sense there is no error.
-  const char* processes = std::getenv("LOCAL_WORLD_SIZE");
-  return int(std::max(1L, processors / std::max(1L, processes ? std::atol(processes) : 1L)));
+  const char* given = std::getenv("LOCAL_WORLD_SIZE");
+  const long processes = given ? std::strtol(given, nullptr, 10) : 1;
+  return int(std::max(1L, processors / std::max(1L, processes)));
 }
 
 int thread_count() { return threads.load(std::memory_order_relaxed); }

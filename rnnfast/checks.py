@@ -1,6 +1,6 @@
 """Checks of plain arguments that several functions share.
 
-Types stand in tuples, not in unions: torch.compile before PyTorch 2.13 traces only those.
+Types stand in tuples, not in unions, which torch.compile of PyTorch 2.4 and 2.8 cannot trace.
 """
 
 from __future__ import annotations

@@ -355,17 +355,33 @@ def test_a_state_that_is_left_out_does_not_reach_the_next_node() -> None:
     assert_close({"Y": got}, by_runtime(model, x), allowed(second))
 
 
-def test_attributes_of_a_function() -> None:
-    """In a model's own function an attribute may be one of the function's caller."""
-    node = draw("LSTM", direction="reverse")
+def in_a_function(node: Node, **declared: Any) -> onnx.FunctionProto:
+    """A function of one node, whose direction is the function's attribute "way"."""
     body = node.proto()
     for a in body.attribute:
         if a.name == "direction":
             a.ClearField("s")
             a.ref_attr_name = "way"
-    opset = helper.make_opsetid("", 17)
     inputs = [name for name in body.input if name]
-    function = helper.make_function("own", "Layer", inputs, body.output, [body], [opset], ["way"])
+    opset = helper.make_opsetid("", 17)
+    return helper.make_function("own", "Layer", inputs, body.output, [body], [opset], **declared)
+
+
+def that_calls(function: onnx.FunctionProto, node: Node, **attributes: Any) -> onnx.ModelProto:
+    """The model of a node with a call of the function in the node's place."""
+    model = node.model(opset=17)
+    del model.graph.node[:]
+    call = helper.make_node("Layer", function.input, function.output, domain="own", **attributes)
+    model.graph.node.append(call)
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    return model
+
+
+def test_attributes_of_a_function() -> None:
+    """In a model's own function an attribute may be one of the function's caller."""
+    node = draw("LSTM", direction="reverse")
+    function = in_a_function(node, attributes=["way"])
     for way in ("reverse", "forward"):
         alike = Node("LSTM", node.arrays, {**node.attributes, "direction": way})
         evaluator = ReferenceEvaluator(function, new_ops=OPS)
@@ -373,11 +389,7 @@ def test_attributes_of_a_function() -> None:
         got = dict(zip(evaluator.output_names, found, strict=True))
         assert_close(got, alike.by_runtime(), allowed(node))
     # onnx's evaluator has its own operators inside of a model's functions; the backend has not.
-    model = alike.model(opset=17)
-    del model.graph.node[:]
-    model.graph.node.append(helper.make_node("Layer", inputs, body.output, domain="own", way=way))
-    model.functions.append(function)
-    model.opset_import.append(helper.make_opsetid("own", 1))
+    model = that_calls(function, alike, way=way)
     rep = Backend.prepare(model)
     assert "rnnfast" in type(rep.evaluator.rt_nodes_[0]).__module__
     got = dict(zip(evaluator.output_names, rep.run(node.feeds), strict=True))
@@ -389,26 +401,8 @@ def test_attributes_of_a_function() -> None:
 def test_defaults_of_a_function() -> None:
     """A call of a model's function may leave out an attribute that has a default there."""
     node = draw("GRU", direction="reverse")
-    body = node.proto()
-    for a in body.attribute:
-        if a.name == "direction":
-            a.ClearField("s")
-            a.ref_attr_name = "way"
-    inputs = [name for name in body.input if name]
-    function = helper.make_function(
-        "own",
-        "Layer",
-        inputs,
-        body.output,
-        [body],
-        [helper.make_opsetid("", 17)],
-        attribute_protos=[helper.make_attribute("way", "reverse")],
-    )
-    model = node.model(opset=17)
-    del model.graph.node[:]
-    model.graph.node.append(helper.make_node("Layer", inputs, body.output, domain="own"))
-    model.functions.append(function)
-    model.opset_import.append(helper.make_opsetid("own", 1))
+    default = helper.make_attribute("way", "reverse")
+    model = that_calls(in_a_function(node, attribute_protos=[default]), node)
     before = model.SerializeToString(deterministic=True)
     rep = Backend.prepare(model)
     got = dict(zip(rep.evaluator.output_names, rep.run(node.feeds), strict=True))

@@ -46,6 +46,15 @@ struct ExpConstants<double> {
       0x1.28a2b3b942033p-22, 0x1.af76b299d2343p-26};
 };
 
+// x where exp(x) is finite and normal, the nearest such number elsewhere, or NaN.
+template <class T>
+RNNFAST_INLINE Vec<T> within_range(Vec<T> x) {
+  using C = ExpConstants<T>;
+  x = x > C::highest ? broadcast(C::highest) : x;
+  x = x < C::lowest ? broadcast(C::lowest) : x;
+  return x;
+}
+
 // expm1(r) and 2^n for x = n ln 2 + r. x must lie in [lowest, highest] or be NaN.
 template <class T>
 RNNFAST_INLINE void split_exp(Vec<T> x, Vec<T>& expm1_r, Vec<T>& two_n) {
@@ -66,22 +75,16 @@ RNNFAST_INLINE void split_exp(Vec<T> x, Vec<T>& expm1_r, Vec<T>& two_n) {
 
 template <class T>
 RNNFAST_INLINE Vec<T> exp(Vec<T> x) {
-  using C = ExpConstants<T>;
-  x = x > C::highest ? broadcast(C::highest) : x;
-  x = x < C::lowest ? broadcast(C::lowest) : x;
   Vec<T> expm1_r, two_n;
-  split_exp<T>(x, expm1_r, two_n);
+  split_exp<T>(within_range<T>(x), expm1_r, two_n);
   return (expm1_r + 1) * two_n;
 }
 
 // exp(x) - 1 with all its digits, for x up to where exp is finite.
 template <class T>
 RNNFAST_INLINE Vec<T> expm1(Vec<T> x) {
-  using C = ExpConstants<T>;
-  x = x > C::highest ? broadcast(C::highest) : x;
-  x = x < C::lowest ? broadcast(C::lowest) : x;
   Vec<T> expm1_r, two_n;
-  split_exp<T>(x, expm1_r, two_n);
+  split_exp<T>(within_range<T>(x), expm1_r, two_n);
   return fma(two_n, expm1_r, two_n - 1);
 }
 

@@ -137,8 +137,9 @@ def _call(
     if lengths is not None and not isinstance(lengths, Tensor):
         ends = torch.as_tensor(lengths, device="cpu")
     checks.probability("dropout", dropout)
-    checks.saved(options.get("save", "all"))
-    checks.steps("checkpoint", options.get("checkpoint"))
+    if options:  # a call without gradients does not read these two
+        checks.saved(options.get("save", "all"))
+        checks.steps("checkpoint", options.get("checkpoint"))
     random = dropout != 0 or (options and any(options.get(name) for name in _RANDOM))
     seed = _seed(rng, bool(random))
     chosen = repr({k: _literal(k, v) for k, v in options.items()}) if options else "{}"

@@ -83,17 +83,20 @@ def _split_exp(x: Number) -> tuple[Number, Number]:
     return r2.fma(q, r), x.of_bits(x.builder.shl(exponent, x.integer(mantissa)))
 
 
-def exp_of(x: Number) -> Number:
+def _within_range(x: Number) -> Number:
+    """x where exp of it is finite and normal, the nearest such number elsewhere, or NaN."""
     low, high = (-88.3, 88.72) if x.kind == types.float32 else (-709.0, 709.7)
-    x = x.where(">", high, high, x)  # where exp is finite and normal, or NaN
-    expm1_r, two_n = _split_exp(x.where("<", low, low, x))
+    x = x.where(">", high, high, x)
+    return x.where("<", low, low, x)
+
+
+def exp_of(x: Number) -> Number:
+    expm1_r, two_n = _split_exp(_within_range(x))
     return (expm1_r + 1) * two_n
 
 
 def expm1_of(x: Number) -> Number:
-    low, high = (-88.3, 88.72) if x.kind == types.float32 else (-709.0, 709.7)
-    x = x.where(">", high, high, x)
-    expm1_r, two_n = _split_exp(x.where("<", low, low, x))
+    expm1_r, two_n = _split_exp(_within_range(x))
     return two_n.fma(expm1_r, two_n - 1)
 
 
