@@ -69,16 +69,16 @@ struct DualCall : PackedInputs<Dual> {
     for (int64_t j = 0; j < size && to; j++) to[j] = T(from.get()[j].d);
   }
   void give_rows(const Buffer<Dual>& from, int64_t width, T* to) const {
-    if (!ragged || !to) return give(from, N * width, to);
+    if (!ragged.is_ragged() || !to) return give(from, N * width, to);
     const Buffer<Dual> padded(N * width);
-    ragged->pad(from.get(), width, padded.get());
+    pad(from.get(), width, padded.get());
     give(padded, N * width, to);
   }
   void give_states(const Buffer<Dual>& from, int64_t width, T* to) const {
     const int64_t size = L * D * B * width;
-    if (!ragged || !to) return give(from, size, to);
+    if (!ragged.is_ragged() || !to) return give(from, size, to);
     const Buffer<Dual> unsorted(size);
-    ragged->unsort(from.get(), L * D, width, unsorted.get());
+    ragged.unsort(from.get(), L * D, width, unsorted.get());
     give(unsorted, size, to);
   }
 
@@ -109,18 +109,10 @@ struct DualCall : PackedInputs<Dual> {
   }
   FlexibleWeights<Dual> next_weights(int64_t features) {
     FlexibleWeights<Dual> w{};
-    w.w_ih = next(G * H * features);
-    w.w_hh = next(G * H * P);
-    w.b_ih = next(G * H);
-    w.b_hh = next(G * H);
-    w.w_hr = next(P * H);
-    w.w_peep = next(3 * H);
-    w.ln_ih = next(G * H);
-    w.ln_hh = next(G * H);
-    w.ln_c = next(H);
-    w.ln_c_shift = next(H);
-    if (!w.w_ih || !w.w_hh || (!w.w_hr && P != H) || !w.ln_ih != !w.ln_hh)
-      throw std::invalid_argument("rnnfast: weights that do not fit");
+    const auto fields = each_field(w);
+    const auto sizes = weight_sizes(G, features, H, P);
+    for (int k = 0; k < kWeightFields; k++) *fields[k] = next(sizes[k]);
+    if (!complete(w, H, P)) throw std::invalid_argument("rnnfast: weights that do not fit");
     return w;
   }
 
@@ -132,7 +124,7 @@ void dual_passes(Buffers& buffers, std::string_view cell, ffi::Span<const double
                  int64_t count, int64_t directions, bool second) {
   DualCall<T> call(buffers, cell, options, count, directions);
   const int64_t L = call.L, D = call.D, B = call.B, H = call.H, P = call.P, N = call.N;
-  const int64_t G = call.G, of_c = call.has_c ? B * H : 0;
+  const int64_t of_c = call.has_c ? B * H : 0;
   const Batch batch = call.batch();
 
   std::vector<Buffer<Dual>> ys;
@@ -174,24 +166,16 @@ void dual_passes(Buffers& buffers, std::string_view cell, ffi::Span<const double
   std::vector<Given> given;
   std::vector<FlexibleGradients<Dual>> dweights;
   for (int64_t k = 0; k < L * D; k++) {
-    const FlexibleWeights<Dual>& w = call.weights[k];
-    const auto like = [&](const Dual* weight, int64_t size) -> Dual* {
-      T* to = buffers.output<T>(weight ? size : 0);
-      if (!weight || !to) return nullptr;
-      given.push_back({Buffer<Dual>(size), size, to});
-      return given.back().from.get();
-    };
-    FlexibleGradients<Dual> g;
-    g.w_ih = like(w.w_ih, G * H * call.input_of(k / D));
-    g.w_hh = like(w.w_hh, G * H * P);
-    g.b_ih = like(w.b_ih, G * H);
-    g.b_hh = like(w.b_hh, G * H);
-    g.w_hr = like(w.w_hr, P * H);
-    g.w_peep = like(w.w_peep, 3 * H);
-    g.ln_ih = like(w.ln_ih, G * H);
-    g.ln_hh = like(w.ln_hh, G * H);
-    g.ln_c = like(w.ln_c, H);
-    g.ln_c_shift = like(w.ln_c_shift, H);
+    FlexibleGradients<Dual> g{};
+    const auto of = each_field(call.weights[k]);
+    const auto fields = each_field(g);
+    const auto sizes = weight_sizes(call.G, call.input_of(k / D), H, P);
+    for (int f = 0; f < kWeightFields; f++) {
+      T* to = buffers.output<T>(*of[f] ? sizes[f] : 0);
+      if (!to) continue;
+      given.push_back({Buffer<Dual>(sizes[f]), sizes[f], to});
+      *fields[f] = given.back().from.get();
+    }
     dweights.push_back(g);
   }
   buffers.end();

@@ -1,13 +1,15 @@
 // Layers of cells with options for XLA, one at a time; the notes of flat_pass.hpp hold here too.
 //
 //   rnnfast_flexible_forward    x [T, B, I], h_0 [D, B, P], c_0 [D, B, H], lengths [B], masks,
-//                               weights: every field of FlexibleWeights of every direction
+//                               weights: all of WeightFields of every direction
 //                            -> y [T, B, D*P], h_n, c_n, saved
 //   rnnfast_flexible_backward   the arguments of the forward pass, saved, dy, dh_n, dc_n
 //                            -> dx, dh_0, dc_0, the gradients of the weights
 //   masks                       recurrent [D, B, P], keep_h [D, T, B, P], keep_c [D, T, B, H]; the
 //                               last two also [D, 1, 1, P] and [D, 1, 1, H], one row for all
 //   saved                       as in FlexibleSaved, in its order, D times as many numbers
+#include <optional>
+
 #include "ffi.hpp"
 #include "ffi_options.hpp"
 #include "python_flexible.hpp"
@@ -56,18 +58,10 @@ struct FlexibleCall : PackedInputs<T> {
     }
     for (int64_t d = 0; d < D; d++) {
       FlexibleWeights<T> w{};
-      w.w_ih = buffers.input<T>(G * H * I);
-      w.w_hh = buffers.input<T>(G * H * P);
-      w.b_ih = buffers.input<T>(G * H);
-      w.b_hh = buffers.input<T>(G * H);
-      w.w_hr = buffers.input<T>(P * H);
-      w.w_peep = buffers.input<T>(3 * H);
-      w.ln_ih = buffers.input<T>(G * H);
-      w.ln_hh = buffers.input<T>(G * H);
-      w.ln_c = buffers.input<T>(H);
-      w.ln_c_shift = buffers.input<T>(H);
-      if (!w.w_ih || !w.w_hh || (!w.w_hr && P != H) || !w.ln_ih != !w.ln_hh)
-        throw std::invalid_argument("rnnfast: weights that do not fit");
+      const auto fields = each_field(w);
+      const auto sizes = weight_sizes(G, I, H, P);
+      for (int k = 0; k < kWeightFields; k++) *fields[k] = buffers.input<T>(sizes[k]);
+      if (!complete(w, H, P)) throw std::invalid_argument("rnnfast: weights that do not fit");
       weights.push_back(w);
     }
     S = flexible_slots(std::string(cell), weights[0].ln_ih != nullptr);
@@ -82,13 +76,11 @@ struct FlexibleCall : PackedInputs<T> {
     const int64_t count = int64_t(buffers.peek(0).count());
     *rows = count == D * width ? 1 : N;
     const T* all = buffers.input<T>(D * *rows * width);
-    if (!this->ragged || !all || *rows == 1) return all;
-    Buffer<T> sorted(D * N * width);
-    for (int64_t d = 0; d < D; d++) {
-      const Buffer<T> one = this->ragged->pack(all + d * N * width, width);
-      std::copy_n(one.get(), this->ragged->rows() * width, sorted.get() + d * N * width);
-    }
-    return this->keep(std::move(sorted));
+    if (!this->ragged.is_ragged() || !all || *rows == 1) return all;
+    T* packed = this->keep(Buffer<T>(D * N * width));
+    for (int64_t d = 0; d < D; d++)
+      this->ragged.pack(all + d * N * width, width, packed + d * N * width);
+    return packed;
   }
 };
 
@@ -97,7 +89,7 @@ void flexible_forward(Buffers& buffers, std::string_view cell, ffi::Span<const d
                       int64_t directions, bool save) {
   FlexibleCall<T> call(buffers, cell, options, directions);
   const int64_t D = call.D, B = call.B, H = call.H, P = call.P, N = call.N, S = call.S;
-  const bool ragged = bool(call.ragged);
+  const bool ragged = call.ragged.is_ragged();
   const int64_t of_c = call.has_c ? D * B * H : 0;
   const Output<T> y(buffers.needed<T>(N * D * P), ragged, N * D * P);
   const Output<T> h_n(buffers.needed<T>(D * B * P), ragged, D * B * P);
@@ -119,9 +111,9 @@ void flexible_forward(Buffers& buffers, std::string_view cell, ffi::Span<const d
   }
   call.layer->forward(call.batch(), a, save);
   if (ragged) {
-    call.ragged->pad(y.get(), D * P, y.to);
-    call.ragged->unsort(h_n.get(), D, P, h_n.to);
-    if (call.has_c) call.ragged->unsort(c_n.get(), D, H, c_n.to);
+    call.pad(y.get(), D * P, y.to);
+    call.ragged.unsort(h_n.get(), D, P, h_n.to);
+    if (call.has_c) call.ragged.unsort(c_n.get(), D, H, c_n.to);
   }
 }
 
@@ -129,7 +121,7 @@ template <class T>
 void flexible_backward(Buffers& buffers, std::string_view cell, ffi::Span<const double> options,
                        int64_t directions) {
   FlexibleCall<T> call(buffers, cell, options, directions);
-  const int64_t D = call.D, B = call.B, I = call.I, H = call.H, P = call.P, G = call.G, N = call.N;
+  const int64_t D = call.D, B = call.B, I = call.I, H = call.H, P = call.P, N = call.N;
   const int64_t S = call.S, of_c = call.has_c ? D * B * H : 0;
   const T* saved = buffers.input<T>(D * N * S * H);
   const T* scales = buffers.input<T>(D * N * kScales);
@@ -140,7 +132,7 @@ void flexible_backward(Buffers& buffers, std::string_view cell, ffi::Span<const 
   a.dy = call.pack_rows(buffers.input<T>(N * D * P), D * P);
   a.dh_n = call.sort_states(buffers.input<T>(D * B * P), P);
   a.dc_n = call.sort_states(buffers.input<T>(D * B * H), H);
-  const bool ragged = bool(call.ragged);
+  const bool ragged = call.ragged.is_ragged();
   const Output<T> dx(buffers.needed<T>(N * I), ragged, N * I);
   const Output<T> dh_0(buffers.needed<T>(D * B * P), ragged, D * B * P);
   const Output<T> dc_0(buffers.needed<T>(of_c), ragged, of_c);
@@ -168,28 +160,18 @@ void flexible_backward(Buffers& buffers, std::string_view cell, ffi::Span<const 
     own.operand_before = lend(operand_before, d, P);
     own.c_before = lend(c_before, d, H);
     a.masks[d] = call.masks[d];
-    const FlexibleWeights<T>& w = call.weights[d];
-    FlexibleGradients<T>& g = a.dweights[d];
-    const auto like = [&](const T* weight, int64_t size) {
-      return weight ? buffers.needed<T>(size) : buffers.output<T>(0);
-    };
-    g.w_ih = like(w.w_ih, G * H * I);
-    g.w_hh = like(w.w_hh, G * H * P);
-    g.b_ih = like(w.b_ih, G * H);
-    g.b_hh = like(w.b_hh, G * H);
-    g.w_hr = like(w.w_hr, P * H);
-    g.w_peep = like(w.w_peep, 3 * H);
-    g.ln_ih = like(w.ln_ih, G * H);
-    g.ln_hh = like(w.ln_hh, G * H);
-    g.ln_c = like(w.ln_c, H);
-    g.ln_c_shift = like(w.ln_c_shift, H);
+    const auto of = each_field(call.weights[d]);
+    const auto to = each_field(a.dweights[d]);
+    const auto sizes = weight_sizes(call.G, I, H, P);
+    for (int k = 0; k < kWeightFields; k++)
+      *to[k] = *of[k] ? buffers.needed<T>(sizes[k]) : buffers.output<T>(0);
   }
   buffers.end();
   call.layer->backward(kept, a);
   if (ragged) {
-    call.ragged->pad(dx.get(), I, dx.to);
-    call.ragged->unsort(dh_0.get(), D, P, dh_0.to);
-    if (call.has_c) call.ragged->unsort(dc_0.get(), D, H, dc_0.to);
+    call.pad(dx.get(), I, dx.to);
+    call.ragged.unsort(dh_0.get(), D, P, dh_0.to);
+    if (call.has_c) call.ragged.unsort(dc_0.get(), D, H, dc_0.to);
   }
 }
 

@@ -8,8 +8,7 @@
 namespace rnnfast {
 namespace {
 
-constexpr int kWeightFields = 10;  // of FlexibleWeights
-constexpr size_t kNumbers = 13;    // of the attribute `options`, in the order of OptionTuple
+constexpr size_t kNumbers = 13;  // of the attribute `options`, in the order of OptionTuple
 
 FlexibleKind flexible_kind(std::string_view cell) {
   return FlexibleKind(

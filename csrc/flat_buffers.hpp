@@ -1,10 +1,8 @@
-// Calls of other libraries' graphs, which hand flat lists of buffers: the buffers, and rows of
-// different lengths packed.
+// Calls of other libraries' graphs, which hand flat lists of buffers: the buffers, and the inputs
+// packed.
 #pragma once
 
 #include <algorithm>
-#include <numeric>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -13,6 +11,7 @@
 #include "buffer.hpp"
 #include "flat_pass.hpp"
 #include "ops.hpp"
+#include "ragged.hpp"
 
 namespace rnnfast {
 namespace {
@@ -69,85 +68,28 @@ class Buffers {
   size_t at_ = 0, made_ = 0;
 };
 
-// How the rows of a padded batch are packed: sorted by falling length, step after step.
-class Ragged {
- public:
-  template <class Int>
-  Ragged(const Int* lengths, int64_t steps, int64_t batch) : steps_(steps), order_(batch) {
-    for (int64_t b = 0; b < batch; b++)
-      if (lengths[b] < 0 || lengths[b] > steps)
-        throw std::invalid_argument("lengths: expected values from 0 to T = " +
-                                    std::to_string(steps) + ", got " + std::to_string(lengths[b]));
-    std::iota(order_.begin(), order_.end(), 0);
-    std::stable_sort(order_.begin(), order_.end(),
-                     [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
-    sizes_.resize(batch > 0 ? lengths[order_[0]] : 0);
-    for (int64_t b = 0; b < batch; b++)
-      for (int64_t t = 0; t < lengths[b]; t++) sizes_[t]++;
-  }
-
-  int64_t rows() const { return std::accumulate(sizes_.begin(), sizes_.end(), int64_t(0)); }
-  Batch batch() const { return {int64_t(sizes_.size()), int64_t(order_.size()), sizes_.data()}; }
-
-  template <class T>
-  Buffer<T> pack(const T* padded, int64_t width) const {
-    Buffer<T> packed(rows() * width);
-    T* to = packed.get();
-    each_row([&](int64_t row) { to = std::copy_n(padded + row * width, width, to); });
-    return packed;
-  }
-  template <class T>
-  void pad(const T* packed, int64_t width, T* padded) const {
-    std::fill_n(padded, steps_ * int64_t(order_.size()) * width, T(0));
-    each_row([&](int64_t row) {
-      std::copy_n(packed, width, padded + row * width);
-      packed += width;
-    });
-  }
-  template <class T>
-  Buffer<T> sort(const T* states, int64_t count, int64_t width) const {  // [count, B, width]
-    const int64_t batch = int64_t(order_.size());
-    Buffer<T> sorted(count * batch * width);
-    T* to = sorted.get();
-    for (int64_t k = 0; k < count; k++)
-      for (int64_t b : order_) to = std::copy_n(states + (k * batch + b) * width, width, to);
-    return sorted;
-  }
-  template <class T>
-  void unsort(const T* sorted, int64_t count, int64_t width, T* states) const {
-    const int64_t batch = int64_t(order_.size());
-    for (int64_t k = 0; k < count; k++)
-      for (int64_t b : order_) {
-        std::copy_n(sorted, width, states + (k * batch + b) * width);
-        sorted += width;
-      }
-  }
-
- private:
-  template <class Visit>
-  void each_row(Visit visit) const {
-    for (size_t t = 0; t < sizes_.size(); t++)
-      for (int64_t b = 0; b < sizes_[t]; b++)
-        visit(int64_t(t) * int64_t(order_.size()) + order_[b]);
-  }
-
-  int64_t steps_;
-  std::vector<int64_t> order_, sizes_;
-};
-
 // The inputs of a call in the order of its batch, which `lengths` packs, and all that is made of
 // them.
 template <class T>
 class PackedInputs {
  public:
-  std::optional<Ragged> ragged;
+  Ragged ragged;
 
-  Batch batch() const { return ragged ? ragged->batch() : Batch{steps_, batch_, nullptr}; }
+  Batch batch() const { return ragged.batch(steps_, batch_); }
   const T* pack_rows(const T* padded, int64_t width) {
-    return ragged && padded ? keep(ragged->pack(padded, width)) : padded;
+    if (!ragged.is_ragged() || !padded) return padded;
+    T* packed = keep(Buffer<T>(ragged.rows() * width));
+    ragged.pack(padded, width, packed);
+    return packed;
+  }
+  void pad(const T* packed, int64_t width, T* padded) const {
+    ragged.pad(packed, width, steps_, padded);
   }
   const T* sort(const T* states, int64_t count, int64_t width) {
-    return ragged && states ? keep(ragged->sort(states, count, width)) : states;
+    if (!ragged.is_ragged() || !states) return states;
+    T* sorted = keep(Buffer<T>(count * batch_ * width));
+    ragged.sort(states, count, width, sorted);
+    return sorted;
   }
 
  protected:
@@ -155,7 +97,10 @@ class PackedInputs {
   void read_lengths(Buffers& buffers, int64_t steps, int64_t batch) {
     steps_ = steps, batch_ = batch;
     const auto pack_by = [&](const auto* lengths) {
-      if (lengths) ragged.emplace(lengths, steps, batch);
+      const auto wrong = lengths ? ragged.read(lengths, steps, batch) : nullptr;
+      if (wrong)
+        throw std::invalid_argument("lengths: expected values from 0 to T = " +
+                                    std::to_string(steps) + ", got " + std::to_string(*wrong));
     };
     if (buffers.peek(0).kind == NumberKind::kS32)
       pack_by(buffers.input<int32_t>(batch));

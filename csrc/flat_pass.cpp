@@ -68,7 +68,7 @@ template <class T>
 void forward(Buffers& buffers, const FlatPass& pass) {
   Call<T> call(buffers, pass, false);
   const int64_t L = call.L, D = call.D, H = call.H, N = call.N, state = call.state;
-  const bool ragged = bool(call.ragged);
+  const bool ragged = call.ragged.is_ragged();
   const Output<T> y(buffers.needed<T>(N * D * H), ragged, N * D * H);
   const Output<T> h_n(buffers.needed<T>(L * D * state), ragged, L * D * state);
   const Output<T> c_n(buffers.needed<T>(call.has_c ? L * D * state : 0), ragged && call.has_c,
@@ -101,9 +101,9 @@ void forward(Buffers& buffers, const FlatPass& pass) {
   rnnfast::forward(call.layers, call.batch(), arrays, save_of(pass.save));
 
   if (ragged) {
-    call.ragged->pad(y.get(), D * H, y.to);
-    call.ragged->unsort(h_n.get(), L * D, H, h_n.to);
-    if (call.has_c) call.ragged->unsort(c_n.get(), L * D, H, c_n.to);
+    call.pad(y.get(), D * H, y.to);
+    call.ragged.unsort(h_n.get(), L * D, H, h_n.to);
+    if (call.has_c) call.ragged.unsort(c_n.get(), L * D, H, c_n.to);
   }
 }
 
@@ -118,7 +118,7 @@ void backward(Buffers& buffers, const FlatPass& pass) {
   const T* dy = call.pack_rows(buffers.input<T>(N * D * H), D * H);
   const T* dh_n = call.sort_states(buffers.input<T>(L * D * state));
   const T* dc_n = call.sort_states(buffers.input<T>(L * D * state));
-  const bool ragged = bool(call.ragged);
+  const bool ragged = call.ragged.is_ragged();
   const auto wanted = [&](int64_t size) {
     T* to = buffers.output<T>(size);
     return Output<T>(to, to && ragged, size);
@@ -184,9 +184,9 @@ void backward(Buffers& buffers, const FlatPass& pass) {
   rnnfast::backward(call.layers, every, arrays);
 
   if (ragged) {
-    if (dx.to) call.ragged->pad(dx.get(), call.I, dx.to);
-    if (dh_0.to) call.ragged->unsort(dh_0.get(), L * D, H, dh_0.to);
-    if (call.has_c) call.ragged->unsort(dc_0.get(), L * D, H, dc_0.to);
+    if (dx.to) call.pad(dx.get(), call.I, dx.to);
+    if (dh_0.to) call.ragged.unsort(dh_0.get(), L * D, H, dh_0.to);
+    if (call.has_c) call.ragged.unsort(dc_0.get(), L * D, H, dc_0.to);
   }
 }
 

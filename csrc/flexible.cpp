@@ -201,7 +201,6 @@ void FlexibleLayer<T>::backward(const FlexibleSaved<T>& saved,
   for (int d = 0; d < directions(); d++) {
     const auto& kept = saved.directions[d];
     const FlexibleWeights<T>& w = weights_[d];
-    const FlexibleGradients<T>& dw = a.dweights[d];
     Scratch& s = scratch[d];
     FlexibleBackward<T>& p = passes[d];
     p.steps = {saved.steps, saved.offset.data()};
@@ -242,23 +241,12 @@ void FlexibleLayer<T>::backward(const FlexibleSaved<T>& saved,
       copy_or_clear(a.dc_n ? a.dc_n + d * B * H : nullptr, B * H, p.dc_0);
     }
     p.dx = d == 0 ? a.dx : dx_reverse.get();
-    p.dw_ih = dw.w_ih;
-    p.dw_hh = dw.w_hh;
-    p.db_ih = dw.b_ih;
-    p.db_hh = dw.b_hh;
-    p.dw_hr = dw.w_hr;
-    p.dw_peep = dw.w_peep;
-    p.dln_ih = dw.ln_ih;
-    p.dln_hh = dw.ln_hh;
-    p.dln_c = dw.ln_c;
-    p.dln_c_shift = dw.ln_c_shift;
+    p.dw = a.dweights[d];
     if (N == 0) {  // no step: the passes below write no weight gradient
-      const std::pair<T*, int64_t> all[] = {
-          {dw.w_ih, G * H * I}, {dw.w_hh, G * H * P}, {dw.b_ih, G * H},  {dw.b_hh, G * H},
-          {dw.w_hr, P * H},     {dw.w_peep, 3 * H},   {dw.ln_ih, G * H}, {dw.ln_hh, G * H},
-          {dw.ln_c, H},         {dw.ln_c_shift, H}};
-      for (const auto& [array, count] : all)
-        if (array) std::fill_n(array, count, T(0));
+      const auto fields = each_field(p.dw);
+      const auto sizes = weight_sizes(G, I, H, P);
+      for (int k = 0; k < kWeightFields; k++)
+        if (*fields[k]) std::fill_n(*fields[k], sizes[k], T(0));
     }
   }
   run(work(saved.offset, B), threads, [&](Region& region, int id) {

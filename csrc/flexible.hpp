@@ -1,6 +1,7 @@
 // A layer of a cell with options, and its forward and backward pass over plain pointers.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <vector>
 
@@ -34,11 +35,25 @@ struct FlexibleForwardArrays {
   } keep[2] = {};  // where to save, as in FlexibleSaved; null for memory of its own
 };
 
-// The gradients of FlexibleWeights; null for those that are not there.
+constexpr int kWeightFields = 10;
+
+// Pointers to the fields, in the order in which Python and XLA list them.
+template <class Fields>
+auto each_field(Fields& w) {
+  return std::array{&w.w_ih,   &w.w_hh,  &w.b_ih,  &w.b_hh, &w.w_hr,
+                    &w.w_peep, &w.ln_ih, &w.ln_hh, &w.ln_c, &w.ln_c_shift};
+}
+constexpr const char* kWeightNames[kWeightFields] = {
+    "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "w_peep", "ln_ih", "ln_hh", "ln_c", "ln_c_shift"};
+inline std::array<int64_t, kWeightFields> weight_sizes(int64_t G, int64_t I, int64_t H, int64_t P) {
+  return {G * H * I, G * H * P, G * H, G * H, P * H, 3 * H, G * H, G * H, H, H};
+}
+
+// Whether those that must be there are.
 template <class T>
-struct FlexibleGradients {
-  T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *w_peep, *ln_ih, *ln_hh, *ln_c, *ln_c_shift;
-};
+bool complete(const FlexibleWeights<T>& w, int64_t H, int64_t P) {
+  return w.w_ih && w.w_hh && (w.w_hr || P == H) && !w.ln_ih == !w.ln_hh;
+}
 
 template <class T>
 struct FlexibleBackwardArrays {

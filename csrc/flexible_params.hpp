@@ -45,19 +45,24 @@ struct CellOptions {
   int64_t truncate;  // steps between stops of the gradient; 0 for none
 };
 
-template <class T>
-struct FlexibleWeights {
-  const T* w_ih;        // [G*H, I]
-  const T* w_hh;        // [G*H, P]
-  const T* b_ih;        // [G*H] or null
-  const T* b_hh;        // [G*H] or null
-  const T* w_hr;        // [P, H] or null
-  const T* w_peep;      // [3, H] or null
-  const T* ln_ih;       // [G*H] or null
-  const T* ln_hh;       // [G*H] or null
-  const T* ln_c;        // [H] or null
-  const T* ln_c_shift;  // [H] or null
+// Something for each array of weights of a direction.
+template <class Each>
+struct WeightFields {
+  Each w_ih;        // [G*H, I]
+  Each w_hh;        // [G*H, P]
+  Each b_ih;        // [G*H] or null
+  Each b_hh;        // [G*H] or null
+  Each w_hr;        // [P, H] or null
+  Each w_peep;      // [3, H] or null
+  Each ln_ih;       // [G*H] or null
+  Each ln_hh;       // [G*H] or null
+  Each ln_c;        // [H] or null
+  Each ln_c_shift;  // [H] or null
 };
+template <class T>
+using FlexibleWeights = WeightFields<const T*>;
+template <class T>
+using FlexibleGradients = WeightFields<T*>;  // null for weights that are not there
 
 // See rnnfast.spec.Masks. A stride of 0 means one row for all.
 template <class T>
@@ -136,15 +141,14 @@ struct FlexibleBackward {
   const T* dy;              // [N, D*P] at this direction's first column, or null
   int64_t y_stride;         // D*P
   Written written;
-  T* rows;   // [chunk + B, W, H] scratch
-  T* dh;     // [chunk + B, P] scratch: gradients of h after each step, before zoneout
-  T* sum;    // [B, max(H, P)] scratch: of a product
-  T* pack;   // scratch of the weight products, see tn_scratch
-  T* dh_0;   // [B, P] in: dh_n; out: dh_0
-  T* dc_0;   // [B, H] likewise, or null
-  T* dx;     // [N, I] written
-  T* dw_ih;  // written, as FlexibleWeights has them; those that are not there are null
-  T *dw_hh, *db_ih, *db_hh, *dw_hr, *dw_peep, *dln_ih, *dln_hh, *dln_c, *dln_c_shift;
+  T* rows;  // [chunk + B, W, H] scratch
+  T* dh;    // [chunk + B, P] scratch: gradients of h after each step, before zoneout
+  T* sum;   // [B, max(H, P)] scratch: of a product
+  T* pack;  // scratch of the weight products, see tn_scratch
+  T* dh_0;  // [B, P] in: dh_n; out: dh_0
+  T* dc_0;  // [B, H] likewise, or null
+  T* dx;    // [N, I] written
+  FlexibleGradients<T> dw;  // written
 };
 
 enum FlexibleKind { kFlexLstm, kFlexGruAfter, kFlexGruBefore, kFlexRnn, kFlexGated, kFlexKinds };

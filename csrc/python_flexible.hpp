@@ -45,7 +45,7 @@ using OptionTuple =
 template <class T>
 class PyFlexible {
  public:
-  // An array for each field of FlexibleWeights, in its order, or None.
+  // An array for each of WeightFields, in its order, or None.
   PyFlexible(const std::string& cell, const OptionTuple& options, std::vector<Arrays> directions)
       : arrays_(std::move(directions)), layer_(make(cell, options, arrays_)) {}
 
@@ -97,11 +97,9 @@ class PyFlexible {
     if (layer_.has_c()) dc_0 = make({D, B, H}, &a.dc_0);
     py::list dweights;
     for (int d = 0; d < D; d++) {
-      FlexibleGradients<T>& g = a.dweights[d];
-      T** const fields[] = {&g.w_ih,   &g.w_hh,  &g.b_ih,  &g.b_hh, &g.w_hr,
-                            &g.w_peep, &g.ln_ih, &g.ln_hh, &g.ln_c, &g.ln_c_shift};
+      const auto fields = each_field(a.dweights[d]);
       py::list made;
-      for (size_t k = 0; k < arrays_[d].size(); k++) {
+      for (int k = 0; k < kWeightFields; k++) {
         const auto& like = arrays_[d][k];
         if (like)
           made.append(make({like->shape(), like->shape() + like->ndim()}, fields[k]));
@@ -120,8 +118,6 @@ class PyFlexible {
   const FlexibleLayer<T>& layer() const { return layer_; }
 
  private:
-  static constexpr size_t kFields = 10;
-
   void fill_masks(const std::vector<Arrays>& given, int64_t rows, int64_t batch,
                   StateMasks<T>* masks) const {
     const int64_t H = layer_.hidden(), P = layer_.outputs();
@@ -163,14 +159,16 @@ class PyFlexible {
     const int64_t rows = w_hh.shape(0), P = w_hh.shape(1), I = w_ih.shape(1), H = rows / G;
     if (rows != G * H) throw std::invalid_argument("w_hh: does not fit the cell");
     std::vector<FlexibleWeights<T>> weights;
-    for (const Arrays& w : directions) {
-      if (w.size() != kFields) throw std::invalid_argument("weights: unexpected number of fields");
-      if (!w[4] && P != H) throw std::invalid_argument("w_hh: does not fit the cell");
-      weights.push_back({read<T>(w[0], rows * I, "w_ih"), read<T>(w[1], rows * P, "w_hh"),
-                         read<T>(w[2], rows, "b_ih"), read<T>(w[3], rows, "b_hh"),
-                         read<T>(w[4], P * H, "w_hr"), read<T>(w[5], 3 * H, "w_peep"),
-                         read<T>(w[6], rows, "ln_ih"), read<T>(w[7], rows, "ln_hh"),
-                         read<T>(w[8], H, "ln_c"), read<T>(w[9], H, "ln_c_shift")});
+    const auto sizes = weight_sizes(G, I, H, P);
+    for (const Arrays& arrays : directions) {
+      if (arrays.size() != kWeightFields)
+        throw std::invalid_argument("weights: unexpected number of fields");
+      FlexibleWeights<T> w{};
+      const auto fields = each_field(w);
+      for (int k = 0; k < kWeightFields; k++)
+        *fields[k] = read<T>(arrays[k], sizes[k], kWeightNames[k]);
+      if (!complete(w, H, P)) throw std::invalid_argument("weights: do not fit the cell");
+      weights.push_back(w);
     }
     const Released released;
     return FlexibleLayer<T>(kind, options, std::move(weights), I, H, P);

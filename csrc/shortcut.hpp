@@ -9,6 +9,7 @@
 
 #include "exchange.hpp"
 #include "python_flexible.hpp"
+#include "ragged.hpp"
 
 namespace rnnfast {
 namespace {
@@ -31,60 +32,21 @@ std::vector<std::unique_ptr<Saved<T>>> run_layers(
   return {};
 }
 
-// A batch of rows of several lengths: its steps, and where the rows, longest first, come from.
-struct Ragged {
-  std::vector<int64_t> order;  // [B] rows of the caller's batch by falling length
-  std::vector<int64_t> sizes;  // [longest] rows of each step
+// False where the lengths have to be checked the long way.
+bool read_lengths(const py::object& lengths, int64_t steps, int64_t batch, Ragged& to) {
+  if (!is_plain<int64_t>(lengths)) return false;
+  const auto array = py::reinterpret_borrow<py::array>(lengths);
+  return array.ndim() == 1 && array.shape(0) == batch &&
+         !to.read(static_cast<const int64_t*>(array.data()), steps, batch);
+}
 
-  // False where the lengths have to be checked the long way, or where there is no step.
-  bool read(const py::object& lengths, int64_t steps, int64_t batch) {
-    if (!is_plain<int64_t>(lengths)) return false;
-    const auto array = py::reinterpret_borrow<py::array>(lengths);
-    if (array.ndim() != 1 || array.shape(0) != batch) return false;
-    const int64_t* of_row = static_cast<const int64_t*>(array.data());
-    int64_t longest = 0, shortest = steps;
-    for (int64_t b = 0; b < batch; b++) {
-      if (of_row[b] < 0 || of_row[b] > steps) return false;
-      longest = std::max(longest, of_row[b]);
-      shortest = std::min(shortest, of_row[b]);
-    }
-    if (longest < 1) return false;
-    if (shortest == steps) return true;  // not ragged at all
-    sizes.assign(size_t(longest) + 1, 0);
-    for (int64_t b = 0; b < batch; b++) sizes[size_t(of_row[b])]++;
-    // From how many rows have a length to how many are longer, which is where they begin.
-    int64_t longer = 0;
-    for (int64_t length = longest; length >= 0; length--)
-      longer += std::exchange(sizes[size_t(length)], longer);
-    std::vector<int64_t> next(sizes);
-    order.resize(size_t(batch));
-    for (int64_t b = 0; b < batch; b++) order[size_t(next[size_t(of_row[b])]++)] = b;
-    sizes.resize(size_t(longest));
-    return true;
-  }
-
-  bool is_ragged() const { return !order.empty(); }
-  const int64_t* row_order() const { return is_ragged() ? order.data() : nullptr; }
-
-  // States [count, B, width], in this order and back.
-  template <class T>
-  const T* sort(const T* state, int64_t count, int64_t width, Buffer<T>& to) const {
-    if (!state) return nullptr;
-    const int64_t batch = int64_t(order.size());
-    T* at = to.grow(count * batch * width);
-    for (int64_t k = 0; k < count; k++)
-      for (int64_t b = 0; b < batch; b++, at += width)
-        std::copy_n(state + (k * batch + order[size_t(b)]) * width, width, at);
-    return to.get();
-  }
-  template <class T>
-  void unsort(const T* sorted, int64_t count, int64_t width, T* state) const {
-    const int64_t batch = int64_t(order.size());
-    for (int64_t k = 0; k < count; k++)
-      for (int64_t b = 0; b < batch; b++, sorted += width)
-        std::copy_n(sorted, width, state + (k * batch + order[size_t(b)]) * width);
-  }
-};
+// States [count, B, width], which may be null, in the order of the rows.
+template <class T>
+const T* sort(const Ragged& ragged, const T* states, int64_t count, int64_t width, Buffer<T>& to) {
+  if (!states) return nullptr;
+  ragged.sort(states, count, width, to.grow(count * int64_t(ragged.order.size()) * width));
+  return to.get();
+}
 
 template <class T, class Exchanged>
 bool fits(const Exchanged& by, const py::object& value, const Shape& shape, View<T>& to) {
@@ -166,8 +128,10 @@ class PyStack {
     if (steps < 1 || double(steps) * double(batch * 8 * H * D) * sizeof(T) > double(PTRDIFF_MAX))
       return py::none();
     Ragged ragged;
-    if (!lengths.is_none() && (!batched || !ragged.read(lengths, steps, batch))) return py::none();
-    if (!std::is_same_v<AnyLayer, Layer<T>> && ragged.is_ragged()) return py::none();
+    if (!lengths.is_none() && (!batched || !read_lengths(lengths, steps, batch, ragged)))
+      return py::none();
+    if (ragged.is_ragged() && (ragged.sizes.empty() || !std::is_same_v<AnyLayer, Layer<T>>))
+      return py::none();
     const Shape y_shape = batched ? Shape{steps, batch, D * P} : Shape{steps, D * P};
     const Shape h_shape = batched ? Shape{L * D, batch, P} : Shape{L * D, P};
     const Shape c_shape = batched ? Shape{L * D, batch, H} : Shape{L * D, H};
@@ -211,13 +175,12 @@ class PyStack {
     const int64_t states = D * int64_t(layers_.size());  // rows of h and c, for each of the batch
     ForwardArrays<T> a{v.x.data, v.h_0.data, v.c_0.data, nullptr, v.h_n.data, v.c_n.data};
     const Released released;
-    Batch b{steps, batch, nullptr};
+    const Batch b = ragged.batch(steps, batch);
     Buffer<T> sorted[4];
     if (ragged.is_ragged()) {
-      b = {int64_t(ragged.sizes.size()), batch, ragged.sizes.data()};
       std::fill_n(v.y.data + b.steps * batch * D * P, (steps - b.steps) * batch * D * P, T(0));
-      a.h_0 = ragged.sort(a.h_0, states, P, sorted[0]);
-      a.c_0 = ragged.sort(a.c_0, states, H, sorted[1]);
+      a.h_0 = sort(ragged, a.h_0, states, P, sorted[0]);
+      a.c_0 = sort(ragged, a.c_0, states, H, sorted[1]);
       a.h_n = sorted[2].grow(states * batch * P);
       if (a.c_n) a.c_n = sorted[3].grow(states * batch * H);
     }
@@ -373,8 +336,8 @@ class PyTape {
     const T *dh = of_h.data, *dc = of_c.data;
     Buffer<T> sorted[2];
     if (ragged.is_ragged()) {
-      dh = ragged.sort(dh, L, H, sorted[0]);
-      dc = ragged.sort(dc, L, H, sorted[1]);
+      dh = sort(ragged, dh, L, H, sorted[0]);
+      dc = sort(ragged, dc, L, H, sorted[1]);
     }
     std::vector<const Saved<T>*> saved;
     for (const auto& one : kept_.saved) saved.push_back(one.get());

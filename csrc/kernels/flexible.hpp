@@ -595,22 +595,22 @@ void flexible_backward(const FlexibleBackward<T>& p, Team team) {
                     static_cast<const T*>(nullptr), Rows<T>{p.dx + chunk_row * p.input, p.input},
                     team);
     weights(slot(p.written.product_x), W * H, G * H, p.x + chunk_row * p.input, p.input, p.input,
-            p.dw_ih);
+            p.dw.w_ih);
     const int64_t first = (Cell::kSecondProduct ? Cell::kFirstGates : Cell::kGates) * H;
     weights(slot(p.written.product_h), W * H, first, p.operand_before + chunk_row * P, P, P,
-            p.dw_hh);
+            p.dw.w_hh);
     const T* operand = p.saved + (chunk_row * S + Cell::kOperand) * H;
     if constexpr (Cell::kSecondProduct)
       weights(slot(p.written.product_h + Cell::kFirstGates), W * H, G * H - first, operand, S * H,
-              H, p.dw_hh + first * H);
-    weights(static_cast<const T*>(p.dh), P, P, operand, S * H, H, p.dw_hr);
-    sums(p.written.arguments, G * H, p.db_ih);
-    sums(p.written.of_h, G * H, p.db_hh);
-    sums(p.written.gain_x, G * H, p.dln_ih);
-    sums(p.written.gain_h, G * H, p.dln_hh);
-    sums(p.written.peep, 3 * H, p.dw_peep);
-    sums(p.written.c_gain, H, p.dln_c);
-    sums(p.written.c_gain + 1, H, p.dln_c_shift);
+              H, p.dw.w_hh + first * H);
+    weights(static_cast<const T*>(p.dh), P, P, operand, S * H, H, p.dw.w_hr);
+    sums(p.written.arguments, G * H, p.dw.b_ih);
+    sums(p.written.of_h, G * H, p.dw.b_hh);
+    sums(p.written.gain_x, G * H, p.dw.ln_ih);
+    sums(p.written.gain_h, G * H, p.dw.ln_hh);
+    sums(p.written.peep, 3 * H, p.dw.w_peep);
+    sums(p.written.c_gain, H, p.dw.ln_c);
+    sums(p.written.c_gain + 1, H, p.dw.ln_c_shift);
     accumulate = true;
     meet(team);
   }
