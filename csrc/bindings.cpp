@@ -130,6 +130,7 @@ PYBIND11_MODULE(_native, m) {
   py::class_<Trainer>(m, "Trainer")
       .def(py::init<const std::string&, const py::list&, const py::list&, const py::tuple&>())
       .def("call", &Trainer::call);
+  m.def("array_of", &array_of);
   m.def("make_token", &make_token);
   m.def("owned_by", &owned_by);
   m.def("tokens", [] { return owned_by_tokens().size(); });

@@ -74,6 +74,34 @@ bool borrowed(const dl::Exchange& exchange, const py::object& value, dl::Tensor&
   return false;
 }
 
+// An array on the memory of a tensor in float32 or float64 on the CPU, which it keeps alive, or
+// None. `type` is the tensor's or a base of it that means the same by its memory. Unlike its own
+// way to NumPy, PyTorch's exchange lets that memory be resized later, as FSDP does.
+py::object array_of(const py::type& type, const py::object& tensor) {
+  const dl::Exchange* exchange = exchange_of(reinterpret_cast<PyTypeObject*>(type.ptr()));
+  dl::Managed* managed = nullptr;
+  if (!exchange) return py::none();
+  if (exchange->own(tensor.ptr(), &managed)) {
+    PyErr_Clear();
+    return py::none();
+  }
+  const py::capsule owner(managed, [](void* p) {
+    auto* const held = static_cast<dl::Managed*>(p);
+    held->deleter(held);
+  });
+  const dl::Tensor& t = managed->tensor;
+  if (t.device_type != dl::kCpu || t.code != dl::kFloat || t.lanes != 1 || !t.data ||
+      (t.bits != 32 && t.bits != 64))
+    return py::none();
+  const Shape shape(t.shape, t.shape + t.ndim);
+  Shape strides(t.strides, t.strides + t.ndim);
+  for (py::ssize_t& stride : strides) stride *= t.bits / 8;
+  const void* data = static_cast<const char*>(t.data) + t.byte_offset;
+  if (t.bits == 32)
+    return py::array_t<float>(shape, strides, static_cast<const float*>(data), owner);
+  return py::array_t<double>(shape, strides, static_cast<const double*>(data), owner);
+}
+
 // Results and arguments that are tensors of one type.
 template <class T>
 class OtherTensors {

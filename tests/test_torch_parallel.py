@@ -14,17 +14,19 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from helpers import ROOT
 from torch_pairs import close
 
+from rnnfast.torch import tapes
+
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("torch has no gloo here", allow_module_level=True)
 
-# Arguments: rank, number of processes, file to meet at, file to write to.
+# Arguments: rank, number of processes, file to meet at, file to write to, and by what.
 TRAIN = """
 import sys
 import torch
 import rnnfast.torch
 from torch import nn
 
-rank, world = int(sys.argv[1]), int(sys.argv[2])
+rank, world, by = int(sys.argv[1]), int(sys.argv[2]), sys.argv[5]
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
@@ -33,14 +35,21 @@ class Model(nn.Module):
         self.out = nn.Linear(10, 3)
     def forward(self, x):
         return self.out(self.gru(self.lstm(x)[0])[1][0])
+if by == "fsdp":
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
 if world > 1:
     torch.distributed.init_process_group(
         "gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=world)
 def train(dtype):
     torch.manual_seed(0)
     model = Model().to(dtype)
-    if world > 1:
+    if by == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
+    if by == "fsdp":
+        mesh = init_device_mesh("cpu", (world,))
+        for part in model.lstm, model.gru, model:
+            fully_shard(part, mesh=mesh)
     optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
     data = torch.Generator().manual_seed(1)
     for _ in range(8):
@@ -50,7 +59,8 @@ def train(dtype):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return [p.detach() for p in model.parameters()]
+    found = [p.detach() for p in model.parameters()]
+    return [p.full_tensor() for p in found] if by == "fsdp" else found
 found = [train(torch.float64), train(torch.float32)]
 if rank == 0:
     torch.save(found, sys.argv[4])
@@ -59,7 +69,10 @@ if world > 1:
 """
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["ddp", "fsdp"])
+def test_two_processes_equal_one(by: str, tmp_path: Path) -> None:
+    if by == "fsdp" and not tapes.TELLS:
+        pytest.skip("before PyTorch 2.10 memory that NumPy has seen cannot be resized")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
@@ -72,7 +85,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         subprocess.Popen(
             [
                 *(sys.executable, "-c", TRAIN, str(rank), str(world)),
-                *(tmp_path / "meet", tmp_path / f"result{world}"),
+                *(tmp_path / "meet", tmp_path / f"result{world}", "" if world == 1 else by),
             ],
             cwd=ROOT,
             env=environment,

@@ -270,21 +270,17 @@ def _saved(ctx: Any) -> list[Any]:
 
 
 def places(x: Tensor, *others: Tensor | None) -> list[int] | None:
-    """Where tensors lie that a tape reads, if a hook may give others back for them."""
-    if is_transformed() or not _has_hooks() or type(x) not in (Tensor, torch.nn.Parameter):
+    """Where tensors lie that a tape reads: a hook may give others back for them, and FSDP other
+    memory to them."""
+    if is_transformed() or type(x) not in (Tensor, torch.nn.Parameter):
         return None  # torch.func takes no hooks
     return tapes.addresses(x, *others)
 
 
-def _has_hooks() -> bool:
-    # PyTorch without a name for this is taken to have some.
-    return _top_hooks is None or _top_hooks(False) is not None
-
-
 def still_read(tape: Tensor, before: list[int] | None, *tensors: Tensor | None) -> Tensor:
-    """The tape; or none, where a hook gave copies of the tensors that it reads.
+    """The tape; or none, where the tensors that it reads lie elsewhere.
 
-    What it reads may have changed by then. Without a tape the copies are run again.
+    What it reads may have changed by then. Without a tape the call is run again.
     """
     return tape if before is None or tapes.addresses(*tensors) == before else tapes.blank()
 
@@ -336,8 +332,6 @@ _is_compiling = torch.compiler.is_compiling
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
 _mode_of: Callable[[Any], Any] = torch._C._get_dispatch_mode
 _PROXIES = torch._C._TorchDispatchModeKey.PROXY
-_top_hooks: Callable[[bool], Any] | None
-_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 _is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 # Whether torch.func transforms what is done. Not public, but what autograd.Function itself asks.
 is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active

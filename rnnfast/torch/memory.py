@@ -18,6 +18,7 @@ from torch.utils.dlpack import from_dlpack
 
 from .. import arrays
 from ..errors import UnsupportedError
+from . import tapes
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
@@ -30,7 +31,14 @@ def array(tensor: Tensor) -> NDArray[Any]:
             "expected tensors of float32 or float64, got torch.bfloat16; keep the module in "
             "float32: under torch.autocast its inputs are cast"
         )
+    if tapes.TELLS and type(tensor) in _TYPES and not tensor.is_neg():
+        found: NDArray[Any] | None = tapes.native.array_of(Tensor, tensor)
+        if found is not None:
+            return found
     return tensor.numpy(force=True)
+
+
+_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def as_tensor(a: Any) -> Tensor:
