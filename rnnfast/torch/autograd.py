@@ -23,13 +23,14 @@ class Given(NamedTuple):
     lengths: Lengths
     seed: Tensor | None
     call: Call
+    aliases: Sequence[Tensor] | None = None  # of the weights; they stay on this memory
 
 
 def train(
     x: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor], given: Given
 ) -> Results:
     """y, h_n and c_n with gradients."""
-    return recorded(calls.run_and_keep(x, h_0, c_0, *given), x, h_0, c_0, weights, given)
+    return recorded(calls.run_and_keep(x, h_0, c_0, *given[:4]), x, h_0, c_0, weights, given)
 
 
 def recorded(
@@ -131,6 +132,7 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(tape, x, h_0, c_0, *weights)
         ctx.given = given
         ctx.places = places(x, h_0, c_0, *weights)
+        ctx.hooked = given.aliases is None or _has_hooks()
         ctx.set_materialize_grads(False)
         return y, h_n, c_n
 
@@ -138,8 +140,10 @@ class _Run(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         tape, x, h_0, c_0, *weights = ctx.saved_tensors
         dy, dh_n, dc_n = cotangents
-        _, lengths, seed, call = ctx.given
-        tape = still_read(tape, ctx.places, x, h_0, c_0, *weights)
+        _, lengths, seed, call, aliases = ctx.given
+        # Other memory that was given to a tensor is no concern of the tape.
+        read = weights if ctx.hooked else aliases
+        tape = still_read(tape, ctx.places, x, h_0, c_0, *read)
         first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
         dx, dh_0, dc_0, *dweights = gradients(
             *first, weights, lengths, seed, call, ctx.needs_input_grad[0]
@@ -201,7 +205,7 @@ def _any_way(
     given = Given(call.structure([memory.array(w) for w in weights]), lengths, seed, call)
     if needs_gradients(x, h_0, c_0, *weights):
         return train(x, h_0, c_0, weights, given)
-    return calls.run(x, h_0, c_0, *given)
+    return calls.run(x, h_0, c_0, *given[:4])
 
 
 class _Gradients(torch.autograd.Function):
@@ -270,11 +274,18 @@ def _saved(ctx: Any) -> list[Any]:
 
 
 def places(x: Tensor, *others: Tensor | None) -> list[int] | None:
-    """Where tensors lie that a tape reads: a hook may give others back for them, and FSDP other
-    memory to them."""
+    """Where tensors lie that a tape reads.
+
+    A hook may give others back for them, and FSDP moves them.
+    """
     if is_transformed() or type(x) not in (Tensor, torch.nn.Parameter):
         return None  # torch.func takes no hooks
     return tapes.addresses(x, *others)
+
+
+def _has_hooks() -> bool:
+    # PyTorch without a name for this is taken to have some.
+    return _top_hooks is None or _top_hooks(False) is not None
 
 
 def still_read(tape: Tensor, before: list[int] | None, *tensors: Tensor | None) -> Tensor:
@@ -332,6 +343,8 @@ _is_compiling = torch.compiler.is_compiling
 _is_tracing: Callable[[], bool] = torch._C._is_tracing
 _mode_of: Callable[[Any], Any] = torch._C._get_dispatch_mode
 _PROXIES = torch._C._TorchDispatchModeKey.PROXY
+_top_hooks: Callable[[bool], Any] | None
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 _is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
 # Whether torch.func transforms what is done. Not public, but what autograd.Function itself asks.
 is_transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active

@@ -44,7 +44,8 @@ class Held:
             # Memory in another layout is copied where it is checked, so in every call.
             apart = all(map(arrays.is_contiguous, held))
             self.weights = Checked(self.structure, CELLS[call.cell]) if apart else self.structure
-            self._given = Given(self.weights, None, None, call)
+            self.aliases = [w.detach() for w in weights]
+            self._given = Given(self.weights, None, None, call, self.aliases)
             self._on_device = arrays.on_device(held[0])
             # A device reads weights as they are, whatever they have become.
             self._in_place = _in_place(self.weights, call) if self._on_device else None

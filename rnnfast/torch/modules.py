@@ -154,7 +154,7 @@ class _Recurrent(torch.nn.RNNBase):
         if seed is not None or call.batch_first is not batch_first:
             call = self._call(batch_first, seed is not None)
         if autograd.needs_gradients(x, h_0, c_0, *weights):
-            given = Given(held.weights, lengths, seed, call)
+            given = Given(held.weights, lengths, seed, call, held.aliases)
             return autograd.train(x, h_0, c_0, weights, given)
         return calls.run(x, h_0, c_0, held.packed(weights) or held.structure, lengths, seed, call)
 
