@@ -315,7 +315,11 @@ def _shapes(given: argparse.Namespace) -> Iterator[Shape]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m bench gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--cells", nargs="+", choices=("lstm", "gru", "rnn"), default=None)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)

@@ -66,6 +66,19 @@ def test_denormals_are_flushed(dtype: str, isa: str, threads: int) -> None:
     assert not dw.w_ih.any()
 
 
+def test_sums_over_many_rows(isa: str) -> None:
+    """Gradients of biases are sums of sums: one long sum in float32 is off by a hundredth here."""
+    T, B, H = 1000, 1000, 4
+    weights = rnnfast.Weights(*(np.zeros(s, np.float32) for s in ((H, 1), (H, H), H, H)))
+    x = np.zeros((T, B, 1), np.float32)
+    y, _, backward = rnnfast.rnn_vjp(x, weights, backend="native")
+    _, gradients, _ = backward(np.full_like(y, 0.1))
+    wanted = float(np.float32(0.1)) * T * B
+    chunk, part = 512, 128  # rows that are summed apart
+    rtol = np.finfo(np.float32).eps / 2 * (part + B / part + T * B / chunk)
+    np.testing.assert_allclose(gradients.b_ih, wanted, rtol)
+
+
 def test_several_callers(isa: str) -> None:
     """Calls from many Python threads at once give what they give alone."""
     cases = [

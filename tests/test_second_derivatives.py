@@ -283,6 +283,37 @@ def test_threads_do_not_matter(spec: Spec, isa: str, threads: int) -> None:
     assert_same_bits(*found)
 
 
+@pytest.mark.parametrize(
+    ("options", "x", "slope"),
+    [
+        ({"nonlinearity": "relu"}, 0.0, 0.0),
+        ({"nonlinearity": "softplus"}, 0.0, 0.5),
+        ({"nonlinearity": "leaky_relu"}, 0.0, 1.0),
+        ({"nonlinearity": "elu"}, 0.0, 1.0),
+        ({"nonlinearity": "thresholded_relu"}, 1.0, 0.0),
+        ({"nonlinearity": ("hard_sigmoid", 1.0, 0.0)}, 0.0, 0.0),
+        ({"nonlinearity": ("hard_sigmoid", 1.0, 0.0)}, 1.0, 0.0),
+        ({"clip": 1.0}, 1.0, 0.0),
+        ({"clip": 1.0}, -1.0, 0.0),
+    ],
+    ids=str,
+)
+def test_at_a_kink(options: dict[str, Any], x: float, slope: float, target: str) -> None:
+    """The way back is linear in dy, so its gradient is by the slope that it takes."""
+    one = np.ones((1, 1, 1))
+    weights = rnnfast.Weights(np.ones((1, 1)), np.zeros((1, 1)))
+    run: Any = rnnfast.rnn_vjp
+    _, _, backward = run(np.full((1, 1, 1), x), weights, backend=target, **options)
+    (dx, _, _), double_backward = backward.vjp(one)
+    # Directions of x and the weights whose sum moves the argument nowhere, too.
+    for ddx, ddw in ((1.0, None), (2.0, -1.0 / x if x else -1.0)):
+        directions = None if ddw is None else rnnfast.Weights(np.full((1, 1), ddw), None)
+        _, (gdy, _) = double_backward(np.full((1, 1, 1), ddx), directions)
+        along = ddx + (ddw or 0) * x
+        wanted = {"dx": np.array(slope), "gdy": np.array(slope * along)}
+        assert_close({"dx": dx[0, 0, 0], "gdy": gdy[0, 0, 0]}, wanted, TORCH)
+
+
 def test_what_there_is_not(backend: str) -> None:
     weights = rnnfast.init_weights("lstm", 3, 4, dtype=np.float64, rng=0)
     x = np.ones((4, 2, 3))

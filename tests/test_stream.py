@@ -160,6 +160,26 @@ def test_reset(rows: Any, spec: Spec, target: str) -> None:
     assert_same_bits({"y": y}, {"y": np.where(chosen[:, None], began, went_on)})
 
 
+@pytest.mark.parametrize("cell", ["lstm", "rnn"])
+def test_one_row_is_not_a_call_without_batch(cell: str, target: str) -> None:
+    p = problem(Case(Spec(cell), T=4, B=1, H=9))
+    x = p.x[:, 0].copy()
+    stream = rnnfast.Stream(p.weights, cell, backend=target)
+    y = stream(p.x).copy()
+    with pytest.raises(ValueError, match="x: expected 1 rows"):
+        stream(x)
+    with pytest.raises(ValueError, match="out: expected shape"):
+        stream(p.x, out=np.empty((4, 9), x.dtype))
+    stream.reset()
+    with pytest.raises(ValueError, match="out: expected shape"):
+        stream(x, out=np.empty((4, 1, 9), x.dtype))
+    assert_same_bits({"y": stream(x)}, {"y": y[:, 0]})
+    assert flat(y, stream.state)["h"].shape == (1, 9)
+    for state in (p.state, p.state[0] if cell == "lstm" else np.zeros((1, 1, 9), x.dtype)):
+        with pytest.raises((TypeError, ValueError), match=r"state|h_0"):
+            getattr(rnnfast, cell)(x, p.weights, state, backend=target)
+
+
 def test_reset_takes_another_batch(target: str) -> None:
     p = problem(Case(Spec("lstm"), T=4, B=3, H=9))
     stream = rnnfast.Stream(p.weights, backend=target)

@@ -21,11 +21,17 @@ constexpr double kNormEpsilon = 1e-5;  // as rnnfast/reference/common.py has it
 
 // ------------------------------------------------------------------------------- functions
 
+// Where both are equal the bound is what counts, and has no slope.
+template <class T>
+RNNFAST_INLINE IntVec<T> up_to(Vec<T> a, Vec<T> b) {
+  return below<T>(a, b) | equal<T>(a, b);
+}
+
 template <class T>
 RNNFAST_INLINE Vec<T> limited(Vec<T> x, double bound) {
   if (bound <= 0) return x;
   const Vec<T> most = constant<T>(bound), least = constant<T>(-bound);
-  return choose<T>(below<T>(most, x), most, choose<T>(below<T>(x, least), least, x));
+  return choose<T>(up_to<T>(most, x), most, choose<T>(up_to<T>(x, least), least, x));
 }
 
 // k before + (1 - k) after: exactly one of them where k is 1 or 0.
@@ -41,16 +47,15 @@ __attribute__((noinline)) Vec<T> activated(const Activation& f, Vec<T> a) {
   switch (f.function) {
     case Function::kSigmoid: return logistic<T>(a);
     case Function::kTanh: return hyperbolic<T>(a);
-    case Function::kRelu: return choose<T>(below<T>(a, zero), zero, a);
+    case Function::kRelu: return choose<T>(up_to<T>(a, zero), zero, a);
     case Function::kLinear: return a;
     case Function::kAffine: return alpha * a + beta;
     case Function::kLeakyRelu: return choose<T>(below<T>(a, zero), alpha * a, a);
-    case Function::kThresholdedRelu:
-      return choose<T>(below<T>(a, alpha) | equal<T>(a, alpha), zero, a);
+    case Function::kThresholdedRelu: return choose<T>(up_to<T>(a, alpha), zero, a);
     case Function::kScaledTanh: return alpha * hyperbolic<T>(beta * a);
     case Function::kHardSigmoid: {
       const Vec<T> y = alpha * a + beta;
-      return choose<T>(below<T>(y, zero), zero, choose<T>(below<T>(one, y), one, y));
+      return choose<T>(up_to<T>(y, zero), zero, choose<T>(up_to<T>(one, y), one, y));
     }
     case Function::kElu: return choose<T>(below<T>(a, zero), alpha * exponential_less_one<T>(a), a);
     case Function::kSoftsign: return a / (one + choose<T>(below<T>(a, zero), -a, a));

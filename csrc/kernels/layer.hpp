@@ -118,7 +118,7 @@ struct Ahead {
 // Calls tile.run<kRows, kVectors>(row, unit, panel, ahead) for even tiles of rows.
 template <int kGroups, int kVectors, class Tile, class T>
 void over_rows(const Tile& tile, int64_t begin, int64_t end, int64_t unit, const T* panel,
-               const T* next, int64_t depth) {
+               const T* next, [[maybe_unused]] int64_t depth) {
   if constexpr (Tile::kMayLieAcross)
     if (across(tile, end - begin)) return tile.template run_across<kVectors>(begin, unit);
   constexpr int most = max_rows(kGroups * kVectors);

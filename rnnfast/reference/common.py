@@ -19,6 +19,16 @@ Array = NDArray[Any]
 NORM_EPS = 1e-5  # added to variances, as in torch.nn.LayerNorm
 
 
+_NOTHING = 1e-200  # what tiny imaginary parts leave in a real one by their products is smaller
+
+
+def real(x: Array) -> Array:
+    """The real part, which decides a branch."""
+    if not np.iscomplexobj(x):
+        return x
+    return np.where(np.abs(x.real) < _NOTHING, 0, x.real)
+
+
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow and accurate in both tails."""
     e = np.exp(np.where(x.real < 0, x, -x))
@@ -26,7 +36,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def magnitude(x: Array) -> Array:
-    return np.where(x.real < 0, -x, x)
+    return np.where(real(x) < 0, -x, x)
 
 
 def limited(x: Array, bound: float | None) -> Array:
@@ -34,7 +44,7 @@ def limited(x: Array, bound: float | None) -> Array:
     if bound is None:
         return x
     limit = x.real.dtype.type(bound)
-    return np.where(x.real > limit, limit, np.where(x.real < -limit, -limit, x))
+    return np.where(x.real >= limit, limit, np.where(x.real <= -limit, -limit, x))
 
 
 def activate(f: Activation, clip: float | None, a: Array) -> Array:
@@ -46,26 +56,27 @@ def activate(f: Activation, clip: float | None, a: Array) -> Array:
     if f.name == "tanh":
         return np.asarray(np.tanh(a))
     if f.name == "relu":
-        return np.where(a.real <= 0, 0, a)  # NaN stays
+        return np.where(real(a) <= 0, 0, a)  # NaN stays
     if f.name == "linear":
         return a
     if f.name == "affine":
         return np.asarray(alpha * a + beta)
     if f.name == "leaky_relu":
-        return np.where(a.real < 0, alpha * a, a)
+        return np.where(real(a) < 0, alpha * a, a)
     if f.name == "thresholded_relu":
         return np.where(a.real <= alpha, 0, a)
     if f.name == "scaled_tanh":
         return np.asarray(alpha * np.tanh(beta * a))
     if f.name == "hard_sigmoid":
         y = alpha * a + beta
-        return np.where(y.real <= 0, 0, np.where(y.real >= 1, 1, y))
+        return np.where(real(y) <= 0, 0, np.where(y.real >= 1, 1, y))
     if f.name == "elu":
-        return np.where(a.real < 0, alpha * np.expm1(np.where(a.real < 0, a, 0)), a)
+        negative = real(a) < 0
+        return np.where(negative, alpha * np.expm1(np.where(negative, a, 0)), a)
     if f.name == "softsign":
         return np.asarray(a / (1 + magnitude(a)))
     assert f.name == "softplus"
-    return np.where(a.real > 0, a, 0) + np.log1p(np.exp(-magnitude(a)))
+    return np.where(real(a) >= 0, a, 0) + np.log1p(np.exp(-magnitude(a)))
 
 
 def activate_vjp(f: Activation, clip: float | None, dy: Array, a: Array, y: Array) -> Array:
@@ -76,21 +87,21 @@ def activate_vjp(f: Activation, clip: float | None, dy: Array, a: Array, y: Arra
     elif f.name == "tanh":
         da = dy * (1 - y**2)
     elif f.name == "relu":
-        da = np.where(y.real <= 0, 0, dy)  # NaN stays
+        da = np.where(real(y) <= 0, 0, dy)  # NaN stays
     elif f.name == "linear":
         da = dy
     elif f.name == "affine":
         da = dy * alpha
     elif f.name == "leaky_relu":
-        da = np.where(y.real < 0, alpha * dy, dy)
+        da = np.where(real(y) < 0, alpha * dy, dy)
     elif f.name == "thresholded_relu":
-        da = np.where(y.real == 0, 0, dy)
+        da = np.where(real(y) == 0, 0, dy)
     elif f.name == "scaled_tanh":
         da = dy * (alpha * beta) * (1 - (y / alpha) ** 2)
     elif f.name == "hard_sigmoid":
-        da = np.where((y.real > 0) & (y.real < 1), alpha * dy, 0)
+        da = np.where((real(y) > 0) & (y.real < 1), alpha * dy, 0)
     elif f.name == "elu":
-        da = np.where(y.real < 0, dy * (y + alpha), dy)
+        da = np.where(real(y) < 0, dy * (y + alpha), dy)
     elif f.name == "softsign":
         da = dy * (1 - magnitude(y)) ** 2
     else:

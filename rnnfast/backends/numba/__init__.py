@@ -524,6 +524,8 @@ class _Shortcut:
 
     def _unbatched(self, x: Array, state: Any, out: Any) -> tuple[Any, Any] | None:
         """A call whose arrays have no batch axis."""
+        if not _without_batch((state, out)):
+            return None
         lifted, to = _batched(state), _batched(out)
         if type(out) is tuple and len(out) == 2 and out[1] is state:
             to = to[0], lifted
@@ -535,11 +537,18 @@ class _Shortcut:
         return out if type(out) is tuple else (out, _unbatched(done[1]))
 
 
+def _without_batch(a: Any) -> bool:
+    """Whether an array, or each of a tuple, has as many axes as that of an unbatched call."""
+    if type(a) is tuple:
+        return all(map(_without_batch, a))
+    return type(a) is not np.ndarray or a.ndim == 2
+
+
 def _batched(a: Any) -> Any:
     """An array, or each of a tuple, with a batch axis; anything else as it is."""
     if type(a) is tuple:
         return tuple(map(_batched, a))
-    return a[:, None] if type(a) is np.ndarray and a.ndim == 2 else a
+    return a[:, None] if type(a) is np.ndarray else a
 
 
 def _unbatched(state: Any) -> Any:
