@@ -74,9 +74,10 @@ bool borrowed(const dl::Exchange& exchange, const py::object& value, dl::Tensor&
   return false;
 }
 
-// An array on the memory of a tensor in float32 or float64 on the CPU, which it keeps alive, or
-// None. `type` is the tensor's or a base of it that means the same by its memory. Unlike its own
-// way to NumPy, PyTorch's exchange lets that memory be resized later, as FSDP does.
+// An array on the memory of a tensor in float32 or float64 on the CPU, or None. It keeps the
+// tensor, which must not be given other memory. `type` is the tensor's or a base of it that means
+// the same by its memory. Unlike its own way to NumPy, PyTorch's exchange lets that memory be
+// resized later, as FSDP does.
 py::object array_of(const py::type& type, const py::object& tensor) {
   const dl::Exchange* exchange = exchange_of(reinterpret_cast<PyTypeObject*>(type.ptr()));
   dl::Managed* managed = nullptr;

@@ -546,6 +546,62 @@ def test_the_way_back_needs_no_weights_of_the_caller() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
+@pytest.mark.skipif(not tapes.TELLS, reason="this PyTorch does not tell C++ of its tensors")
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_weights_that_are_gathered_elsewhere(directions: int, functional: bool) -> None:
+    """As FSDP does: their memory is given back after the call, and is another on the way back."""
+    torch.manual_seed(3)
+    module = rnnfast.torch.LSTM(30, 64, bidirectional=directions == 2)
+    x = torch.randn(40, 8, 30)
+    wanted = gradients_of(module, (x,), SCALARS["weighted"])[1]
+    mine, weights = x.clone().requires_grad_(), [*module.parameters()]
+    if functional:
+        pairs = tuple(tuple(weights[4 * d : 4 * d + 4]) for d in range(directions))
+        results = flat(rnnfast.torch.lstm(mine, pairs if directions == 2 else pairs[0]))
+    else:
+        results = flat(module(mine))
+    others = []
+    for weight in weights:
+        values, memory, place = weight.detach().clone(), weight.untyped_storage(), weight.data_ptr()
+        size = memory.nbytes()
+        memory.resize_(0)
+        others += [torch.full_like(values, float("nan")) for _ in range(4)]
+        memory.resize_(size)
+        weight.data.copy_(values)
+        assert weight.data_ptr() != place
+    got = torch.autograd.grad(SCALARS["weighted"](results), [mine, *weights])
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    assert others
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_tapes_keep_the_memory_of_weights(functional: bool) -> None:
+    """Also where a tensor is given other memory, and whoever held the old one is gone."""
+    torch.manual_seed(3)
+    module = rnnfast.torch.LSTM(30, 64, bidirectional=True).double()
+    x = torch.randn(20, 8, 30, dtype=torch.float64, requires_grad=True)
+
+    def twice(moved: bool) -> tuple[torch.Tensor, ...]:
+        weights = [*module.parameters()]
+        if functional:
+            y = rnnfast.torch.lstm(x, (tuple(weights[:4]), tuple(weights[4:])))[0]
+        else:
+            y = module(x)[0]
+        if moved:
+            for weight in weights:
+                weight.data = weight.detach().clone()
+        (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        del y
+        module(x)
+        others = [torch.full_like(w, 7.0) for w in weights for _ in range(4)]
+        found = torch.autograd.grad(dx.square().sum(), [x, *weights])
+        assert others
+        return found
+
+    assert all(torch.equal(a, b) for a, b in zip(twice(True), twice(False), strict=True))
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_packed_and_padded_in_turns(name: str, training: bool) -> None:

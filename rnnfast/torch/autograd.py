@@ -23,7 +23,7 @@ class Given(NamedTuple):
     lengths: Lengths
     seed: Tensor | None
     call: Call
-    aliases: Sequence[Tensor] | None = None  # of the weights; they stay on this memory
+    aliases: Sequence[Tensor]  # of the weights; they stay on this memory
 
 
 def train(
@@ -132,7 +132,7 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(tape, x, h_0, c_0, *weights)
         ctx.given = given
         ctx.places = places(x, h_0, c_0, *weights)
-        ctx.hooked = given.aliases is None or _has_hooks()
+        ctx.hooked = _has_hooks()
         ctx.set_materialize_grads(False)
         return y, h_n, c_n
 
@@ -141,7 +141,7 @@ class _Run(torch.autograd.Function):
         tape, x, h_0, c_0, *weights = ctx.saved_tensors
         dy, dh_n, dc_n = cotangents
         _, lengths, seed, call, aliases = ctx.given
-        # Other memory that was given to a tensor is no concern of the tape.
+        # Other memory that was given to a weight is no concern of the tape.
         read = weights if ctx.hooked else aliases
         tape = still_read(tape, ctx.places, x, h_0, c_0, *read)
         first = (tape, dy, dh_n, dc_n, x, h_0, c_0)
@@ -202,7 +202,8 @@ def _any_way(
     """A call below the transformation that has been taken care of."""
     if is_transformed():
         return transformed(x, h_0, c_0, weights, lengths, seed, call)
-    given = Given(call.structure([memory.array(w) for w in weights]), lengths, seed, call)
+    aliases = [w.detach() for w in weights]
+    given = Given(call.structure([memory.array(w) for w in weights]), lengths, seed, call, aliases)
     if needs_gradients(x, h_0, c_0, *weights):
         return train(x, h_0, c_0, weights, given)
     return calls.run(x, h_0, c_0, *given[:4])

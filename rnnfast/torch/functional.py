@@ -166,7 +166,8 @@ def _call(
         return ops.general(x, h_0, c_0, flat, ends, seed, call)
     structure = call.structure([memory.array(w) for w in flat])
     if autograd.needs_gradients(x, h_0, c_0, *flat):
-        return autograd.train(x, h_0, c_0, flat, Given(structure, ends, seed, call))
+        aliases = [w.detach() for w in flat]
+        return autograd.train(x, h_0, c_0, flat, Given(structure, ends, seed, call, aliases))
     return calls.run(x, h_0, c_0, structure, ends, seed, call)
 
 

@@ -33,7 +33,7 @@ class Held:
     """Arrays that share the memory of some weights, and those weights packed.
 
     As the arrays keep that memory from being used again, tensors at the same addresses are these
-    same weights, whatever their values have become.
+    same weights, whatever their values have become; FSDP alone takes it away between calls.
     """
 
     def __init__(self, weights: Sequence[Tensor], call: Call) -> None:

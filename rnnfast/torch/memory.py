@@ -32,7 +32,8 @@ def array(tensor: Tensor) -> NDArray[Any]:
             "float32: under torch.autocast its inputs are cast"
         )
     if tapes.TELLS and type(tensor) in _TYPES and not tensor.is_neg():
-        found: NDArray[Any] | None = tapes.native.array_of(Tensor, tensor)
+        # Of a tensor of its own, because through .data this one may be given other memory.
+        found: NDArray[Any] | None = tapes.native.array_of(Tensor, tensor.detach())
         if found is not None:
             return found
     return tensor.numpy(force=True)
