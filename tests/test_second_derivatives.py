@@ -305,7 +305,7 @@ def test_at_a_kink(options: dict[str, Any], x: float, slope: float, target: str)
     run: Any = rnnfast.rnn_vjp
     _, _, backward = run(np.full((1, 1, 1), x), weights, backend=target, **options)
     (dx, _, _), double_backward = backward.vjp(one)
-    # Directions of x and the weights whose sum moves the argument nowhere, too.
+    # Along x alone, and along x and the weights at once.
     for ddx, ddw in ((1.0, None), (2.0, -1.0 / x if x else -1.0)):
         directions = None if ddw is None else rnnfast.Weights(np.full((1, 1), ddw), None)
         _, (gdy, _) = double_backward(np.full((1, 1, 1), ddx), directions)

@@ -39,8 +39,8 @@ if by == "fsdp":
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 if world > 1:
-    torch.distributed.init_process_group(
-        "gloo", init_method="file://" + sys.argv[3], rank=rank, world_size=world)
+    meeting = torch.distributed.FileStore(sys.argv[3], world)
+    torch.distributed.init_process_group("gloo", store=meeting, rank=rank, world_size=world)
 def train(dtype):
     torch.manual_seed(0)
     model = Model().to(dtype)

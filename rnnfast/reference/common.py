@@ -17,8 +17,6 @@ from ..spec import Activation
 Array = NDArray[Any]
 
 NORM_EPS = 1e-5  # added to variances, as in torch.nn.LayerNorm
-
-
 _NOTHING = 1e-200  # what tiny imaginary parts leave in a real one by their products is smaller
 
 
@@ -64,7 +62,7 @@ def activate(f: Activation, clip: float | None, a: Array) -> Array:
     if f.name == "leaky_relu":
         return np.where(real(a) < 0, alpha * a, a)
     if f.name == "thresholded_relu":
-        return np.where(a.real <= alpha, 0, a)
+        return np.where(real(a) <= alpha, 0, a)
     if f.name == "scaled_tanh":
         return np.asarray(alpha * np.tanh(beta * a))
     if f.name == "hard_sigmoid":

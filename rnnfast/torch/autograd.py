@@ -279,7 +279,7 @@ def places(x: Tensor, *others: Tensor | None) -> list[int] | None:
 
     A hook may give others back for them, and FSDP moves them.
     """
-    if is_transformed() or type(x) not in (Tensor, torch.nn.Parameter):
+    if is_transformed() or type(x) not in memory.PLAIN:
         return None  # torch.func takes no hooks
     return tapes.addresses(x, *others)
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Parameter
 
 import rnnfast
 
@@ -25,7 +24,6 @@ from .calls import Call
 if tapes.TELLS:
     from ..backends import native as kernels
 
-_TYPES = (Tensor, Parameter)
 _SAMPLES = 31  # of each large array
 
 
@@ -53,14 +51,13 @@ class Held:
         self._spec = spec = calls.spec_of_call(call)
         # Arrays of negated views, as the imaginary part of a conjugate is, are copies.
         self._share = not any(w.is_neg() for w in weights)
-        # Subclasses of tensors may mean something else by their memory.
-        plain = all(type(w) in _TYPES for w in weights)
+        plain = all(type(w) in memory.PLAIN for w in weights)
         self._tell = tapes.TELLS and self._share and plain and not self._on_device
         single = self.weights.single if type(self.weights) is Checked else None
         if single and any(a is not None for w in single for a in w[4:]):
             single = None  # a projection takes the long way
         if self._tell and spec is not None and single:
-            self._trainer = kernels.trainer(spec, single, list(weights), _TYPES)
+            self._trainer = kernels.trainer(spec, single, list(weights), memory.PLAIN)
         self._addresses = _addresses(weights)
         self._arrays = held
         self._samples: list[NDArray[Any]] | None = None
@@ -131,7 +128,7 @@ class Held:
         samples = self._samples
         if not self._tell or samples is None or any(s.ndim != 1 for s in samples):
             return None
-        return kernels.Watch(list(weights), samples, _TYPES)
+        return kernels.Watch(list(weights), samples, memory.PLAIN)
 
     def _values(self, weights: Sequence[Tensor]) -> Any:
         """What tells whether the values of weights have changed, or None where nothing does."""

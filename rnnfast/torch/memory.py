@@ -20,6 +20,8 @@ from .. import arrays
 from ..errors import UnsupportedError
 from . import tapes
 
+PLAIN = (Tensor, torch.nn.Parameter)  # subclasses may mean something else by their memory
+
 
 def array(tensor: Tensor) -> NDArray[Any]:
     """The memory of a tensor."""
@@ -31,15 +33,12 @@ def array(tensor: Tensor) -> NDArray[Any]:
             "expected tensors of float32 or float64, got torch.bfloat16; keep the module in "
             "float32: under torch.autocast its inputs are cast"
         )
-    if tapes.TELLS and type(tensor) in _TYPES and not tensor.is_neg():
+    if tapes.TELLS and type(tensor) in PLAIN and not tensor.is_neg():
         # Of a tensor of its own, because through .data this one may be given other memory.
         found: NDArray[Any] | None = tapes.native.array_of(Tensor, tensor.detach())
         if found is not None:
             return found
     return tensor.numpy(force=True)
-
-
-_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def as_tensor(a: Any) -> Tensor:
