@@ -135,6 +135,7 @@ def cudnn(problem: Problem) -> Side:
         return torch.from_numpy(_wide(a)).to("cuda", dtype)
 
     module = getattr(torch.nn, spec.cell.upper())(shape.I, shape.H, **how).to("cuda", dtype)
+    module.train(problem.mode == "training")  # cuDNN's forward pass of training keeps more
     parameters = list(module.parameters())
     with torch.no_grad():
         for parameter, array in zip(parameters, flat(problem.weights), strict=True):
@@ -333,7 +334,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", type=Path, help="where the rows go")
     parser.add_argument(
-        "--choose", action="store_true", help="measure rnnfast's own two engines for choice.json"
+        "--choose", action="store_true", help="measure rnnfast's own three engines for choice.json"
     )
     given = parser.parse_args(argv)
     reason = rnnfast.backends()["cuda"]

@@ -145,7 +145,6 @@ def measured(product: Product, use: str, threads: int, budget: float) -> Row:
             c[:] = np.nan
             result = call()
             error = np.abs((result if name.startswith("rnnfast") else c) - truth).max()
-            # Roundings of a sum of K products of numbers near 1; generous, for any order.
             # As in `problem.tolerance`: roundings of a sum of K terms of both signs.
             allowed = np.finfo(np.float32).eps * (16 + 4 * K**0.5) * np.abs(truth).max()
             if not error <= allowed:

@@ -50,9 +50,10 @@ def lstm(
         Whether x and y have the batch as their first axis. The state never has.
     dropout : float
         Probability of zeroing each output of every layer but the last (inverted dropout).
-        Applied whenever it is not 0.
+        Applied whenever it is not 0, unless `training=False` is among the options.
     rng : numpy.random.Generator, int or None
-        Source or seed of the dropout masks.
+        Source or seed of all masks: of dropout, recurrent dropout, zoneout and DropConnect. None
+        draws others at each call.
     backend : {"auto", "native", "reference", "numba", "cuda"}
         "auto" is what RNNFAST_BACKEND names or else "native", "cuda" for arrays on a device.
     out : array like y, pair (y, state_n) of all that is returned, or None
@@ -118,7 +119,8 @@ def lstm_vjp(
         the gates are computed again, to the same bits, in a few large products.
     checkpoint : int or None
         Keep only the state before every so many steps. `backward` runs one such segment at a
-        time again, all layers of it, saving as `save` says. Not for bidirectional layers.
+        time again, all layers of it, saving as `save` says. A multiple of `truncate`, where there
+        is one. Not for bidirectional layers or batch normalisation.
 
     Returns
     -------

@@ -658,6 +658,7 @@ class Backward:
             dweights and dstate_0, any of which may be None for zeros (so may arrays in
             ddweights). They are exact: dual numbers go through the forward and the backward pass
             (Pearlmutter 1994, "Fast exact multiplication by the Hessian").
+            dy and dstate_n must keep their values until its last call.
 
         Raises
         ------

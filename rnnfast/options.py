@@ -45,7 +45,8 @@ class Options(TypedDict, total=False):
         steps of a row (Gal & Ghahramani 2016).
     zoneout : float or (float, float)
         Probability that a unit of h, and of an LSTM's c, keeps its value in a step (Krueger et al.
-        2017). A mask for every step; without `training` its expectation.
+        2017). Of a pair, cells without c use the first. A mask for every step; without `training`
+        its expectation.
     dropconnect : float
         Probability of zeroing each element of w_hh, one mask for the call (Merity et al. 2017).
     variational : bool
@@ -196,11 +197,12 @@ def _noise(spec: Spec, options: dict[str, Any]) -> Noise:
     pair = zoneout if isinstance(zoneout, tuple) else (zoneout, zoneout)
     if len(pair) != 2:
         raise ValueError(f"zoneout: expected a probability or a pair of them, got {zoneout}")
+    of_h, of_c = (checks.probability("zoneout", p) for p in pair)
     training = checks.flag("training", options.get("training", True))
     return Noise(
         checks.probability("recurrent_dropout", options.get("recurrent_dropout", 0.0)) * training,
-        checks.probability("zoneout", pair[0]),
-        checks.probability("zoneout", pair[1]) if spec.info.has_c else 0.0,
+        of_h,
+        of_c if spec.info.has_c else 0.0,
         checks.probability("dropconnect", options.get("dropconnect", 0.0)) * training,
         checks.flag("variational", options.get("variational", False)),
         training,

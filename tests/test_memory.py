@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -149,3 +151,41 @@ def test_checkpoints_of_two_directions(spec: Spec, target: str) -> None:
     p = problem(Case(spec, D=2))
     with pytest.raises(rnnfast.UnsupportedError, match=r"checkpoint: .*bidirectional.*recompute"):
         run(p, target, checkpoint=2)
+
+
+HELD = """
+import sys, numpy as np, rnnfast
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+weights = rnnfast.init_weights("lstm", 64, 128, rng=0)
+x = np.ones((1000, 16, 64), np.float32)
+rnnfast.lstm_vjp(x[:9], weights, clip=50.0, save=sys.argv[1])[2](None)
+before = held()
+kept = [rnnfast.lstm_vjp(x, weights, clip=50.0, save=sys.argv[1]) for _ in range(3)]
+print((held() - before) / sum(y.nbytes for y, _, _ in kept))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+def test_recompute_keeps_no_gates_of_cells_with_options() -> None:
+    """Of an LSTM they are 4 times y, and with what lies beside them 11."""
+
+    def times_y(save: str) -> float:
+        command = [sys.executable, "-c", HELD, save]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert times_y("all") > 6
+    assert times_y("recompute") < 2
+
+
+def test_recompute_where_the_last_state_takes_the_place_of_the_first(target: str) -> None:
+    spec = Spec("lstm")
+    p = problem(Case(spec, T=5, B=3, H=6))
+    wanted = run(p, target, clip=0.7)
+    state = tuple(s.copy() for s in p.state)
+    out = (np.empty_like(wanted["y"]), state)
+    _, _, backward = function(spec, vjp=True)(
+        p.x, p.weights, state, backend=target, clip=0.7, save="recompute", out=out
+    )
+    dx, _, dstate_0 = backward(p.dy, p.dstate)
+    assert_same_bits({"dx": dx, "dh_0": dstate_0[0]}, {k: wanted[k] for k in ("dx", "dh_0")})

@@ -436,3 +436,9 @@ def test_packed_is_unpacked(spec: Spec, names: str, layers: int, dtype: str, tar
         given = forward(p, target, weights=weights, out=(y, state))
         assert given["y"] is y
         assert_same_bits(given, wanted)
+
+
+def test_both_probabilities_of_zoneout_are_checked() -> None:
+    weights = rnnfast.init_weights("gru", 2, 3, rng=0)
+    with pytest.raises(ValueError, match="zoneout"):
+        rnnfast.gru(np.ones((4, 1, 2), np.float32), weights, zoneout=(0.1, 7), rng=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,6 +70,23 @@ def _of_layer(state: Array | None, k: int, layers: int) -> Array | None:
     return state[k * directions : (k + 1) * directions]
 
 
+class _Again(NamedTuple):
+    """A forward pass of one layer with options that kept nothing but its arguments."""
+
+    x: Array
+    steps: Steps
+    before: list[Array | None]  # h and c
+    y_shape: tuple[int, ...]
+    after: list[tuple[int, ...] | None]  # shapes of h and c
+
+    def run(self, layer: Any, masks: list[list[Any]]) -> Any:
+        y, *state_n = (
+            None if shape is None else np.empty(shape, self.x.dtype)
+            for shape in (self.y_shape, *self.after)
+        )
+        return layer.forward(self.x, *self.steps[:3], *self.before, y, *state_n, masks, True)
+
+
 class Native:
     """Plain cells go to fused kernels, whole stacks at a time; cells with options to others."""
 
@@ -132,7 +149,14 @@ class Native:
         saved = []
         for k, (layer, y) in enumerate(zip(prepared, ys, strict=True)):
             h, c, h_out, c_out = (_of_layer(s, k, len(prepared)) for s in (h_0, c_0, h_n, c_n))
-            saved.append(layer.forward(x, *steps[:3], h, c, y, h_out, c_out, own, save is not None))
+            again = None
+            if save == "recompute":  # with copies, because out= may hold the initial state
+                before, after = [None if a is None else a.copy() for a in (h, c)], (h_out, c_out)
+                again = _Again(
+                    x, steps, before, y.shape, [a if a is None else a.shape for a in after]
+                )
+            kept = layer.forward(x, *steps[:3], h, c, y, h_out, c_out, own, save == "all")
+            saved.append(again or kept)
             x = y
         return saved
 
@@ -155,7 +179,10 @@ class Native:
         states: list[tuple[Array, Array | None]] = []
         for k in reversed(range(len(prepared))):
             dh, dc = (_of_layer(d, k, len(prepared)) for d in (dh_n, dc_n))
-            dy, dweights, dh_k, dc_k = prepared[k].backward(saved[k], dy, dh, dc, own)
+            kept = saved[k]
+            if type(kept) is _Again:
+                kept = kept.run(prepared[k], own)
+            dy, dweights, dh_k, dc_k = prepared[k].backward(kept, dy, dh, dc, own)
             gradients[:0] = [Weights(*w) for w in dweights]
             states.insert(0, (dh_k, dc_k))
         assert dy is not None
