@@ -24,7 +24,7 @@ from .. import _native
 from ..errors import UnsupportedError
 from ..weights import in_order, inverse
 
-INSTALL = 'RNNFAST_JAX=ON pip install --force-reinstall --no-deps --no-cache-dir "rnnfast[jax]"'
+INSTALL = 'RNNFAST_JAX=ON pip install --force-reinstall --no-deps --no-cache-dir ".[jax]"'
 
 
 def _check_installed() -> None:
