@@ -116,7 +116,9 @@ def lstm_vjp(
     save : {"all", "recompute"}
         What the forward pass keeps for `backward`, besides x and the outputs of every layer: all
         gates (LSTM: 4 H numbers for each row and step, and h and c), or h and c alone, from which
-        the gates are computed again, to the same bits, in a few large products.
+        the gates are computed again, to the same bits, in a few large products. Of cells with
+        options, and on backends other than native, it may be the initial state alone, from which
+        the layer is run again.
     checkpoint : int or None
         Keep only the state before every so many steps. `backward` runs one such segment at a
         time again, all layers of it, saving as `save` says. A multiple of `truncate`, where there

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Case, assert_same_bits, flatten_weights, function, problem, run
+from helpers import Case, assert_same_bits, flatten_weights, function, problem, python, run
 from tolerance import allowed, assert_agrees, assert_close
 
 import rnnfast
@@ -154,14 +153,14 @@ def test_checkpoints_of_two_directions(spec: Spec, target: str) -> None:
 
 
 HELD = """
-import sys, numpy as np, rnnfast
+import mmap, numpy as np, rnnfast
 def held():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
+    return int(open("/proc/self/statm").read().split()[1]) * mmap.PAGESIZE
 weights = rnnfast.init_weights("lstm", 64, 128, rng=0)
 x = np.ones((1000, 16, 64), np.float32)
-rnnfast.lstm_vjp(x[:9], weights, clip=50.0, save=sys.argv[1])[2](None)
+rnnfast.lstm_vjp(x[:9], weights, clip=50.0, save="{save}")[2](None)
 before = held()
-kept = [rnnfast.lstm_vjp(x, weights, clip=50.0, save=sys.argv[1]) for _ in range(3)]
+kept = [rnnfast.lstm_vjp(x, weights, clip=50.0, save="{save}") for _ in range(3)]
 print((held() - before) / sum(y.nbytes for y, _, _ in kept))
 """
 
@@ -171,8 +170,9 @@ def test_recompute_keeps_no_gates_of_cells_with_options() -> None:
     """Of an LSTM they are 4 times y, and with what lies beside them 11."""
 
     def times_y(save: str) -> float:
-        command = [sys.executable, "-c", HELD, save]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        done = python(HELD.format(save=save))
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
 
     assert times_y("all") > 6
     assert times_y("recompute") < 2

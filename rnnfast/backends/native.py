@@ -75,16 +75,17 @@ class _Again(NamedTuple):
 
     x: Array
     steps: Steps
-    before: list[Array | None]  # h and c
-    y_shape: tuple[int, ...]
-    after: list[tuple[int, ...] | None]  # shapes of h and c
+    h_0: Array | None
+    c_0: Array | None
+    # Of y, h_n and c_n; None where the cell has no c.
+    shapes: list[tuple[int, ...] | None]
 
     def run(self, layer: Any, masks: list[list[Any]]) -> Any:
-        y, *state_n = (
-            None if shape is None else np.empty(shape, self.x.dtype)
-            for shape in (self.y_shape, *self.after)
-        )
-        return layer.forward(self.x, *self.steps[:3], *self.before, y, *state_n, masks, True)
+        """What the pass would have kept."""
+        results = [
+            None if shape is None else np.empty(shape, self.x.dtype) for shape in self.shapes
+        ]
+        return layer.forward(self.x, *self.steps[:3], self.h_0, self.c_0, *results, masks, True)
 
 
 class Native:
@@ -149,14 +150,13 @@ class Native:
         saved = []
         for k, (layer, y) in enumerate(zip(prepared, ys, strict=True)):
             h, c, h_out, c_out = (_of_layer(s, k, len(prepared)) for s in (h_0, c_0, h_n, c_n))
-            again = None
-            if save == "recompute":  # with copies, because out= may hold the initial state
-                before, after = [None if a is None else a.copy() for a in (h, c)], (h_out, c_out)
-                again = _Again(
-                    x, steps, before, y.shape, [a if a is None else a.shape for a in after]
-                )
+            if save == "recompute":  # copies, because the last state may take their place
+                h_0_k, c_0_k = (None if a is None else a.copy() for a in (h, c))
+                shapes = [None if a is None else a.shape for a in (y, h_out, c_out)]
+                saved.append(_Again(x, steps, h_0_k, c_0_k, shapes))
             kept = layer.forward(x, *steps[:3], h, c, y, h_out, c_out, own, save == "all")
-            saved.append(again or kept)
+            if save != "recompute":
+                saved.append(kept)
             x = y
         return saved
 

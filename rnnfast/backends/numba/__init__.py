@@ -13,7 +13,7 @@ import numpy as np
 try:
     import numba as _  # noqa: F401
 except ImportError as error:
-    raise ImportError(f"{error}; the extra [numba] of rnnfast has it") from error
+    raise ImportError(f"{error}; pip install 'rnnfast[numba]' has it") from error
 
 from ...reference.precision import ROUNDED
 from ...spec import Masks, Spec, Steps
